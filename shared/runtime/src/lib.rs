@@ -1,1 +1,32 @@
+//! Everything around a handler: configuration, connections, the service API, consuming the log,
+//! errors, telemetry, shutdown. `README.md` beside this crate walks one request through it.
 
+mod config;
+mod consume;
+mod database;
+mod error;
+mod function;
+mod headers;
+mod log;
+mod nats;
+mod service;
+mod telemetry;
+
+pub use config::{Settings, Vars};
+pub use consume::{Delivery, Worker};
+pub use database::{Class, Database, DatabaseError};
+pub use error::{Error, Fatal, Result};
+pub use function::{Ctx, Function, Identity, Running};
+pub use headers::{MalformedHeaders, parse_headers};
+pub use log::{Log, LogError, LogMessage, Window};
+pub use nats::{ApiError, Connection, connect};
+pub use service::{Meter, Reply, Request};
+pub use telemetry::{Telemetry, inject_trace, link, remote_parent};
+
+/// This function's name, version and description, from its `Cargo.toml`.
+#[macro_export]
+macro_rules! this {
+    () => {
+        $crate::Identity { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION"), description: env!("CARGO_PKG_DESCRIPTION") }
+    };
+}

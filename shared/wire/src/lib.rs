@@ -1,1 +1,41 @@
+//! What Scrollback speaks: subjects bound to the types they carry, payloads, names, errors.
+//!
+//! No I/O here, no clock and no randomness: everything is a value or a check of one. The contract in
+//! words is `README.md` beside this crate.
 
+mod bootstrap;
+mod error;
+mod history;
+mod message;
+mod name;
+mod reason;
+mod service;
+mod subject;
+
+pub use bootstrap::{Applied, Check, Difference, Fence, NoRequest};
+pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
+pub use history::{Cursor, HistoryRequest, MAX_PAGE, Page, Source};
+pub use message::{Incoming, Limits, Message, Status, derived_id};
+pub use name::{MAX_NAME_BYTES, Room, Seq};
+pub use reason::Reason;
+pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
+pub use subject::{
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, Endpoint, HISTORY, INBOX, LogSubject, REQUEST_SUBJECTS, SERVICE_REPLY, STREAM, STREAM_SUBJECTS,
+    WORKER, discovery_subjects, jetstream, live_subject, overlap,
+};
+
+/// Names of the headers Scrollback reads and writes.
+pub mod header {
+    /// `true` when there is more in the direction asked for.
+    pub const MORE: &str = "Scrollback-More";
+    /// The reply holds everything of its room up to this sequence, in the range asked for.
+    pub const THROUGH: &str = "Scrollback-Through";
+    /// Where the reply came from: `index`, `log` or `both`.
+    pub const SOURCE: &str = "Scrollback-Source";
+    /// JetStream's deduplication id; a message's id when its body names none.
+    pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+    /// ADR-32: the sentence for the caller.
+    pub const SERVICE_ERROR: &str = "Nats-Service-Error";
+    /// ADR-32: the code, as a number.
+    pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";
+}

@@ -1,0 +1,376 @@
+//! Consuming the log: batches from the durable consumer all copies share.
+//!
+//! One connection of its own for the deliveries, because a stored message with malformed headers ends the
+//! connection of whoever receives it (see [`crate::Log`]). Then what was under way is fetched through the
+//! JSON API instead, the malformed ones are handed on marked as such and removed from the stream.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::{Message, StatusCode, Subject, Subscriber};
+use futures::{FutureExt, StreamExt};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use wire::{Seq, jetstream};
+
+use crate::log::ConsumerInfo;
+use crate::{Connection, Fatal, Log, LogError, LogMessage, Settings, connect};
+
+/// Longer than a pull, shorter than the consumer's ack_wait: what one pull brought is not brought again by it.
+const PULL_EXPIRES: Duration = Duration::from_secs(20);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Two heartbeats missed: the consumer's leader changed, or the connection is dead without knowing it.
+const SILENCE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// One message of the log, as delivered.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: LogMessage,
+    /// How often it was delivered, this time included; 0 when it was fetched, not delivered.
+    pub attempt: u64,
+    /// The header block no client can read, or the empty block under a subject that is not UTF-8.
+    pub malformed: Option<Vec<u8>>,
+    ack: Option<Subject>,
+}
+
+/// A copy's part in consuming the log.
+#[derive(Clone)]
+pub struct Worker(Arc<Shared>);
+
+struct Shared {
+    control: Connection,
+    log: Arc<Log>,
+    settings: Settings,
+    name: &'static str,
+    stop: CancellationToken,
+    max_batch: usize,
+    stuck_after: Duration,
+    progress: AtomicU64,
+    waiting: AtomicBool,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(
+        control: Connection,
+        log: Arc<Log>,
+        settings: Settings,
+        name: &'static str,
+        stop: CancellationToken,
+        max_batch: usize,
+        stuck_after: Duration,
+    ) -> Worker {
+        Worker(Arc::new(Shared {
+            control,
+            log,
+            settings,
+            name,
+            stop,
+            max_batch,
+            stuck_after,
+            progress: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+        }))
+    }
+
+    /// Tells the watchdog that nothing moves because the database is away, not because we are stuck.
+    pub fn waiting(&self, waiting: bool) {
+        self.0.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// Messages acknowledged since the start.
+    pub fn progress(&self) -> u64 {
+        self.0.progress.load(Ordering::Relaxed)
+    }
+
+    /// Pulls batches and hands each to `store` until told to stop; acknowledges a batch after `store`
+    /// returned true. While one batch is stored the next is pulled.
+    ///
+    /// # Errors
+    /// The consumer cannot be made to move: messages are pending, and nothing was acknowledged for a minute.
+    pub async fn run<S>(&self, store: S) -> Result<(), Fatal>
+    where
+        S: AsyncFn(&[Delivery]) -> bool,
+    {
+        let (sender, mut batches) = mpsc::channel::<Vec<Delivery>>(1);
+        let puller = tokio::spawn(self.clone().pull(sender));
+        let consume = async {
+            while let Some(batch) = batches.recv().await {
+                if store(&batch).await {
+                    self.settle(batch).await;
+                }
+            }
+        };
+        let outcome = tokio::select! {
+            () = consume => Ok(()),
+            stuck = self.watch() => Err(stuck),
+        };
+        puller.abort();
+        // An acknowledgement that is only queued is no acknowledgement.
+        let flushed = timeout(SILENCE, self.0.control.client().flush()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("the last acknowledgements may not have arrived; those messages come again, and do no harm");
+        }
+        outcome
+    }
+
+    async fn settle(&self, batch: Vec<Delivery>) {
+        let mut settled = 0;
+        for delivery in batch {
+            if let Some(ack) = delivery.ack {
+                match self.0.control.client().publish(ack, "+ACK".into()).await {
+                    Ok(()) => settled += 1,
+                    Err(error) => tracing::warn!(%error, "an acknowledgement could not be sent; the message comes again"),
+                }
+            }
+            if delivery.malformed.is_some()
+                && let Err(error) = self.0.log.delete(delivery.message.seq).await
+            {
+                tracing::warn!(seq = %delivery.message.seq, %error, "a malformed message could not be removed from the stream yet");
+            }
+        }
+        self.0.progress.fetch_add(settled, Ordering::Relaxed);
+    }
+
+    async fn pull(self, batches: mpsc::Sender<Vec<Delivery>>) {
+        let mut pause = FIRST_PAUSE;
+        let mut told = false;
+        while !self.0.stop.is_cancelled() {
+            let begun = Instant::now();
+            let trouble = match self.pull_until_trouble(&batches).await {
+                Ok(()) => return,
+                Err(trouble) => trouble,
+            };
+            if begun.elapsed() > LONGEST_PAUSE {
+                (pause, told) = (FIRST_PAUSE, false);
+            }
+            if !told {
+                tracing::warn!(%trouble, "pulling was interrupted");
+                told = true;
+            }
+            if trouble != Trouble::NoConsumer
+                && let Err(error) = self.rescue(&batches).await
+            {
+                tracing::debug!(%error, "what was under way could not be fetched yet");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => {}
+                () = self.0.stop.cancelled() => return,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Vec<Delivery>>) -> Result<(), Trouble> {
+        let connection = connect(&self.0.settings, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
+        let Ok(connection) = connection else { return Err(Trouble::Broken) };
+        let mut pulls = Pulls::start(connection, self.0.max_batch).await?;
+        loop {
+            // Room first, then messages: while the database is away nothing is taken from the server.
+            let room = tokio::select! {
+                room = batches.reserve() => room,
+                () = self.0.stop.cancelled() => return Ok(()),
+            };
+            let Ok(room) = room else { return Ok(()) };
+            let batch = tokio::select! {
+                batch = pulls.next() => batch?,
+                () = self.0.stop.cancelled() => return Ok(()),
+            };
+            room.send(batch);
+        }
+    }
+
+    /// Fetches everything that was delivered and not acknowledged, without anybody parsing headers.
+    async fn rescue(&self, batches: &mpsc::Sender<Vec<Delivery>>) -> Result<(), LogError> {
+        let info = self.0.log.consumer().await?;
+        let from = Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX).next();
+        let to = Seq::new(info.delivered.stream_seq).unwrap_or(Seq::MAX);
+        let mut next = from;
+        while next <= to {
+            let end = Seq::new(next.get() + self.0.max_batch as u64 - 1).unwrap_or(to).min(to);
+            let found = self.0.log.walk(next, end).await?;
+            let malformed = found.iter().filter(|raw| raw.malformed).count();
+            if malformed > 0 {
+                tracing::warn!(malformed, "messages whose headers or subject no client can read; moving them to the dead letters");
+            }
+            let batch: Vec<Delivery> = found
+                .into_iter()
+                .map(|raw| Delivery { malformed: raw.malformed.then_some(raw.header_block), message: raw.message, attempt: 0, ack: None })
+                .collect();
+            if !batch.is_empty() && batches.send(batch).await.is_err() {
+                return Ok(());
+            }
+            next = end.next();
+        }
+        Ok(())
+    }
+
+    /// Ends with an error when messages are pending and nothing moves, so that whoever runs this starts it afresh.
+    async fn watch(&self) -> Fatal {
+        let mut last = (0, 0);
+        let mut moved = Instant::now();
+        loop {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+            let Ok(ConsumerInfo { ack_floor, num_ack_pending, num_pending, .. }) = self.0.log.consumer().await else {
+                // Without an answer there is nothing to judge: NATS is away, or the consumer is not there yet.
+                moved = Instant::now();
+                continue;
+            };
+            let now = (ack_floor.stream_seq, self.progress());
+            let idle = num_ack_pending + num_pending == 0;
+            if now != last || idle || self.0.waiting.load(Ordering::Relaxed) {
+                (last, moved) = (now, Instant::now());
+            } else if moved.elapsed() > self.0.stuck_after {
+                return Fatal::new(format!(
+                    "stuck: {num_pending} messages pending, {num_ack_pending} unacknowledged, nothing moved for {} s; leaving so that a fresh start can",
+                    self.0.stuck_after.as_secs()
+                ));
+            }
+        }
+    }
+}
+
+/// Why pulling was interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum Trouble {
+    #[error("the connection broke")]
+    Broken,
+    #[error("the consumer fell silent")]
+    Silent,
+    #[error("there is no such consumer; is stream-bootstrap running?")]
+    NoConsumer,
+}
+
+/// Pull requests under way on one connection.
+struct Pulls {
+    connection: Connection,
+    inbox: String,
+    replies: Subscriber,
+    max_batch: usize,
+    number: u64,
+    /// Messages the current pull may still bring.
+    open: usize,
+    ready: VecDeque<Delivery>,
+}
+
+impl Pulls {
+    async fn start(connection: Connection, max_batch: usize) -> Result<Pulls, Trouble> {
+        let inbox = connection.client().new_inbox();
+        let replies = connection.client().subscribe(format!("{inbox}.*")).await.map_err(|_| Trouble::Broken)?;
+        let mut pulls = Pulls { connection, inbox, replies, max_batch, number: 0, open: 0, ready: VecDeque::new() };
+        pulls.ask().await?;
+        Ok(pulls)
+    }
+
+    async fn ask(&mut self) -> Result<(), Trouble> {
+        self.number += 1;
+        self.open = self.max_batch;
+        let request = json!({
+            "batch": self.max_batch,
+            "expires": u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX),
+            "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos()).unwrap_or(u64::MAX),
+        });
+        let reply = format!("{}.{}", self.inbox, self.number);
+        self.connection
+            .client()
+            .publish_with_reply(jetstream::CONSUMER_NEXT, reply, request.to_string().into())
+            .await
+            .map_err(|_| Trouble::Broken)
+    }
+
+    /// Waits for a message, then takes what else is there. Asks for more before it returns, so that the
+    /// server sends while the batch is being stored.
+    async fn next(&mut self) -> Result<Vec<Delivery>, Trouble> {
+        while self.ready.is_empty() {
+            let mut connection = self.connection.clone();
+            let message = tokio::select! {
+                message = timeout(SILENCE, self.replies.next()) => message.map_err(|_| Trouble::Silent)?.ok_or(Trouble::Broken)?,
+                () = connection.broken() => return Err(Trouble::Broken),
+            };
+            self.take(message)?;
+            if self.open == 0 {
+                self.ask().await?;
+            }
+        }
+        while self.ready.len() < self.max_batch {
+            match self.replies.next().now_or_never() {
+                Some(Some(message)) => self.take(message)?,
+                Some(None) | None => break,
+            }
+            if self.open == 0 {
+                self.ask().await?;
+            }
+        }
+        Ok(self.ready.drain(..).collect())
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), Trouble> {
+        let Some(status) = message.status else {
+            self.open = self.open.saturating_sub(1);
+            match delivery(message) {
+                Some(delivery) => self.ready.push_back(delivery),
+                None => tracing::warn!("a delivery without a readable acknowledgement subject was left to come again"),
+            }
+            return Ok(());
+        };
+        if status == StatusCode::IDLE_HEARTBEAT {
+            return Ok(());
+        }
+        if status == StatusCode::NO_RESPONDERS {
+            return Err(Trouble::NoConsumer);
+        }
+        // 404, 408 and 409 end the pull they answer; 409 also tells of a consumer that was deleted or moved.
+        if message.subject.rsplit('.').next() == Some(self.number.to_string().as_str()) {
+            self.open = 0;
+        }
+        let told = message.description.as_deref().unwrap_or_default();
+        if status == StatusCode::REQUEST_TERMINATED && !told.contains("Exceeded") && !told.contains("Batch Completed") {
+            tracing::debug!(told, "the pull was ended");
+            return Err(if told.contains("Consumer Deleted") { Trouble::NoConsumer } else { Trouble::Silent });
+        }
+        Ok(())
+    }
+}
+
+/// Reads what the server says about a delivery from its acknowledgement subject,
+/// `$JS.ACK.<stream>.<consumer>.<attempt>.<stream seq>.<consumer seq>.<nanoseconds>.<pending>`; the second
+/// form of it has two more tokens, domain and account, before the stream.
+fn delivery(message: Message) -> Option<Delivery> {
+    let ack = message.reply?;
+    let tokens: Vec<&str> = ack.split('.').collect();
+    let fields = match tokens.len() {
+        9 => &tokens[2..],
+        11.. => &tokens[4..],
+        _ => return None,
+    };
+    let nanos: i64 = fields.get(5)?.parse().ok()?;
+    let message = LogMessage {
+        seq: Seq::new(fields.get(3)?.parse().ok()?)?,
+        subject: message.subject.to_string(),
+        headers: message.headers,
+        payload: message.payload,
+        received_ms: nanos / 1_000_000,
+    };
+    let attempt = fields.get(2)?.parse().ok()?;
+    Some(Delivery { message, attempt, malformed: None, ack: Some(ack) })
+}
+
+/// Between half of `pause` and all of it, so that copies do not come back in step.
+fn jittered(pause: Duration) -> Duration {
+    let spread = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos() % 1_000);
+    pause.mul_f64(0.5 + f64::from(spread) / 2_000.0)
+}

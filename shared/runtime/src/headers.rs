@@ -1,0 +1,67 @@
+//! Headers read by hand, for messages that came through the JSON API: the client library would tear
+//! down its connection over some of them.
+
+use std::str::FromStr;
+
+use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
+
+/// Headers that the client library cannot read: delivered as they are, they end its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed headers")]
+pub struct MalformedHeaders;
+
+/// Reads a header block, `NATS/1.0\r\nName: value\r\n\r\n`; refuses exactly what the library's own
+/// parser (async-nats 0.51) would error or panic on.
+///
+/// # Errors
+/// [`MalformedHeaders`].
+pub fn parse_headers(block: &[u8]) -> Result<HeaderMap, MalformedHeaders> {
+    let text = std::str::from_utf8(block).map_err(|_| MalformedHeaders)?;
+    let mut lines = text.lines().peekable();
+    let status = lines.next().and_then(|line| line.strip_prefix("NATS/1.0")).ok_or(MalformedHeaders)?.trim();
+    let code = status.split_once(' ').map_or(status, |(code, _)| code.trim());
+    if !code.is_empty() {
+        code.parse::<async_nats::StatusCode>().map_err(|_| MalformedHeaders)?;
+    }
+    let mut headers = HeaderMap::new();
+    while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
+        let (name, value) = line.split_once(':').ok_or(MalformedHeaders)?;
+        let name = HeaderName::from_str(name).map_err(|_| MalformedHeaders)?;
+        let mut value = value.trim_start().to_owned();
+        while let Some(folded) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(folded);
+        }
+        let value = HeaderValue::from_str(value.trim_end()).map_err(|_| MalformedHeaders)?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_headers_are_read() {
+        let headers = parse_headers(b"NATS/1.0\r\nNats-Msg-Id: a\r\nX:  b \r\n\r\n").unwrap();
+        assert_eq!(headers.get("Nats-Msg-Id").map(HeaderValue::as_str), Some("a"));
+        assert_eq!(headers.get("X").map(HeaderValue::as_str), Some("b"));
+    }
+
+    #[test]
+    fn what_ends_a_connection_is_refused() {
+        for block in [
+            &b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..],
+            b"NATS/1.0\r\nA: \xff\r\n\r\n",
+            b"NATS/1.0\r\nno colon\r\n\r\n",
+            b"NATS/1.0\r\nA b: c\r\n\r\n",
+            b"",
+            b"X",
+        ] {
+            assert_eq!(parse_headers(block).unwrap_err(), MalformedHeaders, "{block:?}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Traces, metrics and logs over OTLP, by the standard `OTEL_*` variables; a plain log on standard error always.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::metrics::{Counter, Histogram};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::trace::{TraceContextExt, TracerProvider as _};
+use opentelemetry::{KeyValue, global};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_otlp::{LogExporter, MetricExporter, SpanExporter};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::{Level, Metadata, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::{Fatal, Identity};
+
+/// A batch links to each of its messages; the SDK's default is 128.
+const MAX_LINKS: u32 = 1_024;
+/// How long leaving may wait for the last spans to be taken.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// What libraries say at `info` is not about chat.
+const DEFAULT_FILTER: &str = "info,async_nats=warn,sqlx=warn";
+
+/// What has to be flushed before the process leaves.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
+    logs: Option<SdkLoggerProvider>,
+}
+
+impl Telemetry {
+    /// Sets up the process-wide log and, for each signal the environment asks for, an exporter. Call it
+    /// inside the tokio runtime, once.
+    ///
+    /// # Errors
+    /// An `OTEL_*` variable that cannot be honoured.
+    pub fn start(identity: &Identity) -> Result<Telemetry, Fatal> {
+        let wrong = |error| Fatal::new(format!("configuration: OTEL_*: {error}"));
+        let resource = Resource::builder()
+            .with_service_name(service_name(identity))
+            .with_attribute(KeyValue::new("service.version", identity.version))
+            .build();
+        let mut telemetry = Telemetry::default();
+        if exports("TRACES") {
+            let exporter = SpanExporter::builder().build().map_err(wrong)?;
+            let provider = SdkTracerProvider::builder()
+                .with_batch_exporter(exporter)
+                .with_max_links_per_span(MAX_LINKS)
+                .with_resource(resource.clone())
+                .build();
+            global::set_text_map_propagator(TraceContextPropagator::new());
+            telemetry.traces = Some(provider);
+        }
+        if exports("METRICS") {
+            let exporter = MetricExporter::builder().build().map_err(wrong)?;
+            let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter).with_resource(resource.clone()).build();
+            global::set_meter_provider(provider.clone());
+            telemetry.metrics = Some(provider);
+        }
+        if exports("LOGS") {
+            let exporter = LogExporter::builder().build().map_err(wrong)?;
+            telemetry.logs = Some(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build());
+        }
+        let plain = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .with_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)))
+            .with_filter(filter_fn(exporter_speaks_once));
+        let spans = telemetry.traces.as_ref().map(|provider| {
+            tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer("scrollback"))
+                .with_location(false)
+                .with_threads(false)
+                .with_filter(filter_fn(ours))
+        });
+        let records = telemetry.logs.as_ref().map(|provider| OpenTelemetryTracingBridge::new(provider).with_filter(filter_fn(ours)));
+        tracing_subscriber::registry()
+            .with(plain)
+            .with(spans)
+            .with(records)
+            .try_init()
+            .map_err(|_| Fatal::new("the log was set up twice"))?;
+        Ok(telemetry)
+    }
+
+    /// Sends what is left, for at most two seconds a signal. Blocks; call it outside the tokio runtime's tasks.
+    pub fn stop(self) {
+        // Nobody listening is no reason to complain on the way out.
+        if let Some(traces) = self.traces {
+            let _ = traces.shutdown_with_timeout(FLUSH_TIMEOUT);
+        }
+        if let Some(metrics) = self.metrics {
+            let _ = metrics.shutdown_with_timeout(FLUSH_TIMEOUT);
+        }
+        if let Some(logs) = self.logs {
+            let _ = logs.shutdown_with_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+fn service_name(identity: &Identity) -> String {
+    variable("OTEL_SERVICE_NAME").unwrap_or_else(|| identity.name.to_owned())
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether the environment asks for this signal. The SDK honours neither `OTEL_SDK_DISABLED` nor
+/// `OTEL_*_EXPORTER`, and would export to localhost when nothing is set at all.
+fn exports(signal: &str) -> bool {
+    if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return false;
+    }
+    match variable(&format!("OTEL_{signal}_EXPORTER")).as_deref() {
+        Some("otlp") => true,
+        Some(_) => false,
+        None => variable("OTEL_EXPORTER_OTLP_ENDPOINT").or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))).is_some(),
+    }
+}
+
+/// Spans and records of this project; those of the exporters would feed on themselves.
+fn ours(metadata: &Metadata<'_>) -> bool {
+    const FOREIGN: [&str; 7] = ["opentelemetry", "h2", "hyper", "tonic", "tower", "reqwest", "rustls"];
+    *metadata.level() <= Level::INFO && !FOREIGN.iter().any(|name| metadata.target().starts_with(name))
+}
+
+/// A collector that is away costs one line, not one a batch.
+fn exporter_speaks_once(metadata: &Metadata<'_>) -> bool {
+    static SPOKEN: AtomicBool = AtomicBool::new(false);
+    if !metadata.target().starts_with("opentelemetry") || metadata.is_span() {
+        return true;
+    }
+    *metadata.level() <= Level::WARN && !SPOKEN.swap(true, Ordering::Relaxed)
+}
+
+/// The instruments behind one [`crate::Meter`].
+#[derive(Debug)]
+pub(crate) struct Instruments {
+    handled: Counter<u64>,
+    refused: Counter<u64>,
+    duration: Histogram<f64>,
+}
+
+impl Instruments {
+    pub(crate) fn new() -> Instruments {
+        let meter = global::meter("scrollback");
+        Instruments {
+            handled: meter.u64_counter("scrollback.handled").with_description("Requests answered or messages handled").build(),
+            refused: meter.u64_counter("scrollback.refused").with_description("Requests refused or messages set aside").build(),
+            duration: meter.f64_histogram("scrollback.duration").with_unit("s").with_description("Time spent on one call").build(),
+        }
+    }
+
+    pub(crate) fn handled(&self, endpoint: &'static str, requests: u64, took: Duration) {
+        let attributes = [KeyValue::new("endpoint", endpoint)];
+        self.handled.add(requests, &attributes);
+        self.duration.record(took.as_secs_f64(), &attributes);
+    }
+
+    pub(crate) fn refused(&self, endpoint: &'static str) {
+        self.refused.add(1, &[KeyValue::new("endpoint", endpoint)]);
+    }
+}
+
+struct Carrier<'a>(&'a HeaderMap);
+
+impl Extractor for Carrier<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(HeaderValue::as_str)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name.as_ref()).collect()
+    }
+}
+
+struct CarrierMut<'a>(&'a mut HeaderMap);
+
+impl Injector for CarrierMut<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(name), Ok(value)) = (key.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+fn remote_context(headers: Option<&HeaderMap>) -> Option<opentelemetry::Context> {
+    let headers = headers?;
+    headers.get("traceparent")?;
+    let context = TraceContextPropagator::new().extract(&Carrier(headers));
+    context.span().span_context().is_valid().then_some(context)
+}
+
+/// Makes `span` a child of the span whose `traceparent` the headers carry, if any.
+pub fn remote_parent(span: &Span, headers: Option<&HeaderMap>) {
+    if !span.is_disabled()
+        && let Some(context) = remote_context(headers)
+    {
+        // Fails only where no exporter is set up, and then nobody misses it.
+        let _ = span.set_parent(context);
+    }
+}
+
+/// Links `span` to the sampled span whose `traceparent` the headers carry; says whether there was one.
+pub fn link(span: &Span, headers: Option<&HeaderMap>) -> bool {
+    let Some(context) = remote_context(headers) else { return false };
+    let remote = context.span().span_context().clone();
+    let sampled = remote.is_sampled();
+    if sampled {
+        span.add_link(remote);
+    }
+    sampled
+}
+
+/// Writes the `traceparent` of `span` into `headers`.
+pub fn inject_trace(span: &Span, headers: &mut HeaderMap) {
+    global::get_text_map_propagator(|propagator| propagator.inject_context(&span.context(), &mut CarrierMut(headers)));
+}

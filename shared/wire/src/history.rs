@@ -1,0 +1,161 @@
+//! `chat.history.{room}`: one page of a room.
+
+use serde_json::{Map, Value};
+
+use crate::{Ask, Message, Refusal, Room, Seq};
+
+/// The most messages one page may hold.
+pub const MAX_PAGE: u32 = 500;
+const DEFAULT_PAGE: u32 = 50;
+
+/// Which page: `{"limit"?: 1..500 (50), "before"?: seq, "after"?: seq, "around"?: seq}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HistoryRequest {
+    /// From the subject.
+    pub room: Room,
+    /// How many messages at most.
+    pub limit: u32,
+    /// From where, and in which direction.
+    pub cursor: Cursor,
+}
+
+/// Where a page starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cursor {
+    /// The newest messages.
+    Latest,
+    /// The newest messages before this sequence.
+    Before(Seq),
+    /// The oldest messages after this sequence.
+    After(Seq),
+    /// Half of the page before this sequence, half from it on.
+    Around(Seq),
+}
+
+impl Ask for HistoryRequest {
+    fn parse(tokens: &str, body: &[u8]) -> Result<HistoryRequest, Refusal> {
+        let room = Room::parse(tokens)?;
+        let body = object(body)?;
+        let limit = match body.get("limit") {
+            None | Some(Value::Null) => DEFAULT_PAGE,
+            Some(value) => value
+                .as_u64()
+                .and_then(|n| u32::try_from(n).ok())
+                .filter(|n| (1..=MAX_PAGE).contains(n))
+                .ok_or_else(|| Refusal::bad_request(format!("limit must be a whole number from 1 to {MAX_PAGE}")))?,
+        };
+        let mut cursor = Cursor::Latest;
+        for (key, make) in [("before", Cursor::Before as fn(Seq) -> Cursor), ("after", Cursor::After), ("around", Cursor::Around)] {
+            let Some(seq) = sequence(&body, key)? else { continue };
+            if cursor != Cursor::Latest {
+                return Err(Refusal::bad_request("give at most one of before, after and around"));
+            }
+            cursor = make(seq);
+        }
+        Ok(HistoryRequest { room, limit, cursor })
+    }
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    if body.is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_slice(body)
+        .map_err(|_| Refusal::bad_request(r#"the body must be empty or a JSON object such as {"limit":50,"before":1234}"#))
+}
+
+fn sequence(body: &Map<String, Value>, key: &str) -> Result<Option<Seq>, Refusal> {
+    match body.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().and_then(Seq::new) {
+            Some(seq) => Ok(Some(seq)),
+            None => Err(Refusal::bad_request(format!("{key} must be a sequence: a whole number from 0 to {}", Seq::MAX))),
+        },
+    }
+}
+
+/// One page, oldest first. On the wire the array is the body and the rest stands in headers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Oldest first.
+    pub messages: Vec<Message>,
+    /// More in the direction asked for; around a sequence: on either side.
+    pub more: bool,
+    /// The page holds everything of its room up to here, in the range asked for.
+    pub through: Seq,
+    /// Where the messages came from.
+    pub source: Source,
+}
+
+/// Where a page came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// PostgreSQL had everything.
+    Index,
+    /// PostgreSQL did not answer: what the log still holds.
+    Log,
+    /// PostgreSQL and the part of the log it has not stored yet.
+    Both,
+}
+
+impl Source {
+    /// The value of the header.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Source::Index => "index",
+            Source::Log => "log",
+            Source::Both => "both",
+        }
+    }
+
+    /// From the value of the header.
+    pub fn parse(value: &str) -> Option<Source> {
+        [Source::Index, Source::Log, Source::Both].into_iter().find(|source| source.as_str() == value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> Result<HistoryRequest, Refusal> {
+        HistoryRequest::parse("general", body.as_bytes())
+    }
+
+    #[test]
+    fn an_empty_body_asks_for_the_newest_fifty() {
+        for body in ["", "{}", r#"{"limit":null,"unknown":[1,2]}"#] {
+            let request = parse(body).unwrap();
+            assert_eq!((request.limit, request.cursor), (50, Cursor::Latest), "{body}");
+        }
+    }
+
+    #[test]
+    fn one_cursor_at_most() {
+        assert_eq!(parse(r#"{"before":7}"#).unwrap().cursor, Cursor::Before(Seq::new(7).unwrap()));
+        assert_eq!(parse(r#"{"after":0}"#).unwrap().cursor, Cursor::After(Seq::ZERO));
+        assert_eq!(parse(r#"{"around":7}"#).unwrap().cursor, Cursor::Around(Seq::new(7).unwrap()));
+        assert!(parse(r#"{"before":1,"after":2}"#).unwrap_err().reason.contains("at most one"));
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_mend() {
+        for (body, mend) in [
+            (r#"{"limit":0}"#, "limit must be"),
+            (r#"{"limit":-1}"#, "limit must be"),
+            (r#"{"limit":1000000000}"#, "limit must be"),
+            (r#"{"limit":"x"}"#, "limit must be"),
+            (r#"{"limit":1.5}"#, "limit must be"),
+            (r#"{"before":9223372036854775808}"#, "before must be"),
+            (r#"{"after":-1}"#, "after must be"),
+            (r#"{"around":"7"}"#, "around must be"),
+            ("not json", "JSON object"),
+            ("[50]", "JSON object"),
+            ("50", "JSON object"),
+        ] {
+            let refusal = parse(body).unwrap_err();
+            assert_eq!(refusal.code.number(), 400, "{body}");
+            assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Every subject there is, bound to the types it carries. No subject literal stands anywhere else.
+
+use std::marker::PhantomData;
+
+use crate::{Applied, Check, HistoryRequest, NoRequest, Page, Reason, Refusal, Room};
+
+/// The log.
+pub const STREAM: &str = "CHAT_MESSAGES";
+/// The durable consumer every copy of `persist-message` shares.
+pub const WORKER: &str = "persist-message";
+/// What the log takes in.
+pub const STREAM_SUBJECTS: [&str; 4] = ["chat.*", "admin.*", "dm.*.*", "change.>"];
+
+/// Replies go to inboxes; each user's lie below `_INBOX.{user}.`.
+pub const INBOX: &str = "_INBOX";
+/// Replies through a service import.
+pub const SERVICE_REPLY: &str = "_R_";
+
+/// JetStream's API, as far as Scrollback asks it.
+pub mod jetstream {
+    /// State and configuration of the log.
+    pub const STREAM_INFO: &str = "$JS.API.STREAM.INFO.CHAT_MESSAGES";
+    /// Makes the log.
+    pub const STREAM_CREATE: &str = "$JS.API.STREAM.CREATE.CHAT_MESSAGES";
+    /// Changes its configuration.
+    pub const STREAM_UPDATE: &str = "$JS.API.STREAM.UPDATE.CHAT_MESSAGES";
+    /// Removes messages, or lifts the next sequence.
+    pub const STREAM_PURGE: &str = "$JS.API.STREAM.PURGE.CHAT_MESSAGES";
+    /// Every stream of the account.
+    pub const STREAM_LIST: &str = "$JS.API.STREAM.LIST";
+    /// One message as JSON, headers in base64.
+    pub const MESSAGE_GET: &str = "$JS.API.STREAM.MSG.GET.CHAT_MESSAGES";
+    /// Removes one message.
+    pub const MESSAGE_DELETE: &str = "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES";
+    /// Messages as they are, in batches.
+    pub const DIRECT_GET: &str = "$JS.API.DIRECT.GET.CHAT_MESSAGES";
+    /// State of the shared consumer.
+    pub const CONSUMER_INFO: &str = "$JS.API.CONSUMER.INFO.CHAT_MESSAGES.persist-message";
+    /// Makes or changes the shared consumer.
+    pub const CONSUMER_CREATE: &str = "$JS.API.CONSUMER.DURABLE.CREATE.CHAT_MESSAGES.persist-message";
+    /// Pulls from the shared consumer.
+    pub const CONSUMER_NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.CHAT_MESSAGES.persist-message";
+}
+
+/// One page of a room.
+pub const HISTORY: Endpoint<HistoryRequest, Page> =
+    Endpoint::new("history", "chat.history.", "chat.history.>", "One page of a room, oldest first: chat.history.{room}");
+/// What differs between the shipped data and the servers.
+pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
+    Endpoint::new("check", "bootstrap.check", "bootstrap.check", "What differs between the shipped streams and the servers'");
+/// Mends it.
+pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> =
+    Endpoint::new("apply", "bootstrap.apply", "bootstrap.apply", "Mends what bootstrap.check finds");
+
+/// Everything a client may ask, with wildcards for names. A stream that overlaps one of these would
+/// answer in the function's place.
+pub const REQUEST_SUBJECTS: &[&str] = &[
+    "chat.send.*.*",
+    "dm.send.*.*",
+    "chat.history.*",
+    "dm.history.*.*",
+    "chat.sync.*",
+    "dm.sync.*.*",
+    "chat.inbox.*",
+    "chat.delete.*.*",
+    "dm.delete.*.*",
+    "chat.read.*.*",
+    "dm.read.*.*",
+    "chat.delivered.*",
+    "chat.unread.*",
+    "bootstrap.*",
+    "deadletters.*",
+    "retention.*",
+    "$SRV.>",
+    "live.>",
+    "_INBOX.>",
+    "_R_.>",
+];
+
+/// A request subject with the types it takes and gives.
+#[derive(Debug)]
+pub struct Endpoint<Q, R> {
+    /// The endpoint's name in the service API.
+    pub name: &'static str,
+    /// What stands before the names.
+    pub prefix: &'static str,
+    /// What a function subscribes to; wider than valid requests, so that a wrong one gets an answer.
+    pub subscription: &'static str,
+    /// What it is for, in a sentence.
+    pub about: &'static str,
+    types: PhantomData<fn(Q) -> R>,
+}
+
+impl<Q, R> Endpoint<Q, R> {
+    const fn new(name: &'static str, prefix: &'static str, subscription: &'static str, about: &'static str) -> Self {
+        Endpoint { name, prefix, subscription, about, types: PhantomData }
+    }
+
+    /// The subject a client asks: the prefix and the names after it.
+    pub fn subject(&self, names: &[&str]) -> String {
+        format!("{}{}", self.prefix, names.join("."))
+    }
+
+    /// What follows the prefix in `subject`; empty when nothing does.
+    pub fn names<'a>(&self, subject: &'a str) -> &'a str {
+        subject.strip_prefix(self.prefix).unwrap_or_default()
+    }
+}
+
+impl<Q, R> Clone for Endpoint<Q, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<Q, R> Copy for Endpoint<Q, R> {}
+
+/// A request that can be read from the end of its subject and its body.
+pub trait Ask: Sized {
+    /// # Errors
+    /// A [`Refusal`] that says what to mend.
+    fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal>;
+}
+
+/// What a subject of the log says about its message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogSubject<'a> {
+    /// `chat.{room}`.
+    Chat(&'a str),
+    /// `admin.{name}`: room `__admin__`.
+    Admin,
+    /// `dm.{from}.{to}`.
+    Direct {
+        /// Who sent it.
+        from: &'a str,
+        /// To whom.
+        to: &'a str,
+    },
+}
+
+/// The longest name a subject of the log may hold, in bytes.
+const MAX_LOG_NAME_BYTES: usize = 255;
+
+impl<'a> LogSubject<'a> {
+    /// # Errors
+    /// The [`Reason`] why nothing published there can be stored.
+    pub fn parse(subject: &'a str) -> Result<LogSubject<'a>, Reason> {
+        let tokens: Vec<&str> = subject.split('.').collect();
+        let parsed = match tokens[..] {
+            ["chat", room] if room == Room::ADMIN => return Err(Reason::RoomReserved),
+            ["chat", room] => LogSubject::Chat(room),
+            ["admin", _] => LogSubject::Admin,
+            ["dm", from, to] => LogSubject::Direct { from, to },
+            _ => return Err(Reason::UnsupportedSubject),
+        };
+        if tokens.iter().any(|token| token.len() > MAX_LOG_NAME_BYTES) {
+            Err(Reason::NameTooLong)
+        } else if subject.contains('\0') {
+            Err(Reason::NulInSubject)
+        } else {
+            Ok(parsed)
+        }
+    }
+
+    /// The room as stored and shown: `general`, `__admin__`, `dm.alice.bob` with the names sorted.
+    pub fn room(&self) -> String {
+        match *self {
+            LogSubject::Chat(room) => room.to_owned(),
+            LogSubject::Admin => Room::ADMIN.to_owned(),
+            LogSubject::Direct { from, to } => {
+                let (first, second) = if from <= to { (from, to) } else { (to, from) };
+                format!("dm.{first}.{second}")
+            }
+        }
+    }
+}
+
+/// Where live readers hear what is appended to `log_subject`.
+pub fn live_subject(log_subject: &str) -> String {
+    format!("live.{log_subject}")
+}
+
+/// The nine subjects of the service API one copy of a function listens on, with the verb of each.
+pub fn discovery_subjects(name: &str, id: &str) -> Vec<(&'static str, String)> {
+    ["PING", "INFO", "STATS"]
+        .into_iter()
+        .flat_map(|verb| {
+            [format!("$SRV.{verb}"), format!("$SRV.{verb}.{name}"), format!("$SRV.{verb}.{name}.{id}")].map(|subject| (verb, subject))
+        })
+        .collect()
+}
+
+/// Whether some subject matches both patterns.
+pub fn overlap(one: &str, other: &str) -> bool {
+    let (mut left, mut right) = (one.split('.'), other.split('.'));
+    loop {
+        match (left.next(), right.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_request_matches_the_log() {
+        for stream in STREAM_SUBJECTS {
+            for request in REQUEST_SUBJECTS {
+                assert!(!overlap(stream, request), "{stream} would swallow {request}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_endpoint_is_among_the_requests() {
+        for subject in [HISTORY.subject(&["general"]), BOOTSTRAP_CHECK.subject(&[]), BOOTSTRAP_APPLY.subject(&[])] {
+            assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
+        }
+    }
+
+    #[test]
+    fn patterns_overlap_when_a_subject_matches_both() {
+        assert!(overlap("chat.>", "chat.history.*"));
+        assert!(overlap("dm.*.*", "dm.inbox.*"));
+        assert!(overlap("*.history.a", "chat.*.*"));
+        assert!(!overlap("chat.*", "chat.history.*"));
+        assert!(!overlap("chat.>", "chat"));
+        assert!(!overlap("dm.*.*", "chat.inbox.*"));
+    }
+
+    #[test]
+    fn a_subject_of_the_log_names_its_room() {
+        assert_eq!(LogSubject::parse("chat.general").unwrap().room(), "general");
+        assert_eq!(LogSubject::parse("admin.alerts").unwrap().room(), "__admin__");
+        assert_eq!(LogSubject::parse("dm.bob.alice").unwrap().room(), "dm.alice.bob");
+        let long = format!("chat.{}", "r".repeat(300));
+        for (subject, reason) in [
+            ("chat.__admin__", Reason::RoomReserved),
+            ("change.chat.general", Reason::UnsupportedSubject),
+            ("chat.a\0b", Reason::NulInSubject),
+            (long.as_str(), Reason::NameTooLong),
+        ] {
+            assert_eq!(LogSubject::parse(subject), Err(reason), "{subject:?}");
+        }
+    }
+}
