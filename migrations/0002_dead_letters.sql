@@ -18,5 +18,5 @@ comment on table dead_letters is 'Messages of the log that cannot be stored, wit
 
 -- A redelivery finds its own letter here. The bytes are part of the key because a sequence may be used
 -- twice when a stream is made anew, and then both letters must stay.
-create unique index dead_letters_seq_key on dead_letters (seq, reason, md5(subject), md5(headers), md5(payload));
+create unique index dead_letters_seq_key on dead_letters (seq, reason, sha256(headers), sha256(payload));
 create index dead_letters_reason_idx on dead_letters (reason, id);
