@@ -1,1 +1,159 @@
-fn main() {}
+//! Moves the log into PostgreSQL: batches from the consumer all copies share, one statement a batch,
+//! acknowledged after the commit.
+
+mod batch;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use batch::Batch;
+use runtime::{Class, Ctx, Delivery, Fatal, Function, Meter, Worker, link, remote_parent, this};
+use serde::Deserialize;
+use tracing::{Instrument, Span};
+
+/// What this function reads beyond what every function reads.
+#[derive(Debug, Deserialize)]
+struct Settings {
+    /// `PERSIST_BATCH`: the most messages one statement stores.
+    #[serde(default = "default_batch")]
+    persist_batch: usize,
+    /// `PERSIST_STUCK_AFTER_MS`: messages pending and nothing moving for this long ends the process.
+    #[serde(default = "default_stuck_after_ms")]
+    persist_stuck_after_ms: u64,
+}
+
+/// Beyond a thousand rows a statement gets no faster, only later.
+const fn default_batch() -> usize {
+    1_000
+}
+const fn default_stuck_after_ms() -> u64 {
+    60_000
+}
+
+/// A statement of a thousand rows takes milliseconds; one that takes this long is on a dead connection.
+const STORE_DEADLINE: Duration = Duration::from_secs(15);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    function().run()
+}
+
+fn function() -> Function<Settings> {
+    Function::with(this!(), async |ctx| {
+        let settings: Settings = ctx.vars().read()?;
+        if (1..=10_000).contains(&settings.persist_batch) {
+            Ok(settings)
+        } else {
+            Err(Fatal::new("configuration: PERSIST_BATCH must be from 1 to 10000"))
+        }
+    })
+    .work("store", wire::STREAM, "Stores the log's messages; requests are messages, errors are dead letters", persist_message)
+}
+
+async fn persist_message(ctx: Ctx<Settings>, meter: Meter) -> Result<(), Fatal> {
+    let worker = ctx.worker(ctx.persist_batch, Duration::from_millis(ctx.persist_stuck_after_ms));
+    worker.run(|deliveries| handle(ctx.clone(), worker.clone(), meter.clone(), deliveries)).await
+}
+
+/// Stores one batch, however long the database takes; false when told to stop before it was stored.
+async fn handle(ctx: Ctx<Settings>, worker: Worker, meter: Meter, deliveries: Arc<[Delivery]>) -> bool {
+    let begun = Instant::now();
+    let receive = tracing::info_span!(
+        parent: None,
+        "receive",
+        otel.name = format!("receive {}", wire::STREAM),
+        otel.kind = "consumer",
+        messaging.system = "nats",
+        messaging.operation.name = "receive",
+        messaging.destination.name = wire::STREAM,
+        messaging.consumer.group.name = wire::WORKER,
+        messaging.batch.message_count = deliveries.len(),
+    );
+    let processing: Vec<Span> = deliveries.iter().filter_map(|delivery| process_span(&receive, delivery)).collect();
+    let batch = Batch::read(&deliveries, ctx.settings().limits());
+    let (redelivered, contradicted) = (batch.redelivered, batch.contradicted);
+    let Some(outcome) = store_all(&ctx, &worker, batch).instrument(receive).await else { return false };
+    drop(processing);
+    for reason in &outcome.refused {
+        meter.refused(format!("422:{reason}"));
+    }
+    meter.count("duplicates", outcome.duplicates);
+    meter.count("redelivered", redelivered);
+    meter.count("contradicted", contradicted);
+    meter.handled(deliveries.len() as u64, begun.elapsed());
+    true
+}
+
+/// A sampled message gets a span in its sender's trace, and the batch a link to it.
+fn process_span(receive: &Span, delivery: &Delivery) -> Option<Span> {
+    let headers = delivery.message.headers.as_ref();
+    if !link(receive, headers) {
+        return None;
+    }
+    let span = tracing::info_span!(
+        parent: None,
+        "process",
+        otel.name = format!("process {}", delivery.message.subject),
+        otel.kind = "consumer",
+        messaging.system = "nats",
+        messaging.operation.name = "process",
+        messaging.destination.name = delivery.message.subject,
+        scrollback.seq = delivery.message.seq.get(),
+    );
+    remote_parent(&span, headers);
+    Some(span)
+}
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+struct Outcome {
+    duplicates: u64,
+    refused: Vec<wire::Reason>,
+}
+
+/// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
+/// what it holds; a row the database refuses is found by halving. `None` when told to stop first.
+async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option<Outcome> {
+    let mut outcome = Outcome { duplicates: batch.repeated, refused: Vec::new() };
+    let mut parts = vec![batch];
+    let mut pause = FIRST_PAUSE;
+    while let Some(part) = parts.pop() {
+        let error = match ctx.database().run(STORE_DEADLINE, async |connection| store::store(connection, &part).await).await {
+            Ok(stored) => {
+                outcome.duplicates += (part.rows.len() as u64).saturating_sub(stored);
+                outcome.refused.extend(part.letters.iter().map(|letter| letter.reason));
+                if pause > FIRST_PAUSE {
+                    tracing::info!("PostgreSQL is back; storing again");
+                    (pause, _) = (FIRST_PAUSE, worker.waiting(false));
+                }
+                continue;
+            }
+            Err(error) => error,
+        };
+        if error.class == Class::Row && !part.rows.is_empty() {
+            parts.extend(part.halve(&error));
+            continue;
+        }
+        if pause == FIRST_PAUSE {
+            match error.class {
+                Class::Trouble => tracing::warn!(%error, "waiting for PostgreSQL; nothing is lost, the log keeps it"),
+                Class::Row | Class::Deployment => {
+                    tracing::error!(%error, "cannot store anything like this; waiting until it is mended (is stream-bootstrap running?)");
+                }
+            }
+        }
+        worker.waiting(true);
+        parts.push(part);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = ctx.stop().cancelled() => return None,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    Some(outcome)
+}

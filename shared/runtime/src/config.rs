@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 
 use crate::Fatal;
 
-/// What every function reads. The table in `README.md` of this crate says the same in words.
+/// Where NATS is and who we are there; all that a tool without a database reads.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Settings {
+pub struct NatsSettings {
     /// `NATS_URL`: one server or several, separated by commas.
     #[serde(default = "default_nats_url")]
     pub nats_url: String,
@@ -21,6 +21,20 @@ pub struct Settings {
     pub nats_pass: Option<String>,
     /// `NATS_CREDS`: a credentials file, instead of user and password.
     pub nats_creds: Option<PathBuf>,
+}
+
+impl Default for NatsSettings {
+    fn default() -> Self {
+        NatsSettings { nats_url: default_nats_url(), nats_user: None, nats_pass: None, nats_creds: None }
+    }
+}
+
+/// What every function reads. The table in `README.md` of this crate says the same in words.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Settings {
+    /// Read by itself in [`Settings::read`]: a flattened struct would turn every number here into text.
+    #[serde(skip)]
+    pub nats: NatsSettings,
     /// `DATABASE_URL` or `DATABASE_URL_FILE`.
     pub database_url: String,
     /// `DATABASE_CONNECTIONS`: the most connections one copy keeps.
@@ -56,6 +70,16 @@ fn default_max_text_bytes() -> usize {
 }
 
 impl Settings {
+    /// Reads and checks.
+    ///
+    /// # Errors
+    /// Names the variable that is missing or wrong.
+    pub fn read(vars: &Vars) -> Result<Settings, Fatal> {
+        let settings = Settings { nats: vars.read()?, ..vars.read()? };
+        settings.check()?;
+        Ok(settings)
+    }
+
     /// [`Settings::request_deadline_ms`] as a duration.
     pub fn request_deadline(&self) -> Duration {
         Duration::from_millis(self.request_deadline_ms)
@@ -66,7 +90,7 @@ impl Settings {
         wire::Limits { text_bytes: self.max_text_bytes }
     }
 
-    pub(crate) fn check(&self) -> Result<(), Fatal> {
+    fn check(&self) -> Result<(), Fatal> {
         let positive = [
             ("DATABASE_CONNECTIONS", u64::from(self.database_connections)),
             ("MAX_CONCURRENT_REQUESTS", self.max_concurrent_requests as u64),
@@ -131,9 +155,7 @@ mod tests {
 
     fn settings(pairs: &[(&str, &str)]) -> Result<Settings, Fatal> {
         let vars = Vars::from_pairs(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))?;
-        let settings: Settings = vars.read()?;
-        settings.check()?;
-        Ok(settings)
+        Settings::read(&vars)
     }
 
     #[test]

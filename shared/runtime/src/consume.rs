@@ -102,16 +102,18 @@ impl Worker {
     ///
     /// # Errors
     /// The consumer cannot be made to move: messages are pending, and nothing was acknowledged for a minute.
-    pub async fn run<S>(&self, store: S) -> Result<(), Fatal>
+    pub async fn run<S, F>(&self, store: S) -> Result<(), Fatal>
     where
-        S: AsyncFn(&[Delivery]) -> bool,
+        S: Fn(Arc<[Delivery]>) -> F,
+        F: Future<Output = bool>,
     {
         let (sender, mut batches) = mpsc::channel::<Vec<Delivery>>(1);
         let puller = tokio::spawn(self.clone().pull(sender));
         let consume = async {
             while let Some(batch) = batches.recv().await {
-                if store(&batch).await {
-                    self.settle(batch).await;
+                let batch: Arc<[Delivery]> = batch.into();
+                if store(batch.clone()).await {
+                    self.settle(&batch).await;
                 }
             }
         };
@@ -128,11 +130,11 @@ impl Worker {
         outcome
     }
 
-    async fn settle(&self, batch: Vec<Delivery>) {
+    async fn settle(&self, batch: &[Delivery]) {
         let mut settled = 0;
         for delivery in batch {
-            if let Some(ack) = delivery.ack {
-                match self.0.control.client().publish(ack, "+ACK".into()).await {
+            if let Some(ack) = &delivery.ack {
+                match self.0.control.client().publish(ack.clone(), "+ACK".into()).await {
                     Ok(()) => settled += 1,
                     Err(error) => tracing::warn!(%error, "an acknowledgement could not be sent; the message comes again"),
                 }
@@ -176,7 +178,7 @@ impl Worker {
     }
 
     async fn pull_until_trouble(&self, batches: &mpsc::Sender<Vec<Delivery>>) -> Result<(), Trouble> {
-        let connection = connect(&self.0.settings, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
+        let connection = connect(&self.0.settings.nats, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
         let Ok(connection) = connection else { return Err(Trouble::Broken) };
         let mut pulls = Pulls::start(connection, self.0.max_batch).await?;
         loop {

@@ -294,10 +294,9 @@ impl<S: Send + Sync + 'static> Function<S> {
         // Two providers in one tree would make rustls ask which; a second call is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let identity = self.identity;
-        let settings: Settings = vars.read()?;
-        settings.check()?;
+        let settings = Settings::read(&vars)?;
         let database = Database::new(&settings, identity.name)?;
-        let nats = connect(&settings, identity.name, &stop).await?;
+        let nats = connect(&settings.nats, identity.name, &stop).await?;
         let log = Log::new(nats.clone(), settings.clone(), identity.name, stop.clone());
         let shared = Arc::new(Shared { identity, settings, vars, nats, database, log, stop: stop.clone() });
         let state = (self.setup)(Ctx { shared: shared.clone(), state: Arc::new(()) }).await?;

@@ -40,6 +40,20 @@ pub fn parse_headers(block: &[u8]) -> Result<HeaderMap, MalformedHeaders> {
     Ok(headers)
 }
 
+/// The block of headers that were read, as it goes over the wire; empty without headers.
+pub fn header_block(headers: Option<&HeaderMap>) -> Vec<u8> {
+    let Some(headers) = headers.filter(|headers| !headers.is_empty()) else { return Vec::new() };
+    let mut block = b"NATS/1.0\r\n".to_vec();
+    for (name, values) in headers.iter() {
+        let name: &str = name.as_ref();
+        for value in values {
+            block.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+    }
+    block.extend_from_slice(b"\r\n");
+    block
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +63,8 @@ mod tests {
         let headers = parse_headers(b"NATS/1.0\r\nNats-Msg-Id: a\r\nX:  b \r\n\r\n").unwrap();
         assert_eq!(headers.get("Nats-Msg-Id").map(HeaderValue::as_str), Some("a"));
         assert_eq!(headers.get("X").map(HeaderValue::as_str), Some("b"));
+        assert_eq!(parse_headers(&header_block(Some(&headers))).unwrap(), headers);
+        assert!(header_block(None).is_empty());
     }
 
     #[test]

@@ -12,12 +12,12 @@ mod nats;
 mod service;
 mod telemetry;
 
-pub use config::{Settings, Vars};
+pub use config::{NatsSettings, Settings, Vars};
 pub use consume::{Delivery, Worker};
 pub use database::{Class, Database, DatabaseError};
 pub use error::{Error, Fatal, Result};
 pub use function::{Ctx, Function, Identity, Running};
-pub use headers::{MalformedHeaders, parse_headers};
+pub use headers::{MalformedHeaders, header_block, parse_headers};
 pub use log::{Log, LogError, LogMessage, Window};
 pub use nats::{ApiError, Connection, connect};
 pub use service::{Meter, Reply, Request};

@@ -178,23 +178,31 @@ impl Log {
     }
 
     async fn last_direct(&self, subject: &str, from: Seq, before: Seq, need: usize) -> Result<Window, LogError> {
-        let beyond = self.count(subject, before).await?;
-        let within = |count: usize| count.saturating_sub(beyond);
-        let total = within(self.count(subject, from).await?);
-        let mut start = from;
-        if total > need.saturating_mul(4) {
-            // A long tail: find by bisection where its last `need` messages begin, rather than read it all.
-            let (_, last) = self.range().await?;
-            let (mut low, mut high) = (from, before.min(last.next()));
-            while high.get() - low.get() > 1 {
-                let middle = Seq::new(low.get().midpoint(high.get())).unwrap_or(high);
-                if within(self.count(subject, middle).await?) >= need { low = middle } else { high = middle }
-            }
-            start = low;
+        // Nearly always the tail is short, and one question brings all of it.
+        let enough = need.saturating_mul(4);
+        let part = self.get(subject, from, enough, usize::MAX).await?;
+        if part.pending == 0 || part.messages.last().is_some_and(|last| last.seq >= before.previous()) {
+            let mut window = Window { messages: part.messages, complete: true };
+            window.messages.retain(|message| message.seq < before);
+            return Ok(window);
         }
-        let mut window = self.first_direct(subject, start, within(self.count(subject, start).await?), usize::MAX).await?;
+        // A long one: find by bisection where its last `need` messages begin, rather than read it all.
+        let beyond = self.count(subject, before).await?;
+        let (_, last) = self.range().await?;
+        let (mut low, mut high) = (from, before.min(last.next()));
+        let mut counted = part.pending + part.messages.len();
+        while high.get() - low.get() > 1 && counted.saturating_sub(beyond) > enough {
+            let middle = Seq::new(low.get().midpoint(high.get())).unwrap_or(high);
+            let count = self.count(subject, middle).await?;
+            if count.saturating_sub(beyond) >= need {
+                (low, counted) = (middle, count);
+            } else {
+                high = middle;
+            }
+        }
+        let mut window = self.first_direct(subject, low, counted.saturating_sub(beyond), usize::MAX).await?;
         window.messages.retain(|message| message.seq < before);
-        window.complete = window.messages.len() >= total;
+        window.complete = low == from;
         Ok(window)
     }
 
@@ -269,7 +277,7 @@ impl Log {
         if let Some(connection) = &*direct {
             return Ok(connection.clone());
         }
-        let made = timeout(DIRECT_TIMEOUT, connect(&self.settings, &format!("{} (log)", self.name), &self.stop)).await;
+        let made = timeout(DIRECT_TIMEOUT, connect(&self.settings.nats, &format!("{} (log)", self.name), &self.stop)).await;
         match made {
             Ok(Ok(connection)) => Ok(direct.insert(connection).clone()),
             Ok(Err(_)) | Err(_) => Err(LogError::Direct("no connection")),

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use wire::INBOX;
 
-use crate::{Fatal, Settings};
+use crate::{Fatal, NatsSettings};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ pub struct Connection {
 /// # Errors
 /// The configuration is wrong: no such user, unreadable credentials, an unreadable URL; or the
 /// process is told to stop while waiting.
-pub async fn connect(settings: &Settings, name: &str, stop: &CancellationToken) -> Result<Connection, Fatal> {
+pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationToken) -> Result<Connection, Fatal> {
     let mut told = false;
     loop {
         let (broken_tx, broken) = watch::channel(0);
@@ -67,7 +67,7 @@ pub async fn connect(settings: &Settings, name: &str, stop: &CancellationToken) 
 }
 
 fn options(
-    settings: &Settings,
+    settings: &NatsSettings,
     name: &str,
     broken: watch::Sender<u64>,
     refused: Arc<Mutex<Option<String>>>,

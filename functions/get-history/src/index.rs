@@ -1,0 +1,192 @@
+//! The stored part of a room, and what to do while PostgreSQL is away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use runtime::{Class, Database, DatabaseError};
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::types::time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use wire::{Message, Seq, Status};
+
+/// A page takes a millisecond; a database that takes this long is away.
+const DEADLINE: Duration = Duration::from_millis(1_500);
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Newest first, at least one row, at most about `$4` bytes of text; `more` when rows were cut.
+const OLDER: &str = "
+    select seq, sender, recipient, id, text, sent_at, more from (
+        select *, sum(octet_length(text)) over (order by seq desc) - octet_length(text) < $4 as fits,
+               count(*) over () >= $3 as more
+          from (select seq, sender, recipient, id, text, sent_at
+                  from messages
+                 where room_id = (select id from rooms where name = $1) and seq < $2
+                 order by seq desc limit $3) page) sized
+     where fits order by seq desc";
+
+/// Oldest first, otherwise like [`OLDER`].
+const NEWER: &str = "
+    select seq, sender, recipient, id, text, sent_at, more from (
+        select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
+               count(*) over () >= $3 as more
+          from (select seq, sender, recipient, id, text, sent_at
+                  from messages
+                 where room_id = (select id from rooms where name = $1) and seq > $2
+                 order by seq limit $3) page) sized
+     where fits order by seq";
+
+/// Where the ids of some senders are stored already.
+const KNOWN: &str = "
+    select sender, id, seq from messages
+     where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
+
+/// Which stored part of a room.
+#[derive(Debug, Clone, Copy)]
+pub enum Side {
+    /// The newest before this sequence.
+    Older(Seq),
+    /// The oldest after this sequence.
+    Newer(Seq),
+}
+
+/// Some rows of one room in a row.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// In the order of the side they were read on.
+    pub messages: Vec<Message>,
+    /// There may be rows beyond the last of these.
+    pub more: bool,
+}
+
+/// PostgreSQL, as far as history goes.
+pub struct Index {
+    database: Database,
+    stop: CancellationToken,
+    away: AtomicBool,
+}
+
+/// What a page wants from the index.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// The room as stored.
+    pub room: &'a str,
+    /// One read a side.
+    pub sides: &'a [Side],
+    /// Rows a side.
+    pub rows: u32,
+    /// Bytes of text a side.
+    pub bytes: usize,
+    /// Senders and ids of the tail: are they stored already, and where?
+    pub ids: &'a [(String, String)],
+}
+
+/// Where a sender's id is stored.
+pub type Known = ((String, String), Seq);
+
+impl Index {
+    pub fn new(database: Database, stop: CancellationToken) -> Arc<Index> {
+        Arc::new(Index { database, stop, away: AtomicBool::new(false) })
+    }
+
+    /// Reads what a page wants; `None` while PostgreSQL is away.
+    ///
+    /// # Errors
+    /// The deployment's fault, such as a missing table.
+    pub async fn read(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<Option<(Vec<Rows>, Vec<Known>)>, DatabaseError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match self.database.run(DEADLINE, async |connection| read(connection, wanted).await).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.class == Class::Trouble => {
+                self.wait_in_background(&error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Until PostgreSQL answers a probe nobody else waits for it: only one request notices, with its deadline.
+    fn wait_in_background(self: &Arc<Self>, error: &DatabaseError) {
+        if self.away.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(%error, "PostgreSQL is away; answering from the log");
+        let index = self.clone();
+        tokio::spawn(async move {
+            while !index.stop.is_cancelled() {
+                tokio::time::sleep(PROBE_INTERVAL).await;
+                let probe = index.database.run(DEADLINE, async |connection| sqlx::query("select 1").execute(connection).await).await;
+                if !matches!(&probe, Err(error) if error.class == Class::Trouble) {
+                    tracing::info!("PostgreSQL is back");
+                    index.away.store(false, Ordering::Relaxed);
+                    return;
+                }
+            }
+        });
+    }
+}
+
+async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Vec<Rows>, Vec<Known>), sqlx::Error> {
+    let span = tracing::info_span!(
+        "select messages",
+        otel.kind = "client",
+        db.system.name = "postgresql",
+        db.operation.name = "select",
+        db.collection.name = "messages",
+    );
+    async {
+        let mut sides = Vec::with_capacity(wanted.sides.len());
+        for side in wanted.sides {
+            sides.push(read_side(connection, wanted, *side).await?);
+        }
+        Ok((sides, known(connection, wanted.ids).await?))
+    }
+    .instrument(span)
+    .await
+}
+
+async fn read_side(connection: &mut PgConnection, wanted: &Wanted<'_>, side: Side) -> Result<Rows, sqlx::Error> {
+    let (sql, seq) = match side {
+        Side::Older(before) => (OLDER, before),
+        Side::Newer(after) => (NEWER, after),
+    };
+    let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
+    let found =
+        sqlx::query(sql).bind(wanted.room).bind(seq.as_i64()).bind(i64::from(wanted.rows)).bind(bytes).fetch_all(connection).await?;
+    let mut rows = Rows::default();
+    for row in &found {
+        // Rows cut for their bytes leave fewer than were counted; either way something may follow.
+        rows.more = row.try_get("more")?;
+        rows.messages.push(message(wanted.room, row)?);
+    }
+    Ok(rows)
+}
+
+fn message(room: &str, row: &PgRow) -> Result<Message, sqlx::Error> {
+    let to: Option<String> = row.try_get("recipient")?;
+    let sent_at: OffsetDateTime = row.try_get("sent_at")?;
+    Ok(Message {
+        id: row.try_get("id")?,
+        seq: Seq::from_i64(row.try_get("seq")?),
+        room: room.to_owned(),
+        user: row.try_get("sender")?,
+        text: row.try_get("text")?,
+        timestamp: i64::try_from(sent_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
+        status: to.is_some().then_some(Status::Sent),
+        to,
+        deleted: false,
+    })
+}
+
+async fn known(connection: &mut PgConnection, ids: &[(String, String)]) -> Result<Vec<Known>, sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (senders, ids): (Vec<&str>, Vec<&str>) = ids.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
+    let found: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
+    Ok(found.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect())
+}
