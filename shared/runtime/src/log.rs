@@ -48,9 +48,11 @@ pub struct LogMessage {
 }
 
 impl LogMessage {
-    /// The header `Nats-Msg-Id`.
+    /// The header `Nats-Msg-Id`, as the message came with it first.
     pub fn message_id(&self) -> Option<&str> {
-        Some(self.headers.as_ref()?.get(wire::header::MESSAGE_ID)?.as_str())
+        let headers = self.headers.as_ref()?;
+        // Appended again above the fence, a message has an id of the fence's own in front of JetStream.
+        headers.get(wire::header::ORIGINAL_ID).or_else(|| headers.get(wire::header::MESSAGE_ID)).map(|id| id.as_str())
     }
 }
 
@@ -76,9 +78,12 @@ pub enum LogError {
 
 /// A message as the JSON API gives it, headers unread.
 #[derive(Debug, Clone)]
-pub(crate) struct RawMessage {
+pub struct RawMessage {
+    /// The message; without headers when they are malformed.
     pub message: LogMessage,
+    /// The headers as stored; empty when there are none.
     pub header_block: Vec<u8>,
+    /// No client can read its headers or its subject.
     pub malformed: bool,
 }
 
@@ -321,13 +326,24 @@ impl Log {
     }
 
     /// Every message in `from..=to`, malformed ones too, by number.
-    pub(crate) async fn walk(&self, from: Seq, to: Seq) -> Result<Vec<RawMessage>, LogError> {
+    ///
+    /// # Errors
+    /// The log does not answer.
+    pub async fn walk(&self, from: Seq, to: Seq) -> Result<Vec<RawMessage>, LogError> {
         let found: Vec<Option<RawMessage>> = futures::stream::iter(from.get().max(1)..=to.get())
             .map(|seq| self.raw(json!({ "seq": seq })))
             .buffered(JSON_CONCURRENCY)
             .try_collect()
             .await?;
         Ok(found.into_iter().flatten().collect())
+    }
+
+    /// The first message of `subject` from `from` on, malformed or not.
+    ///
+    /// # Errors
+    /// The log does not answer.
+    pub async fn next(&self, subject: &str, from: Seq) -> Result<Option<RawMessage>, LogError> {
+        self.raw(json!({"seq": from.get().max(1), "next_by_subj": subject})).await
     }
 
     /// Removes one message from the log.

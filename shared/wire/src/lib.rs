@@ -20,8 +20,8 @@ pub use name::{MAX_NAME_BYTES, Room, Seq};
 pub use reason::Reason;
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
-    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, Endpoint, HISTORY, INBOX, LogSubject, REQUEST_SUBJECTS, SERVICE_REPLY, STREAM, STREAM_SUBJECTS,
-    WORKER, discovery_subjects, jetstream, live_subject, overlap,
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DISCOVER_INFO, DISCOVER_STATS, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, REQUEST_SUBJECTS,
+    SERVICE_REPLY, STREAM, STREAM_SUBJECTS, WORKER, discovery_subjects, jetstream, live_subject, overlap,
 };
 
 /// Names of the headers Scrollback reads and writes.
@@ -34,6 +34,8 @@ pub mod header {
     pub const SOURCE: &str = "Scrollback-Source";
     /// JetStream's deduplication id; a message's id when its body names none.
     pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+    /// The `Nats-Msg-Id` a message came with before stream-bootstrap appended it again; empty when it came with none.
+    pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
     /// ADR-32: the sentence for the caller.
     pub const SERVICE_ERROR: &str = "Nats-Service-Error";
     /// ADR-32: the code, as a number.

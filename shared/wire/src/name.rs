@@ -38,6 +38,19 @@ impl Room {
     pub fn log_subject(&self) -> String {
         if self.0 == Self::ADMIN { "admin.*".to_owned() } else { format!("chat.{}", self.0) }
     }
+
+    /// Where a trusted publisher appends to this room. `publisher` ends the subject of the admin room, as one token.
+    pub fn append_subject(&self, publisher: &str) -> String {
+        if self.0 == Self::ADMIN { format!("admin.{publisher}") } else { format!("chat.{}", self.0) }
+    }
+
+    /// From a message's body, where a room stands as a name or, as `chat.general`, the subject it was published on.
+    ///
+    /// # Errors
+    /// As [`Room::parse`].
+    pub fn from_body(room: &str) -> Result<Room, Refusal> {
+        Room::parse(room.strip_prefix("chat.").unwrap_or(room))
+    }
 }
 
 impl fmt::Display for Room {
@@ -114,6 +127,14 @@ mod tests {
             assert_eq!(refusal.code, crate::Code::BadRequest, "{bad:?}");
             assert!(refusal.reason.contains("1 to 64"), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_room_knows_its_subjects() {
+        let general = Room::from_body("chat.general").unwrap();
+        assert_eq!((general.as_str(), general.append_subject("import")), ("general", "chat.general".to_owned()));
+        assert_eq!(Room::from_body("__admin__").unwrap().append_subject("import"), "admin.import");
+        assert!(Room::from_body("dm.alice.bob").is_err());
     }
 
     #[test]

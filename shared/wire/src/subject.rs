@@ -11,6 +11,10 @@ pub const WORKER: &str = "persist-message";
 /// What the log takes in.
 pub const STREAM_SUBJECTS: [&str; 4] = ["chat.*", "admin.*", "dm.*.*", "change.>"];
 
+/// What the log takes in while its sequences are being lifted: a subject nobody publishes to, so that publishers
+/// get an error instead of an acknowledgement below the fence.
+pub const FENCE_SUBJECT: &str = "scrollback.fence";
+
 /// Replies go to inboxes; each user's lie below `_INBOX.{user}.`.
 pub const INBOX: &str = "_INBOX";
 /// Replies through a service import.
@@ -38,8 +42,20 @@ pub mod jetstream {
     pub const CONSUMER_INFO: &str = "$JS.API.CONSUMER.INFO.CHAT_MESSAGES.persist-message";
     /// Makes or changes the shared consumer.
     pub const CONSUMER_CREATE: &str = "$JS.API.CONSUMER.DURABLE.CREATE.CHAT_MESSAGES.persist-message";
+    /// Holds back deliveries of the shared consumer for a while.
+    pub const CONSUMER_PAUSE: &str = "$JS.API.CONSUMER.PAUSE.CHAT_MESSAGES.persist-message";
     /// Pulls from the shared consumer.
     pub const CONSUMER_NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.CHAT_MESSAGES.persist-message";
+
+    /// Does `verb` (`INFO`, `CREATE`, `UPDATE`) with any stream.
+    pub fn stream(verb: &str, stream: &str) -> String {
+        format!("$JS.API.STREAM.{verb}.{stream}")
+    }
+
+    /// Does `verb` (`INFO`, `DURABLE.CREATE`) with any consumer.
+    pub fn consumer(verb: &str, stream: &str, consumer: &str) -> String {
+        format!("$JS.API.CONSUMER.{verb}.{stream}.{consumer}")
+    }
 }
 
 /// One page of a room.
@@ -51,6 +67,11 @@ pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
 /// Mends it.
 pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> =
     Endpoint::new("apply", "bootstrap.apply", "bootstrap.apply", "Mends what bootstrap.check finds");
+
+/// Every copy of every function answers what it offers.
+pub const DISCOVER_INFO: &str = "$SRV.INFO";
+/// Every copy of every function answers how it is doing.
+pub const DISCOVER_STATS: &str = "$SRV.STATS";
 
 /// Everything a client may ask, with wildcards for names. A stream that overlaps one of these would
 /// answer in the function's place.
