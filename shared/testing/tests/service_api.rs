@@ -1,0 +1,89 @@
+//! Every function is found, described and measured through the NATS service API, by every way of asking.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::StreamExt;
+use serde_json::Value;
+use testing::{World, eventually};
+
+const FUNCTIONS: [&str; 3] = ["get-history", "persist-message", "stream-bootstrap"];
+
+/// Every reply to one discovery request, until it has been quiet for a moment.
+async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> Vec<Value> {
+    let inbox = client.new_inbox();
+    let mut subscription = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish_with_reply(subject.to_owned(), inbox, "".into()).await.unwrap();
+    let mut found = Vec::new();
+    while let Ok(Some(reply)) = tokio::time::timeout(Duration::from_millis(if found.len() < wanted { 5_000 } else { 100 }), subscription.next()).await {
+        found.push(serde_json::from_slice(&reply.payload).expect("JSON"));
+    }
+    found
+}
+
+fn schema(verb: &str) -> jsonschema::Validator {
+    let text = match verb {
+        "PING" => include_str!("../schemas/micro_v1_ping_response.json"),
+        "INFO" => include_str!("../schemas/micro_v1_info_response.json"),
+        _ => include_str!("../schemas/micro_v1_stats_response.json"),
+    };
+    jsonschema::options().should_validate_formats(true).build(&serde_json::from_str(text).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn every_copy_of_every_function_answers_by_name_and_by_id() {
+    let world = World::start().await;
+    let (one, two, history, worker) =
+        tokio::join!(world.spawn("get-history"), world.spawn("get-history"), world.spawn("persist-message"), world.spawn("stream-bootstrap"));
+    let operator = world.client("operator").await;
+    for verb in ["PING", "INFO", "STATS"] {
+        let schema = schema(verb);
+        let all = replies(&operator, &format!("$SRV.{verb}"), 4).await;
+        assert_eq!(all.len(), 4, "{verb}");
+        for reply in &all {
+            let wrong: Vec<String> = schema.iter_errors(reply).map(|error| error.to_string()).collect();
+            assert!(wrong.is_empty(), "{verb}: {wrong:?} in {reply}");
+            assert_eq!(reply["metadata"]["project"], "scrollback");
+        }
+        let names: BTreeSet<&str> = all.iter().map(|reply| reply["name"].as_str().unwrap()).collect();
+        assert_eq!(names, BTreeSet::from(FUNCTIONS));
+        for name in FUNCTIONS {
+            let copies = if name == "get-history" { 2 } else { 1 };
+            let named = replies(&operator, &format!("$SRV.{verb}.{name}"), copies).await;
+            assert_eq!(named.len(), copies, "{verb} {name}");
+            for copy in named {
+                let id = copy["id"].as_str().unwrap();
+                let by_id = replies(&operator, &format!("$SRV.{verb}.{name}.{id}"), 1).await;
+                assert_eq!(by_id.len(), 1);
+                assert_eq!(by_id[0]["id"], id);
+            }
+        }
+    }
+    drop((one, two, history, worker));
+}
+
+#[tokio::test]
+async fn stats_show_the_work() {
+    let world = World::start().await;
+    let (_history, _worker) = tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
+    let (publisher, operator) = (world.client("publisher").await, world.client("operator").await);
+    for text in ["one", "two", "three"] {
+        publisher.request("chat.general", format!(r#"{{"user":"ann","text":"{text}"}}"#).into()).await.unwrap();
+    }
+    publisher.request("chat.general", "bad".into()).await.unwrap();
+    let stats = async |name: &str| replies(&operator, &format!("$SRV.STATS.{name}"), 1).await.remove(0)["endpoints"][0].clone();
+    let store = eventually("the work is counted", Duration::from_secs(10), async || {
+        let store = stats("persist-message").await;
+        (store["num_requests"] == 4).then_some(store)
+    })
+    .await;
+    assert_eq!((&store["num_errors"], &store["last_error"]), (&1.into(), &"422:not_json".into()));
+    assert!(store["processing_time"].as_u64().unwrap() > 0);
+    assert_eq!(store["average_processing_time"].as_u64().unwrap(), store["processing_time"].as_u64().unwrap() / 4);
+
+    publisher.request("chat.history.general", "".into()).await.unwrap();
+    publisher.request("chat.history.general", "[]".into()).await.unwrap();
+    let history = stats("get-history").await;
+    assert_eq!((&history["num_requests"], &history["num_errors"]), (&2.into(), &1.into()));
+    assert!(history["last_error"].as_str().unwrap().starts_with("400:the body"));
+}

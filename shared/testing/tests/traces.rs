@@ -1,0 +1,97 @@
+//! One trace from send to store to query, received by a real OTLP receiver.
+
+use std::time::Duration;
+
+use testing::{OtlpReceiver, World};
+
+#[tokio::test]
+async fn send_store_and_query_stand_in_one_trace() {
+    let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
+    let vars = receiver.vars();
+    // The demonstration waits for the schedule of the batch processor otherwise.
+    let mut quick = vars.clone();
+    quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
+    let (history, worker) = tokio::join!(world.spawn_with("get-history", &quick), world.spawn_with("persist-message", &quick));
+    let mut demo = world.command("demo");
+    demo.env("NATS_USER", "publisher").env("NATS_PASS", world.nats().password("publisher"));
+    demo.env("OPERATOR_USER", "operator").env("OPERATOR_PASS", world.nats().password("operator"));
+    for (name, value) in &quick {
+        demo.env(name, value);
+    }
+    let output = demo.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let wanted = ["send chat.general", "process chat.general", "get-history chat.history.>", "select messages"];
+    let spans = receiver
+        .wait_for("send, store and query in one trace", Duration::from_secs(15), |spans| {
+            spans.iter().filter(|span| span.name == wanted[0]).any(|send| {
+                wanted.iter().all(|name| spans.iter().any(|span| span.name == *name && span.trace_id == send.trace_id))
+            })
+        })
+        .await;
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no span {name}"));
+    let send = named("send chat.general");
+    assert_eq!(named("process chat.general").parent_span_id.as_ref(), Some(&send.span_id), "the store is the send's child");
+    assert_eq!(send.attributes.get("messaging.system").map(String::as_str), Some("nats"));
+    let query = spans.iter().find(|span| span.name == "select messages" && span.trace_id == send.trace_id).unwrap();
+    assert_eq!(query.attributes.get("db.system.name").map(String::as_str), Some("postgresql"));
+
+    // The batch has a trace of its own, with a link to the message it stored and the statement below it.
+    let spans = receiver
+        .wait_for("the batch's own trace", Duration::from_secs(15), |spans| {
+            spans.iter().any(|receive| {
+                receive.name == "receive CHAT_MESSAGES"
+                    && receive.trace_id != send.trace_id
+                    && receive.links.iter().any(|link| link == &(send.trace_id.clone(), send.span_id.clone()))
+                    && spans.iter().any(|span| span.name == "insert messages" && span.trace_id == receive.trace_id)
+            })
+        })
+        .await;
+    assert!(spans.iter().any(|span| span.service == "persist-message"));
+    assert!(history.terminate().await.success() && worker.terminate().await.success());
+}
+
+#[tokio::test]
+async fn no_text_appears_in_any_signal_or_log() {
+    let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
+    let mut vars = receiver.vars();
+    vars.extend([("OTEL_BSP_SCHEDULE_DELAY", "50"), ("OTEL_BLRP_SCHEDULE_DELAY", "50"), ("OTEL_METRIC_EXPORT_INTERVAL", "100")]);
+    let (history, worker) = tokio::join!(world.spawn_with("get-history", &vars), world.spawn_with("persist-message", &vars));
+    let database = world.database().await;
+    sqlx::query("alter table messages add constraint no_secrets check (text not like 'secret-%')").execute(&database).await.unwrap();
+    let publisher = world.client("publisher").await;
+    for body in [
+        r#"{"user":"ann","text":"good-xyzzy"}"#,
+        r#"{"user":"ann","text":"secret-xyzzy"}"#,
+        r#"{"user":"ann","text":"a\u0000xyzzy"}"#,
+        r#"{"user":"ann","text":"xyzzy"#,
+    ] {
+        publisher.request("chat.general", body.into()).await.unwrap();
+    }
+    testing::eventually("three dead letters", Duration::from_secs(10), async || {
+        let letters: i64 = sqlx::query_scalar("select count(*) from dead_letters").fetch_one(&database).await.unwrap();
+        (letters == 3).then_some(())
+    })
+    .await;
+    publisher.request("chat.history.general", "".into()).await.unwrap();
+    publisher.request("chat.history.general", r#"{"limit":"xyzzy"}"#.into()).await.unwrap();
+    let logs = format!("{}{}", history.stderr(), worker.stderr());
+    assert!(history.terminate().await.success() && worker.terminate().await.success());
+    assert!(!receiver.spans().is_empty() && !receiver.metrics().is_empty() && !receiver.logs().is_empty());
+    assert!(!receiver.contains("xyzzy"), "a text in a signal");
+    assert!(!logs.contains("xyzzy"), "a text in a log: {logs}");
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_costs_a_line_and_no_time() {
+    let world = World::start().await;
+    let nobody = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"), ("OTEL_BSP_SCHEDULE_DELAY", "50")];
+    let history = world.spawn_with("get-history", &nobody).await;
+    let publisher = world.client("publisher").await;
+    for _ in 0..20 {
+        publisher.request("chat.history.general", "".into()).await.unwrap();
+    }
+    let begun = std::time::Instant::now();
+    assert!(history.terminate().await.success());
+    assert!(begun.elapsed() < Duration::from_secs(3), "leaving took {:?}", begun.elapsed());
+}
