@@ -1,0 +1,79 @@
+# The verbs of this project. `just` lists them; on a fresh machine `./dev VERB` installs what they need first.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+set positional-arguments
+
+# This list
+default:
+    @just --justfile {{ quote(justfile()) }} --list --unsorted
+
+# Everything in Docker, with traces in Jaeger
+up:
+    ./dev passwords .env
+    docker compose up --build --detach
+    @echo "Jaeger, with the traces: http://$(docker compose port jaeger 16686)"
+    @echo "NATS: nats://$(docker compose port nats 4222), users and passwords in nats/accounts.conf and .env"
+
+# End what `just up` started; the data stays in its volumes
+down:
+    docker compose down
+
+# Everything on this machine without Docker, until Ctrl-C
+dev:
+    ./dev up
+
+# Every test, on real servers that the tests start themselves
+test *ARGS:
+    cargo build --workspace --bins --locked
+    cargo test --workspace --locked "$@"
+
+# Formatting and clippy
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# check, and licences, advisories and shell scripts as far as their tools are installed
+lint: check
+    if command -v cargo-deny >/dev/null; then cargo deny check; else echo "no cargo-deny here: licences and advisories not checked"; fi
+    if command -v shellcheck >/dev/null; then shellcheck dev .ci/run; else echo "no shellcheck here: scripts not checked"; fi
+
+# What has to pass before a change lands
+ci: check test
+
+# Ingest, history and footprint, measured on this machine
+bench *ARGS:
+    cargo run --release --locked --package bench --bin bench -- "$@"
+
+# Publish JSON lines into the log that is up: .jsonl, .jsonl.gz, - for standard input
+[no-cd]
+import +FILES:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    root={{ quote(justfile_directory()) }}
+    if "$root/dev" status >/dev/null; then exec "$root/dev" import "$@"; fi
+    if [[ -z $(docker compose --project-directory "$root" ps --status running --quiet nats 2>/dev/null) ]]; then
+        echo "nothing is up to import into: run ./dev up or just up first" >&2
+        exit 1
+    fi
+    source "$root/.env"
+    export NATS_URL=nats://127.0.0.1:${SCROLLBACK_NATS_PORT:-4222} NATS_USER=publisher NATS_PASS=$PUBLISHER_PASSWORD
+    exec cargo run --quiet --release --locked --manifest-path "$root/Cargo.toml" --package bench --bin import -- "$@"
+
+# Run N copies of the function NAME in Docker
+scale NAME N:
+    docker compose up --detach --no-recreate --scale "$1=$2" "$1"
+
+# Follow the logs of what is up: all, or the NAMES given
+logs *NAMES:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if ! ./dev status >/dev/null; then exec docker compose logs --follow --tail 20 "$@"; fi
+    cd .scrollback/logs
+    if (($#)); then exec tail -n 20 -F "${@/%/.log}"; else exec tail -n 20 -F ./*.log; fi
+
+# psql on the database that is up
+psql *ARGS:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if ./dev status >/dev/null; then exec ./dev psql "$@"; fi
+    exec docker compose exec postgres psql --username scrollback "$@"
