@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wire::{Ask, Endpoint, EndpointInfo};
 
+use crate::requests::Requests;
 use crate::service::{QUEUE_GROUP, Registered, Service};
 use crate::{Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars, Worker, connect};
 
@@ -312,9 +313,11 @@ impl<S: Send + Sync + 'static> Function<S> {
         let Settings { max_concurrent_requests, .. } = shared.settings;
         let deadline = shared.settings.request_deadline();
         let service = Service::new(shared.nats.client().clone(), identity, registered, max_concurrent_requests, deadline);
-        let answering = service.start(&stop).await?;
+        let requests = Requests::connect(&shared.settings.nats, identity.name, &stop).await?;
+        let asked = requests.connection.clone();
+        let answering = service.start(requests, &stop).await?;
         tokio::time::sleep(OBJECTION_TIME).await;
-        if let Some(objection) = shared.nats.refused() {
+        if let Some(objection) = shared.nats.refused().or_else(|| asked.refused()) {
             return Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf")));
         }
         let health = shared.settings.health_file.clone().map(|path| tokio::spawn(stay_healthy(path, shared.nats.clone(), stop.clone())));
@@ -323,7 +326,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         let task = tokio::spawn(async move {
             let outcome = work_until(work, &stop).await;
             stop.cancel();
-            if tokio::time::timeout(DRAIN_LIMIT, answering.wait()).await.is_err() {
+            if tokio::time::timeout(DRAIN_LIMIT, answering).await.is_err() {
                 tracing::warn!("some requests were still under way after {} s", DRAIN_LIMIT.as_secs());
             }
             let _ = tokio::time::timeout(DRAIN_LIMIT, shared.nats.client().flush()).await;

@@ -9,6 +9,7 @@ mod function;
 mod headers;
 mod log;
 mod nats;
+mod requests;
 mod service;
 mod telemetry;
 

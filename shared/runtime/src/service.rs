@@ -4,6 +4,7 @@
 //! `metadata` out of STATS and loses requests when it stops.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,12 +17,14 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use wire::{Code, EndpointInfo, EndpointStats, INBOX, Info, Ping, SERVICE_REPLY, Stats, header};
 
+use crate::requests::Requests;
 use crate::telemetry::{self, remote_parent};
 use crate::{Error, Fatal, Identity};
 
@@ -164,47 +167,64 @@ impl Service {
     }
 
     /// Subscribes to everything and answers until `stop`, then finishes what was taken.
-    /// Returns once the server has every subscription; the tracker ends when the last answer is out.
+    /// Returns once the server has every subscription; the task ends when the last answer is out.
     ///
     /// # Errors
     /// The connection is gone.
-    pub(crate) async fn start(self: &Arc<Self>, stop: &CancellationToken) -> Result<TaskTracker, Fatal> {
+    pub(crate) async fn start(self: &Arc<Self>, requests: Requests, stop: &CancellationToken) -> Result<JoinHandle<()>, Fatal> {
         let gone = |_| Fatal::new("the connection to NATS was lost while subscribing");
-        let tasks = TaskTracker::new();
+        let answering = TaskTracker::new();
+        let drain = CancellationToken::new();
+        let (drained, all_drained) = mpsc::channel(1);
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             if endpoint.handler.is_some() {
-                let subscription = self.client.queue_subscribe(endpoint.info.subject.clone(), QUEUE_GROUP.to_owned()).await;
-                tasks.spawn(self.clone().answer(index, subscription.map_err(gone)?, stop.clone(), tasks.clone()));
+                let client = requests.connection.client();
+                let subscription = client.queue_subscribe(endpoint.info.subject.clone(), QUEUE_GROUP.to_owned()).await.map_err(gone)?;
+                answering.spawn(self.clone().answer(index, subscription, drain.clone(), drained.clone(), answering.clone()));
             }
         }
+        drop(drained);
         for (verb, subject) in wire::discovery_subjects(self.identity.name, &self.id) {
             let subscription = self.client.subscribe(subject).await.map_err(gone)?;
-            tasks.spawn(self.clone().discovery(verb, subscription, stop.clone()));
+            tokio::spawn(self.clone().discovery(verb, subscription, stop.clone()));
         }
-        self.client.flush().await.map_err(|_| Fatal::new("the connection to NATS was lost while subscribing"))?;
-        tasks.close();
-        Ok(tasks)
+        for client in [requests.connection.client(), &self.client] {
+            client.flush().await.map_err(|_| Fatal::new("the connection to NATS was lost while subscribing"))?;
+        }
+        answering.close();
+        Ok(tokio::spawn(drain_on(stop.clone(), requests, drain, all_drained, answering)))
     }
 
-    async fn answer(self: Arc<Self>, index: usize, mut subscription: Subscriber, stop: CancellationToken, tasks: TaskTracker) {
-        let mut draining = false;
+    /// Takes requests of one endpoint; `drained` is dropped when its subscription is being drained.
+    async fn answer(
+        self: Arc<Self>,
+        index: usize,
+        mut subscription: Subscriber,
+        drain: CancellationToken,
+        drained: mpsc::Sender<Infallible>,
+        answering: TaskTracker,
+    ) {
+        let mut drained = Some(drained);
         loop {
             // A place first, then a request: what finds no place waits in the subscription, not in tasks.
-            let Ok(place) = self.places.clone().acquire_owned().await else { return };
-            let request = tokio::select! {
-                request = subscription.next() => request,
-                () = stop.cancelled(), if !draining => {
-                    draining = true;
+            let place = tokio::select! {
+                place = self.places.clone().acquire_owned() => place,
+                () = drain.cancelled(), if drained.is_some() => {
                     if let Err(error) = subscription.drain().await {
-                        tracing::warn!(%error, "could not drain an endpoint");
-                        return;
+                        tracing::warn!(%error, "an endpoint could not be drained");
                     }
+                    drained = None;
                     continue;
                 }
             };
+            let Ok(place) = place else { return };
+            let request = tokio::select! {
+                request = subscription.next() => request,
+                () = drain.cancelled(), if drained.is_some() => continue,
+            };
             let Some(request) = request else { return };
             let service = self.clone();
-            tasks.spawn(async move {
+            answering.spawn(async move {
                 service.one(index, request).await;
                 drop(place);
             });
@@ -338,6 +358,24 @@ impl Service {
             endpoints: self.endpoints.iter().map(|endpoint| endpoint.meter.stats(&endpoint.info)).collect(),
         }
     }
+}
+
+/// Waits for `stop`, then drains every endpoint and waits for the last answer.
+async fn drain_on(
+    stop: CancellationToken,
+    requests: Requests,
+    drain: CancellationToken,
+    mut all_drained: mpsc::Receiver<Infallible>,
+    answering: TaskTracker,
+) {
+    stop.cancelled().await;
+    let paused = requests.pause().await;
+    drain.cancel();
+    // Ends when every endpoint has dropped its sender.
+    let _ = all_drained.recv().await;
+    let draining = paused.drain();
+    answering.wait().await;
+    drop(draining);
 }
 
 /// What a reply's headers may take of `max_payload`.

@@ -1,6 +1,7 @@
 //! The promises, held while processes and servers die.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -57,10 +58,28 @@ fn check(messages: &[Message], acknowledged: &BTreeMap<u64, String>) {
     assert_eq!(&found, acknowledged);
 }
 
+/// What a dead worker held comes again after the consumer's ack_wait: here after two seconds, not thirty.
+async fn with_short_ack_wait(world: &World) -> testing::Process {
+    let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"), world.nats().store_dir().join("config"));
+    for folder in ["streams", "consumers"] {
+        std::fs::create_dir_all(to.join(folder)).unwrap();
+        for file in std::fs::read_dir(from.join(folder)).unwrap() {
+            let file = file.unwrap();
+            let mut object: Value = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
+            if let Some(ack_wait) = object.get_mut("ack_wait") {
+                *ack_wait = json!(2_000_000_000_u64);
+            }
+            std::fs::write(to.join(folder).join(file.file_name()), object.to_string()).unwrap();
+        }
+    }
+    world.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", to.to_str().unwrap())]).await
+}
+
 #[tokio::test]
 async fn a_worker_killed_in_the_middle_of_a_batch_costs_nothing() {
     let world = World::start().await;
     let client = world.client("publisher").await;
+    let _bootstrap = with_short_ack_wait(&world).await;
     let _history = world.spawn("get-history").await;
     let small = [("PERSIST_BATCH", "20")];
     let _steady = world.spawn_with("persist-message", &small).await;
@@ -215,8 +234,10 @@ async fn a_worker_that_cannot_move_ends_itself() {
     publish(&client, "general", "ann", "held").await;
     // Somebody takes the message and never acknowledges it.
     let mut thief = RawClient::connect(world.nats(), "persist-message").await;
-    let held = thief.request(wire::jetstream::CONSUMER_NEXT, None, b"1").await.unwrap();
-    assert_eq!(held.subject.split('.').next(), Some("_INBOX"));
+    let inbox = thief.inbox();
+    thief.subscribe(&inbox).await;
+    thief.publish_raw(wire::jetstream::CONSUMER_NEXT, Some(&inbox), None, b"1").await;
+    assert_eq!(thief.next(SOON).await.expect("a delivery").subject, "chat.general");
     let worker = world.spawn_with("persist-message", &[("PERSIST_STUCK_AFTER_MS", "1000")]).await;
     let status = worker.exited(SOON).await;
     assert!(!status.success());
