@@ -240,12 +240,17 @@ impl World {
     /// A function's real binary with [`vars`](Self::vars) as a command, for a test that expects it to end by itself: add
     /// variables, then `.output().await`. Killed when its future is dropped.
     pub fn command(&self, name: &str) -> tokio::process::Command {
-        let mut command = tokio::process::Command::from(self.std_command(name));
+        self.command_as(name, name)
+    }
+
+    /// Like [`command`](Self::command), for a binary that is no function, such as `demo`: with the variables of `user`.
+    pub fn command_as(&self, binary: &str, user: &str) -> tokio::process::Command {
+        let mut command = tokio::process::Command::from(self.std_command(binary, user));
         command.kill_on_drop(true);
         command
     }
 
-    fn std_command(&self, name: &str) -> std::process::Command {
+    fn std_command(&self, name: &str, user: &str) -> std::process::Command {
         let mut command = kept(EndBy::Kill, binary(name).as_os_str());
         // Nothing from the surroundings, or a developer's DATABASE_URL and OTEL_* would take part in the test.
         command.env_clear();
@@ -254,12 +259,12 @@ impl World {
                 command.env(name, value);
             }
         }
-        command.envs(self.vars(name));
+        command.envs(self.vars(user));
         command
     }
 
     fn child(&self, name: &str, extra: &[(&str, &str)]) -> Child {
-        let mut command = self.std_command(name);
+        let mut command = self.std_command(name, name);
         command.envs(extra.iter().copied());
         let what = format!("{name}.{}", self.processes.fetch_add(1, Ordering::Relaxed));
         Child::start(&what, command, &self.folder)

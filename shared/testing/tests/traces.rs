@@ -12,8 +12,7 @@ async fn send_store_and_query_stand_in_one_trace() {
     let mut quick = vars.clone();
     quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
     let (history, worker) = tokio::join!(world.spawn_with("get-history", &quick), world.spawn_with("persist-message", &quick));
-    let mut demo = world.command("demo");
-    demo.env("NATS_USER", "publisher").env("NATS_PASS", world.nats().password("publisher"));
+    let mut demo = world.command_as("demo", "publisher");
     demo.env("OPERATOR_USER", "operator").env("OPERATOR_PASS", world.nats().password("operator"));
     for (name, value) in &quick {
         demo.env(name, value);
