@@ -95,7 +95,11 @@ async fn check_pages(client: &Client, source: &str) {
         assert_eq!(got.more, more, "{body} from {source}");
         assert_eq!(got.source, source, "{body}");
         match through {
-            Some(through) => assert_eq!(got.through, through, "{body} from {source}"),
+            // Between the last message and the cursor the log has nothing of this room: both ends are true.
+            Some(through) => {
+                let last = got.messages.last().unwrap().seq.get();
+                assert!((last..=through).contains(&got.through), "{body} from {source}: through {}", got.through);
+            }
             None => assert!(got.through >= 20, "{body} from {source}: through {}", got.through),
         }
     }

@@ -1,1 +1,127 @@
-fn main() {}
+//! Keeps the log, its consumer and the database schema as shipped, and sequences above what is stored.
+//! Answers `bootstrap.check` and `bootstrap.apply`, and does both by itself at start and from time to time.
+
+mod bootstrap;
+mod compare;
+mod fence;
+mod letters;
+mod object;
+mod schema;
+mod shipped;
+#[cfg(test)]
+mod tests;
+mod trouble;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bootstrap::{Bootstrap, Own};
+use runtime::{Ctx, Error, Fatal, Function, Meter, Reply, Request, Result, this};
+use shipped::Shipped;
+use trouble::Trouble;
+use wire::{Applied, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, Check, NoRequest};
+
+/// Between attempts while something is away, or another copy is applying.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What one copy has.
+struct State {
+    bootstrap: Arc<Bootstrap>,
+    interval: Duration,
+}
+
+fn main() -> ExitCode {
+    function().run()
+}
+
+fn function() -> Function<State> {
+    let function = Function::with(this!(), apply_at_start).answer(BOOTSTRAP_CHECK, check).answer(BOOTSTRAP_APPLY, apply);
+    function.work("reconcile", "timer", "Looks from time to time, and mends what differs", reconcile)
+}
+
+async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
+    let own: Own = ctx.vars().read()?;
+    let interval = own.interval()?;
+    let shipped = Shipped::read(own.bootstrap_config.as_deref())?;
+    let bootstrap = Arc::new(Bootstrap::new(ctx.clone(), shipped));
+    let mut told = String::new();
+    loop {
+        match bootstrap.apply().await {
+            Ok(done) => {
+                tell(&done);
+                return Ok(State { bootstrap, interval });
+            }
+            Err(trouble) if trouble.passes() => tell_once(&trouble, &mut told),
+            Err(trouble) => return Err(trouble.into()),
+        }
+        if let Some(objection) = ctx.nats().refused() {
+            return Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf")));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = ctx.stop().cancelled() => return Err(Fatal::new(format!("stopped while waiting for {told}"))),
+        }
+    }
+}
+
+async fn check(ctx: Ctx<State>, _: Request<NoRequest>) -> Result<Reply<Check>> {
+    Reply::json(&ctx.bootstrap.check().await?)
+}
+
+async fn apply(ctx: Ctx<State>, _: Request<NoRequest>) -> Result<Reply<Applied>> {
+    let (bootstrap, stop) = (ctx.bootstrap.clone(), ctx.stop().clone());
+    // On its own: a fence that is half done must not be left so because a caller's deadline has passed.
+    let applying = tokio::spawn(async move {
+        loop {
+            match bootstrap.apply().await {
+                Err(Trouble::Busy) if !stop.is_cancelled() => tokio::time::sleep(PAUSE).await,
+                outcome => return outcome,
+            }
+        }
+    });
+    let done = applying.await.map_err(Error::internal)??;
+    tell(&done);
+    Reply::json(&Applied { done })
+}
+
+async fn reconcile(ctx: Ctx<State>, meter: Meter) -> Result<(), Fatal> {
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ctx.interval) => {}
+            () = ctx.stop().cancelled() => return Ok(()),
+        }
+        let begun = Instant::now();
+        match mend(&ctx.bootstrap).await {
+            Ok(done) => {
+                tell(&done);
+                told.clear();
+            }
+            Err(Trouble::Busy) => {}
+            Err(trouble) => {
+                meter.refused(trouble.to_string());
+                tell_once(&trouble, &mut told);
+            }
+        }
+        meter.handled(1, begun.elapsed());
+    }
+}
+
+async fn mend(bootstrap: &Bootstrap) -> Result<Vec<String>, Trouble> {
+    if bootstrap.check().await?.ok { Ok(Vec::new()) } else { bootstrap.apply().await }
+}
+
+fn tell(done: &[String]) {
+    for sentence in done {
+        tracing::info!("{sentence}");
+    }
+}
+
+/// The same trouble is worth one line, however often it is met.
+fn tell_once(trouble: &Trouble, told: &mut String) {
+    if *told != trouble.topic() {
+        tracing::warn!("not applied yet: {trouble}");
+        *told = trouble.topic();
+    }
+}

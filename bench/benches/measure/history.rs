@@ -1,0 +1,156 @@
+//! Asking for pages, beside an echo of the same size: what the same answer costs when nobody has to look for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde_json::json;
+use testing::World;
+use wire::{HISTORY, header};
+
+use crate::Plan;
+use crate::footprint::resident_mib;
+use crate::ingest::Ingest;
+use crate::numbers::{median, milliseconds, per_second, percentile, rounded, scattered, table};
+
+const ROOM: &str = "room-1";
+const ECHO: &str = "measure.echo";
+const SIDE_BY_SIDE: [usize; 2] = [1, 32];
+/// Messages of all rooms that the worker has not stored yet.
+const TAIL: usize = 400;
+
+/// A question: where to, and the body of the nth request.
+#[derive(Clone)]
+struct Question {
+    name: &'static str,
+    client: Client,
+    subject: String,
+    body: Arc<dyn Fn(u64) -> String + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Figures {
+    rate: Vec<f64>,
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+}
+
+pub async fn measure(world: &World, plan: &Plan) {
+    let mut ingest =
+        Ingest { world, operator: world.client("operator").await, database: world.database().await, written: 1 << 32, memory: Vec::new() };
+    eprintln!("history: storing something to read");
+    let first = ingest.last().await + 1;
+    ingest.fill(plan.messages).await;
+    let worker = world.spawn("persist-message").await;
+    let last = ingest.last().await;
+    while ingest.floor().await < last {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    worker.terminate().await;
+    sqlx::raw_sql("vacuum analyze messages").execute(&ingest.database).await.expect("PostgreSQL answers");
+
+    let history = world.spawn("get-history").await;
+    let (asker, administrator) = (world.client("publisher").await, world.client("administrator").await);
+    let page = asker.request(HISTORY.subject(&[ROOM]), "".into()).await.expect("get-history answers");
+    let bytes = page.payload.len();
+    echo(world.client("administrator").await, page.headers.unwrap_or_default(), page.payload).await;
+    let to_history = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Question {
+        name,
+        client: asker.clone(),
+        subject: HISTORY.subject(&[ROOM]),
+        body,
+    };
+    let questions = [
+        Question {
+            name: "limit: an echo of the same size",
+            client: administrator,
+            subject: ECHO.to_owned(),
+            body: Arc::new(|_| String::new()),
+        },
+        to_history("the newest page, all the same", Arc::new(|_| String::new())),
+        to_history(
+            "pages all over the room, all different",
+            Arc::new(move |n| json!({"before": first + scattered(n) % (last - first)}).to_string()),
+        ),
+    ];
+    let mut rows = ask_all(&questions, plan).await;
+    ingest.fill(TAIL).await;
+    let tail = [to_history("the newest page, part of it not stored yet", Arc::new(|_| String::new()))];
+    rows.extend(ask_all(&tail, plan).await);
+
+    let echo_rate = |side_by_side| rows.iter().find(|row| row.1 == side_by_side).map_or(f64::NAN, |row| median(&row.2.rate));
+    let lines: Vec<Vec<String>> = rows
+        .iter()
+        .map(|(name, side_by_side, figures)| {
+            let rate = median(&figures.rate);
+            vec![
+                (*name).to_owned(),
+                side_by_side.to_string(),
+                rounded(rate),
+                milliseconds(Duration::from_secs_f64(median(&figures.p50))),
+                milliseconds(Duration::from_secs_f64(median(&figures.p99))),
+                format!("{:.0} %", rate / echo_rate(*side_by_side) * 100.0),
+            ]
+        })
+        .collect();
+    table("History, 1 copy of get-history", &["question", "side by side", "pages/s", "p50", "p99", "of the echo"], &lines);
+    println!("50 messages a page, {bytes} bytes. get-history after that: {:.1} MiB.\n", resident_mib(&history));
+}
+
+/// Answers everything with what it was given, inside this process.
+async fn echo(client: Client, headers: HeaderMap, payload: Bytes) {
+    let mut requests = client.subscribe(ECHO).await.expect("a client that is not closed");
+    client.flush().await.expect("a client that is not closed");
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            let Some(reply) = request.reply else { continue };
+            // Only a closed client fails, and then the run is over.
+            let _ = client.publish_with_headers(reply, headers.clone(), payload.clone()).await;
+        }
+    });
+}
+
+async fn ask_all(questions: &[Question], plan: &Plan) -> Vec<(&'static str, usize, Figures)> {
+    let mut rows: Vec<(&Question, usize, Figures)> =
+        questions.iter().flat_map(|question| SIDE_BY_SIDE.map(|side_by_side| (question, side_by_side, Figures::default()))).collect();
+    for round in 0..=plan.rounds {
+        eprintln!("history: round {round} of {}{}", plan.rounds, if round == 0 { " (warming up)" } else { "" });
+        for (question, side_by_side, figures) in &mut rows {
+            let (rate, latencies) = ask(question, *side_by_side, plan.asking).await;
+            if round > 0 {
+                figures.rate.push(rate);
+                figures.p50.push(percentile(&latencies, 0.5).as_secs_f64());
+                figures.p99.push(percentile(&latencies, 0.99).as_secs_f64());
+            }
+        }
+    }
+    rows.into_iter().map(|(question, side_by_side, figures)| (question.name, side_by_side, figures)).collect()
+}
+
+/// Asks for a while, always that many at once; answers a second, and how long each took, sorted.
+async fn ask(question: &Question, side_by_side: usize, asking: Duration) -> (f64, Vec<Duration>) {
+    let (begun, number) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let askers = (0..side_by_side).map(|_| {
+        let (question, number) = (question.clone(), number.clone());
+        tokio::spawn(async move {
+            let mut latencies = Vec::new();
+            while begun.elapsed() < asking {
+                let body = (question.body)(number.fetch_add(1, Ordering::Relaxed));
+                let asked = Instant::now();
+                let reply = question.client.request(question.subject.clone(), body.into()).await.expect("an answer");
+                latencies.push(asked.elapsed());
+                let refused = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR));
+                assert!(refused.is_none(), "{}: {refused:?}", question.name);
+            }
+            latencies
+        })
+    });
+    let mut latencies: Vec<Duration> =
+        futures::future::join_all(askers).await.into_iter().flat_map(|asked| asked.expect("no panic")).collect();
+    let rate = per_second(latencies.len(), begun.elapsed());
+    latencies.sort_unstable();
+    (rate, latencies)
+}

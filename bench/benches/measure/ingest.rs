@@ -1,0 +1,202 @@
+//! From the log to the commit: `persist-message` beside the naive way, and beside what this machine can do at most.
+
+use std::fmt::Write as _;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use async_nats::Client;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use testing::{Process, World};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use wire::jetstream;
+
+use crate::Plan;
+use crate::footprint::resident_mib;
+use crate::naive::{self, Store};
+use crate::numbers::{median, per_second, rounded, scattered, table};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+const ROOMS: u64 = 8;
+const USERS: u64 = 500;
+
+pub async fn measure(world: &World, plan: &Plan) {
+    let mut ingest =
+        Ingest { world, operator: world.client("operator").await, database: world.database().await, written: 0, memory: Vec::new() };
+    let few = Plan { messages: plan.naive_messages, ..*plan };
+    // The first to run pays for pages nobody touched yet.
+    eprintln!("ingest: warming up");
+    ingest.fill(few.messages).await;
+    ingest.workers(1).await;
+    let mut rates: [Vec<f64>; 7] = Default::default();
+    for round in 1..=plan.rounds {
+        eprintln!("ingest: round {round} of {}", plan.rounds);
+        let [publish, one, two, row, rows, consume, copy] = &mut rates;
+        publish.push(ingest.fill(plan.messages).await);
+        one.push(ingest.workers(1).await);
+        ingest.fill(plan.messages).await;
+        two.push(ingest.workers(2).await);
+        ingest.fill(few.messages).await;
+        row.push(ingest.naive(Store::RowByRow, 1, few.messages).await);
+        ingest.fill(few.messages).await;
+        rows.push(ingest.naive(Store::RowByRow, 4, few.messages).await);
+        ingest.fill(plan.messages).await;
+        consume.push(ingest.naive(Store::Nowhere, 2, plan.messages).await);
+        copy.push(ingest.copy(plan.messages).await);
+    }
+    let [publish, one, two, row, rows, consume, copy] = rates.map(|rates| median(&rates));
+    let line =
+        |way: &str, rate: f64| vec![way.to_owned(), rounded(rate), format!("{:.1} ×", rate / row), format!("{:.0} %", rate / copy * 100.0)];
+    table(
+        "Ingest, from log to commit",
+        &["way", "messages/s", "of row by row", "of COPY"],
+        &[
+            line("row by row, each acknowledged, 1 connection", row),
+            line("row by row, each acknowledged, 4 connections", rows),
+            line("**persist-message, 1 copy**", one),
+            line("**persist-message, 2 copies**", two),
+            line("limit: binary COPY into the same table, no log", copy),
+            line("limit: consuming and acknowledging, no database", consume),
+            line("for comparison: import into the log", publish),
+        ],
+    );
+    println!(
+        "{} messages a round ({} row by row), about 110 characters each, median of {}. persist-message after that: {:.1} MiB.\n",
+        plan.messages,
+        few.messages,
+        plan.rounds,
+        median(&ingest.memory)
+    );
+}
+
+pub struct Ingest<'a> {
+    pub world: &'a World,
+    pub operator: Client,
+    pub database: PgPool,
+    /// Messages written so far: no two are alike.
+    pub written: u64,
+    pub memory: Vec<f64>,
+}
+
+impl Ingest<'_> {
+    /// Imports that many new messages into the log while nobody works on it; how many a second.
+    pub async fn fill(&mut self, messages: usize) -> f64 {
+        let mut lines = String::new();
+        for n in self.written..self.written + messages as u64 {
+            let line = json!({"user": user(n), "text": text(n), "timestamp": 1_700_000_000_000 + n, "room": format!("room-{}", n % ROOMS)});
+            writeln!(lines, "{line}").expect("memory");
+        }
+        self.written += messages as u64;
+        let begun = Instant::now();
+        let mut import = Command::new(env!("CARGO_BIN_EXE_import"))
+            .arg("-")
+            .envs(self.world.vars("publisher"))
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("import can be started");
+        import.stdin.take().expect("piped").write_all(lines.as_bytes()).await.expect("import reads");
+        assert!(import.wait().await.expect("import ends").success(), "import says why: run it by hand");
+        per_second(messages, begun.elapsed())
+    }
+
+    /// Starts copies of persist-message and waits until everything is stored; how many messages a second.
+    async fn workers(&mut self, copies: usize) -> f64 {
+        self.empty("messages").await;
+        let last = self.last().await;
+        let waiting = last - self.floor().await;
+        let workers: Vec<Process> = futures::future::join_all((0..copies).map(|_| self.world.spawn("persist-message"))).await;
+        // Registered and at work: what was done until now took starting up as well, and does not count.
+        let (begun, before) = (Instant::now(), self.floor().await);
+        while self.floor().await < last {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        let rate = per_second((last - before) as usize, begun.elapsed());
+        self.memory.push(resident_mib(&workers[0]));
+        let stored: i64 = sqlx::query_scalar("select count(*) from messages").fetch_one(&self.database).await.expect("PostgreSQL answers");
+        assert_eq!(stored as u64, waiting, "acknowledged means stored");
+        for worker in workers {
+            assert!(worker.terminate().await.success());
+        }
+        rate
+    }
+
+    async fn naive(&mut self, store: Store, connections: usize, messages: usize) -> f64 {
+        self.empty("messages").await;
+        let took = naive::run(self.world, store, connections, messages).await;
+        assert_eq!(self.floor().await, self.last().await, "everything was consumed");
+        per_second(messages, took)
+    }
+
+    /// Binary COPY of the same rows, made beforehand, in one go.
+    async fn copy(&mut self, messages: usize) -> f64 {
+        sqlx::raw_sql("create table if not exists copied (like messages including all)").execute(&self.database).await.expect("a table");
+        self.empty("copied").await;
+        let rows = copy_rows(messages as u64);
+        let mut connection = self.database.acquire().await.expect("a connection");
+        let begun = Instant::now();
+        let mut copy = connection.copy_in_raw("copy copied from stdin (format binary)").await.expect("COPY begins");
+        copy.send(rows).await.expect("COPY takes it");
+        assert_eq!(copy.finish().await.expect("COPY ends"), messages as u64);
+        per_second(messages, begun.elapsed())
+    }
+
+    async fn empty(&self, table: &'static str) {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("truncate {table}; checkpoint"))).execute(&self.database).await.expect("a table");
+    }
+
+    pub async fn floor(&self) -> u64 {
+        self.ask(jetstream::CONSUMER_INFO).await["ack_floor"]["stream_seq"].as_u64().expect("an ack floor")
+    }
+
+    pub async fn last(&self) -> u64 {
+        self.ask(jetstream::STREAM_INFO).await["state"]["last_seq"].as_u64().expect("a last sequence")
+    }
+
+    async fn ask(&self, subject: &'static str) -> Value {
+        let reply = self.operator.request(subject, "".into()).await.expect("JetStream answers");
+        serde_json::from_slice(&reply.payload).expect("JSON")
+    }
+}
+
+/// PostgreSQL's binary format: a signature, per row the number of its fields and each with its length, and an end.
+fn copy_rows(rows: u64) -> Vec<u8> {
+    let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
+    for n in 0..rows {
+        let (user, id) = (user(n), format!("import-{:016x}{:016x}", scattered(n + 7), scattered(n + 8)));
+        let (seq, room) = ((n as i64 + 1).to_be_bytes(), ((n % ROOMS) as i32 + 1).to_be_bytes());
+        // Microseconds since 2000.
+        let at = (753_000_000_000_000 + n as i64 * 1_000).to_be_bytes();
+        let text = text(n);
+        let row: [Option<&[u8]>; 9] = [
+            Some(&seq),
+            Some(&room),
+            Some(user.as_bytes()),
+            None,
+            Some(id.as_bytes()),
+            Some(&[0]),
+            Some(text.as_bytes()),
+            Some(&at),
+            Some(&at),
+        ];
+        bytes.extend((row.len() as i16).to_be_bytes());
+        for value in row {
+            bytes.extend(value.map_or(-1, |value| value.len() as i32).to_be_bytes());
+            bytes.extend(value.unwrap_or_default());
+        }
+    }
+    bytes.extend((-1i16).to_be_bytes());
+    bytes
+}
+
+fn user(n: u64) -> String {
+    format!("user-{}", scattered(n) % USERS)
+}
+
+/// About as long as people write, and no two alike.
+fn text(n: u64) -> String {
+    let word = |k| scattered(n + k);
+    format!("{n}: {:x} {:x} {:x} is what I meant, and it has been so since {:x}", word(0), word(1), word(2), word(3))
+}

@@ -1,0 +1,61 @@
+//! What Scrollback costs and what it brings, side by side with its limits, in one run on real servers.
+//!
+//! `just bench` runs the release binaries, about three minutes; `just bench --quick` shows that it works. Progress goes to
+//! standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
+//! slows the machine down for a while slows all of them; what is printed is the median of the rounds.
+
+mod footprint;
+mod history;
+mod ingest;
+mod naive;
+mod numbers;
+
+use std::time::Duration;
+
+use testing::World;
+
+/// How much is measured.
+pub struct Plan {
+    /// Each way is taken this often.
+    pub rounds: usize,
+    /// Messages a round, for what takes them in batches.
+    pub messages: usize,
+    /// Messages a round, for what takes them one by one.
+    pub naive_messages: usize,
+    /// How long one kind of question is asked.
+    pub asking: Duration,
+}
+
+const FULL: Plan = Plan { rounds: 3, messages: 100_000, naive_messages: 10_000, asking: Duration::from_millis(1_500) };
+const QUICK: Plan = Plan { rounds: 1, messages: 20_000, naive_messages: 1_000, asking: Duration::from_millis(300) };
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    // `cargo test --all-targets` runs this too, without the argument that `cargo bench` gives.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        println!("nothing measured: run just bench");
+        return;
+    }
+    let plan = if arguments.iter().any(|argument| argument == "--quick") { QUICK } else { FULL };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a tokio runtime");
+    runtime.block_on(measure(&plan));
+}
+
+async fn measure(plan: &Plan) {
+    let world = World::builder().administrator().start().await;
+    println!("{}\n", machine(&world).await);
+    footprint::measure(&world, plan).await;
+    ingest::measure(&world, plan).await;
+    history::measure(&world, plan).await;
+}
+
+/// Where the figures come from; without it they mean nothing.
+async fn machine(world: &World) -> String {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        model.lines().find_map(|line| line.strip_prefix("model name")).map_or("", |model| model.trim_start_matches([' ', '\t', ':']));
+    let postgres: String = sqlx::query_scalar("show server_version").fetch_one(&world.database().await).await.expect("PostgreSQL answers");
+    let nats = world.client("operator").await.server_info().version.clone();
+    format!("{cpus} × {model}, everything on it; nats-server {nats} (sync_interval: always), PostgreSQL {postgres} (default durability)")
+}

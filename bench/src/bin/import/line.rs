@@ -1,0 +1,196 @@
+//! From a line of a file to a message of the log.
+
+use std::collections::HashMap;
+
+use async_nats::header::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use wire::{Incoming, Limits, Refusal, Room, Seq, header};
+
+/// The admin room is published to as this; it stands in the ids too.
+const PUBLISHER: &str = "import";
+/// Of a hash, as an id: enough that two lines never share one by chance.
+const ID_BYTES: usize = 16;
+/// What the protocol and our headers take of `max_payload`.
+const HEADER_ROOM: usize = 1024;
+
+/// What is published for one line.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub subject: String,
+    pub payload: Bytes,
+    /// `Nats-Msg-Id`: made of a hash, so no user's text stands in a header, and of the sender too, so nobody's id
+    /// keeps another's message out.
+    pub message_id: HeaderValue,
+}
+
+impl Outgoing {
+    /// The headers every publish of this message carries.
+    pub fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, self.message_id.clone());
+        headers
+    }
+}
+
+/// Reads the lines of one file.
+#[derive(Debug)]
+pub struct Lines {
+    limits: Limits,
+    max_bytes: usize,
+    now_ms: i64,
+    general: String,
+    /// How often a line without an id was seen. Two people may say the same thing in the same millisecond, and one
+    /// person twice: the second one is another message, and gets another id, the same at the next import.
+    seen: HashMap<[u8; ID_BYTES], u32>,
+}
+
+impl Lines {
+    /// Lines a message of `limits` and the server's `max_payload` can hold, read at `now_ms`.
+    pub fn new(limits: Limits, max_payload: usize, now_ms: i64) -> Lines {
+        let max_bytes = limits.payload_bytes().min(max_payload.saturating_sub(HEADER_ROOM));
+        let general = Room::parse("general").map_or_else(|_| String::new(), |room| room.append_subject(PUBLISHER));
+        Lines { limits, max_bytes, now_ms, general, seen: HashMap::new() }
+    }
+
+    /// The same for another file, which counts its own repeated lines.
+    pub fn fresh(&self) -> Lines {
+        Lines { general: self.general.clone(), seen: HashMap::new(), ..*self }
+    }
+
+    /// # Errors
+    /// Why this line cannot become a message: what would go to the dead letters is refused here, where its
+    /// author can still mend it.
+    pub fn read(&mut self, line: &[u8]) -> Result<Outgoing, String> {
+        // The worker's own eyes; they know a reason for everything, and refuse what a parser would let pass.
+        Incoming::parse(&self.general, None, line, Seq::ZERO, self.now_ms, self.limits).map_err(|reason| reason.to_string())?;
+        let mut body: Map<String, Value> = serde_json::from_slice(line).map_err(|_| "not_json".to_owned())?;
+        let said = body.get("room").and_then(Value::as_str).ok_or(r#"no "room": name one, as in {"room":"general"}"#)?;
+        let room = Room::from_body(said).map_err(|Refusal { reason, .. }| format!("room: {reason}"))?;
+        let id = match body.get("id").and_then(Value::as_str).filter(|id| !id.is_empty()) {
+            Some(id) => id.to_owned(),
+            None => self.derived_id(&room, &body),
+        };
+        let message_id = format!("{PUBLISHER}-{}", hex(&hash(&[text(&body, "user"), &id])));
+        body.insert("id".to_owned(), id.into());
+        body.insert("room".to_owned(), room.as_str().into());
+        let payload = serde_json::to_vec(&body).map_err(|error| error.to_string())?;
+        if payload.len() > self.max_bytes {
+            return Err(format!("{} bytes with its id, and a message may have {}", payload.len(), self.max_bytes));
+        }
+        let message_id = message_id.parse().map_err(|_| "no header can hold its id".to_owned())?;
+        Ok(Outgoing { subject: room.append_subject(PUBLISHER), payload: payload.into(), message_id })
+    }
+
+    /// The same for the same file at every import: a hash of what the line says, and how often it was said before.
+    fn derived_id(&mut self, room: &Room, body: &Map<String, Value>) -> String {
+        let timestamp = body.get("timestamp").map(Value::to_string).unwrap_or_default();
+        let fields = [room.as_str(), text(body, "user"), &timestamp, text(body, "text")];
+        let seen = self.seen.entry(hash(&fields)).or_default();
+        let occurrence = seen.to_string();
+        *seen += 1;
+        format!("{PUBLISHER}-{}", hex(&hash(&[fields[0], fields[1], fields[2], fields[3], &occurrence])))
+    }
+}
+
+fn text<'a>(body: &'a Map<String, Value>, key: &str) -> &'a str {
+    body.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Each field with its length before it, or "a","bc" would be "ab","c".
+fn hash(fields: &[&str]) -> [u8; ID_BYTES] {
+    let mut hash = Sha256::new();
+    for field in fields {
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field);
+    }
+    let mut id = [0; ID_BYTES];
+    id.copy_from_slice(&hash.finalize()[..ID_BYTES]);
+    id
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: i64 = 1_700_000_000_000;
+
+    fn lines() -> Lines {
+        Lines::new(Limits::default(), 1 << 20, NOW_MS)
+    }
+
+    fn id(message: &Outgoing) -> String {
+        let body: Map<String, Value> = serde_json::from_slice(&message.payload).unwrap();
+        text(&body, "id").to_owned()
+    }
+
+    #[test]
+    fn the_same_file_gets_the_same_ids() {
+        let file = [r#"{"user":"a","text":"x","timestamp":1,"room":"general"}"#; 2];
+        let ids = || {
+            let mut lines = lines();
+            file.map(|line| id(&lines.read(line.as_bytes()).unwrap()))
+        };
+        let [first, second] = ids();
+        assert_ne!(first, second);
+        assert_eq!(ids(), [first, second]);
+    }
+
+    #[test]
+    fn every_field_makes_another_id() {
+        let base = lines().read(br#"{"user":"ab","text":"c","timestamp":1,"room":"general"}"#).unwrap();
+        for other in [
+            r#"{"user":"a","text":"bc","timestamp":1,"room":"general"}"#,
+            r#"{"user":"ab","text":"c","timestamp":2,"room":"general"}"#,
+            r#"{"user":"ab","text":"c","room":"general"}"#,
+            r#"{"user":"ab","text":"c","timestamp":1,"room":"random"}"#,
+        ] {
+            let other = lines().read(other.as_bytes()).unwrap();
+            assert_ne!(id(&base), id(&other));
+            assert_ne!(base.message_id, other.message_id);
+        }
+        let same = lines().read(br#"{"room":"chat.general","timestamp":1,"text":"c","user":"ab","more":[1]}"#).unwrap();
+        assert_eq!(id(&base), id(&same));
+    }
+
+    #[test]
+    fn an_id_of_the_line_stays_and_belongs_to_its_sender() {
+        let read = |user: &str| lines().read(format!(r#"{{"user":"{user}","text":"x","room":"general","id":"7\r"}}"#).as_bytes()).unwrap();
+        let (one, other) = (read("a"), read("b"));
+        assert_eq!(id(&one), "7\r");
+        assert_ne!(one.message_id, other.message_id);
+    }
+
+    #[test]
+    fn rooms_have_their_subjects() {
+        for (room, subject) in [("general", "chat.general"), ("chat.general", "chat.general"), ("__admin__", "admin.import")] {
+            let message = lines().read(format!(r#"{{"user":"a","text":"x","room":"{room}"}}"#).as_bytes()).unwrap();
+            assert_eq!(message.subject, subject);
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_why() {
+        for (line, why) in [
+            ("{", "not_json"),
+            ("[1]", "not_an_object"),
+            (r#"{"user":"a","room":"general"}"#, "missing_text"),
+            (r#"{"user":"a","text":"x"}"#, r#"no "room""#),
+            (r#"{"user":"a","text":"x","room":5}"#, r#"no "room""#),
+            (r#"{"user":"a","text":"x","room":"a b"}"#, "room: a room is 1 to 64"),
+            (r#"{"user":"a","text":"x","room":"dm.a.b"}"#, "room: a room is 1 to 64"),
+            (r#"{"user":"a","text":"x","text":"y","room":"general"}"#, "duplicate_key"),
+        ] {
+            let refusal = lines().read(line.as_bytes()).unwrap_err();
+            assert!(refusal.starts_with(why), "{line}: {refusal}");
+        }
+        let long = format!(r#"{{"user":"a","text":"{}","room":"general"}}"#, "x".repeat(2_000));
+        let refusal = Lines::new(Limits::default(), 2_000, NOW_MS).read(long.as_bytes()).unwrap_err();
+        assert!(refusal.contains("a message may have 976"), "{refusal}");
+    }
+}

@@ -1,0 +1,57 @@
+//! `demo` against the running functions, as `./dev up` runs it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use testing::{OtlpReceiver, World};
+use tokio::process::Command;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn demo(world: &World, extra: &[(&str, &str)]) -> Command {
+    let operator = world.vars("operator");
+    let mut vars: HashMap<String, String> = world.vars("publisher");
+    vars.remove("DATABASE_URL");
+    vars.insert("OPERATOR_USER".to_owned(), operator["NATS_USER"].clone());
+    vars.insert("OPERATOR_PASS".to_owned(), operator["NATS_PASS"].clone());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_demo"));
+    command.env_clear().envs(vars).envs(extra.iter().copied()).kill_on_drop(true);
+    command
+}
+
+#[tokio::test]
+async fn a_demonstration_one_can_read_in_one_trace() {
+    let (world, receiver) = tokio::join!(World::start(), OtlpReceiver::start());
+    let telemetry = receiver.vars();
+    let _functions = tokio::join!(
+        world.spawn_with("persist-message", &telemetry),
+        world.spawn_with("get-history", &telemetry),
+        world.spawn_with("get-history", &telemetry)
+    );
+    let output = demo(&world, &telemetry).output().await.unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(shown.contains("acknowledged: sequence 1 of CHAT_MESSAGES"), "{shown}");
+    assert!(shown.contains("$ nats req chat.history.general '{\"limit\":10}'"), "{shown}");
+    assert!(shown.contains("Hello from the demonstration") && shown.contains("Scrollback-Source: index"), "{shown}");
+    let history: Vec<&str> = shown.lines().find(|line| line.trim_start().starts_with("get-history")).unwrap().split_whitespace().collect();
+    assert_eq!(history[2], "2", "{shown}");
+    assert!(!shown.contains('\u{1b}'), "{shown}");
+
+    let names = ["demo", "send chat.general", "process chat.general", "request chat.history.general", "get-history chat.history.>"];
+    let spans = receiver
+        .wait_for("sent, stored and read", SOON, |spans| names.iter().all(|name| spans.iter().any(|span| span.name == *name)))
+        .await;
+    let of = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
+    assert_eq!(of("send chat.general").kind, "producer");
+    for name in names {
+        assert_eq!(of(name).trace_id, of("demo").trace_id, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_room_is_refused() {
+    let output = Command::new(env!("CARGO_BIN_EXE_demo")).arg("a.b").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a room is 1 to 64"));
+}

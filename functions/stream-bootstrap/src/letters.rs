@@ -1,0 +1,307 @@
+//! Messages taken from below the fence: dead letters with reason `below_fence`, until they are appended again.
+
+use std::time::Duration;
+
+use async_nats::header::{HeaderMap, HeaderValue};
+use runtime::{Connection, Log, LogMessage, RawMessage, parse_headers};
+use serde::Deserialize;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{FromRow, Row};
+use time::OffsetDateTime;
+use wire::{Incoming, Limits, Reason, STREAM, Seq, header, overlap};
+
+use crate::trouble::Trouble;
+
+/// Letters read at once; each may weigh `max_payload`.
+const CHUNK: i64 = 16;
+/// What our own headers add to a message that is appended again.
+const HEADER_ROOM: usize = 512;
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// JetStream's `err_code` of a message larger than the stream takes.
+const TOO_LARGE: u64 = 10_054;
+
+/// A message is stored when its row is there, or one of the same sender and id. Its row is the one with its
+/// place, author and the log's own time of receipt. Not its text: that may have been erased since, and must not come
+/// back; and whoever said "hello" in the same place of the lost log and of this one said it twice.
+const STORED: &str = "
+    select asked.seq
+      from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::timestamptz[])
+           as asked (seq, room, sender, id, derived, received_at)
+     where exists (
+               select from messages join rooms on rooms.id = messages.room_id
+                where messages.seq = asked.seq and rooms.name = asked.room and messages.received_at = asked.received_at
+                  and (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, asked.derived))
+        or not asked.derived and exists (
+               select from messages
+                where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, false))";
+
+const LETTERS_AT: &str = "
+    select seq, headers, payload from dead_letters where seq = any($1::bigint[]) and reason <> $2";
+
+const TAKE: &str = "
+    insert into dead_letters (seq, subject, headers, payload, reason, received_at)
+    select * from unnest($1::bigint[], $2::text[], $3::bytea[], $4::bytea[], $5::text[], $6::timestamptz[])
+        as taken (seq, subject, headers, payload, reason, received_at)
+     order by seq
+    on conflict do nothing";
+
+/// By number of the letter: letters of an earlier fence come first, then each in the order of its log.
+const WAITING: &str = "
+    select id, seq, subject, headers, payload, received_at,
+           encode(sha256(sha256(headers) || sha256(payload)), 'hex') as digest
+      from dead_letters where reason = $1 order by id limit $2";
+
+const SET_ASIDE: &str = "
+    with letter as (delete from dead_letters where id = $1 returning *)
+    insert into dead_letters (seq, subject, headers, payload, reason, detail, received_at)
+    select seq, subject, headers, payload, $2, $3, received_at from letter
+    on conflict do nothing";
+
+/// A letter that waits.
+struct Letter {
+    id: i64,
+    seq: i64,
+    subject: String,
+    headers: Vec<u8>,
+    payload: Vec<u8>,
+    received_at: OffsetDateTime,
+    digest: String,
+}
+
+impl FromRow<'_, PgRow> for Letter {
+    fn from_row(row: &PgRow) -> Result<Letter, sqlx::Error> {
+        Ok(Letter {
+            id: row.try_get("id")?,
+            seq: row.try_get("seq")?,
+            subject: row.try_get("subject")?,
+            headers: row.try_get("headers")?,
+            payload: row.try_get("payload")?,
+            received_at: row.try_get("received_at")?,
+            digest: row.try_get("digest")?,
+        })
+    }
+}
+
+/// How many letters wait to be appended again.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn waiting(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("select count(*) from dead_letters where reason = $1").bind(Reason::BelowFence.as_str()).fetch_one(connection).await
+}
+
+/// Writes those of `found` that nobody stored to the dead letters; how many are new there. What cannot be
+/// appended again at all stays there for its own reason.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn take(connection: &mut PgConnection, found: &[RawMessage], log_subjects: &[String], limits: Limits) -> Result<u64, Trouble> {
+    let messages: Vec<&LogMessage> = found.iter().filter(|raw| !raw.malformed).map(|raw| &raw.message).collect();
+    let mut known = stored(connection, &messages, limits).await?;
+    known.extend(dead(connection, found).await?);
+    let left: Vec<&RawMessage> = found.iter().filter(|raw| !known.contains(&raw.message.seq.as_i64())).collect();
+    if left.is_empty() {
+        return Ok(0);
+    }
+    let taken = sqlx::query(TAKE)
+        .bind(left.iter().map(|raw| raw.message.seq.as_i64()).collect::<Vec<i64>>())
+        .bind(left.iter().map(|raw| raw.message.subject.replace('\0', "\u{fffd}")).collect::<Vec<String>>())
+        .bind(left.iter().map(|raw| raw.header_block.as_slice()).collect::<Vec<&[u8]>>())
+        .bind(left.iter().map(|raw| raw.message.payload.as_ref()).collect::<Vec<&[u8]>>())
+        .bind(left.iter().map(|raw| reason(raw, log_subjects).as_str()).collect::<Vec<&str>>())
+        .bind(left.iter().map(|raw| instant(raw.message.received_ms)).collect::<Vec<OffsetDateTime>>())
+        .execute(connection)
+        .await?;
+    Ok(taken.rows_affected())
+}
+
+/// Appends every waiting letter to the log, in order, and removes it when the log has it; says what was done.
+///
+/// # Errors
+/// The log does not take a message now, or the database does not answer. What is left waits for the next time.
+pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection, limits: Limits) -> Result<Vec<String>, Trouble> {
+    let (mut appended, mut aside, mut first) = (0_u64, 0_u64, true);
+    loop {
+        let letters: Vec<Letter> =
+            sqlx::query_as(WAITING).bind(Reason::BelowFence.as_str()).bind(CHUNK).fetch_all(&mut *connection).await?;
+        if letters.is_empty() {
+            break;
+        }
+        for letter in letters {
+            // Only the first one can be in the log already: whoever appended it died before removing the letter.
+            let there = std::mem::take(&mut first) && is_appended(log, &letter).await?;
+            if there || is_stored(connection, &letter, limits).await? {
+                remove(connection, &letter).await?;
+                continue;
+            }
+            match publish(nats, &letter).await? {
+                None => {
+                    remove(connection, &letter).await?;
+                    appended += 1;
+                }
+                Some((reason, detail)) => {
+                    sqlx::query(SET_ASIDE).bind(letter.id).bind(reason.as_str()).bind(detail).execute(&mut *connection).await?;
+                    aside += 1;
+                }
+            }
+        }
+    }
+    let mut done = Vec::new();
+    if appended > 0 {
+        done.push(format!("{appended} messages were appended again above the fence"));
+    }
+    if aside > 0 {
+        done.push(format!("{aside} messages from below the fence cannot be appended again and stay in the dead letters"));
+    }
+    Ok(done)
+}
+
+/// The sequences among `messages` under which PostgreSQL has that very message.
+async fn stored(connection: &mut PgConnection, messages: &[&LogMessage], limits: Limits) -> Result<Vec<i64>, sqlx::Error> {
+    let read = |message: &&LogMessage| {
+        let parsed =
+            Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()?;
+        Some((parsed, instant(message.received_ms)))
+    };
+    let rows: Vec<(Incoming, OffsetDateTime)> = messages.iter().filter_map(read).collect();
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    sqlx::query_scalar(STORED)
+        .bind(rows.iter().map(|(row, _)| row.seq.as_i64()).collect::<Vec<i64>>())
+        .bind(rows.iter().map(|(row, _)| row.room.as_str()).collect::<Vec<&str>>())
+        .bind(rows.iter().map(|(row, _)| row.user.as_str()).collect::<Vec<&str>>())
+        .bind(rows.iter().map(|(row, _)| row.shown_id()).collect::<Vec<String>>())
+        .bind(rows.iter().map(|(row, _)| row.id.is_none()).collect::<Vec<bool>>())
+        .bind(rows.iter().map(|(_, received_at)| *received_at).collect::<Vec<OffsetDateTime>>())
+        .fetch_all(connection)
+        .await
+}
+
+/// The sequences among `found` under which a dead letter, other than a waiting one, holds the same message.
+async fn dead(connection: &mut PgConnection, found: &[RawMessage]) -> Result<Vec<i64>, sqlx::Error> {
+    let seqs: Vec<i64> = found.iter().map(|raw| raw.message.seq.as_i64()).collect();
+    let letters: Vec<(i64, Vec<u8>, Vec<u8>)> =
+        sqlx::query_as(LETTERS_AT).bind(seqs).bind(Reason::BelowFence.as_str()).fetch_all(connection).await?;
+    let same = |raw: &RawMessage, (seq, headers, payload): &(i64, Vec<u8>, Vec<u8>)| {
+        // A worker writes headers as it read them: same lines, not always the same bytes.
+        let headers = || *headers == raw.header_block || (!raw.malformed && parse_headers(headers).ok() == raw.message.headers);
+        *seq == raw.message.seq.as_i64() && *payload == raw.message.payload && headers()
+    };
+    let known = found.iter().filter(|raw| letters.iter().any(|letter| same(raw, letter)));
+    Ok(known.map(|raw| raw.message.seq.as_i64()).collect())
+}
+
+/// `below_fence` for what can be published again as it is, else why it cannot.
+fn reason(raw: &RawMessage, log_subjects: &[String]) -> Reason {
+    let subject = &raw.message.subject;
+    let taken_in = !subject.split('.').any(str::is_empty) && log_subjects.iter().any(|pattern| overlap(pattern, subject));
+    if raw.malformed && (raw.header_block.is_empty() || parse_headers(&raw.header_block).is_ok()) {
+        Reason::MalformedSubject
+    } else if raw.malformed {
+        Reason::MalformedHeaders
+    } else if subject.contains('\0') {
+        Reason::NulInSubject
+    } else if !taken_in {
+        Reason::UnsupportedSubject
+    } else {
+        Reason::BelowFence
+    }
+}
+
+/// A worker may have held the message while it was being taken.
+async fn is_stored(connection: &mut PgConnection, letter: &Letter, limits: Limits) -> Result<bool, Trouble> {
+    let message = LogMessage {
+        seq: Seq::from_i64(letter.seq),
+        subject: letter.subject.clone(),
+        headers: parse_headers(&letter.headers).ok(),
+        payload: letter.payload.clone().into(),
+        received_ms: i64::try_from(letter.received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
+    };
+    Ok(!stored(connection, &[&message], limits).await?.is_empty())
+}
+
+/// Whether the log holds the letter already. What was appended again lies above everything that was purged, so
+/// looking from the letter's own sequence on finds it.
+async fn is_appended(log: &Log, letter: &Letter) -> Result<bool, Trouble> {
+    let mut from = Seq::from_i64(letter.seq).next();
+    while let Some(raw) = log.next(&letter.subject, from).await? {
+        let id = raw.message.headers.as_ref().and_then(|headers| headers.get(header::MESSAGE_ID));
+        if id.is_some_and(|id| id.as_str() == fence_id(letter)) {
+            return Ok(true);
+        }
+        from = raw.message.seq.next();
+    }
+    Ok(false)
+}
+
+async fn remove(connection: &mut PgConnection, letter: &Letter) -> Result<(), sqlx::Error> {
+    sqlx::query("delete from dead_letters where id = $1").bind(letter.id).execute(connection).await.map(|_| ())
+}
+
+#[derive(Debug, Deserialize)]
+struct PublishAck {
+    #[serde(default)]
+    stream: String,
+    error: Option<PublishError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PublishError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// Appends one letter, or says why that can never be.
+async fn publish(nats: &Connection, letter: &Letter) -> Result<Option<(Reason, String)>, Trouble> {
+    let client = nats.client();
+    if letter.headers.len() + letter.payload.len() + HEADER_ROOM > client.server_info().max_payload {
+        return Ok(Some((Reason::PayloadTooLarge, "no room for the fence's headers below max_payload".to_owned())));
+    }
+    let Some(headers) = headers(letter) else { return Ok(Some((Reason::MalformedHeaders, String::new()))) };
+    let request = async_nats::Request::new().headers(headers).payload(letter.payload.clone().into()).timeout(Some(ACK_TIMEOUT));
+    let unanswered = |why: &dyn std::fmt::Display| {
+        Trouble::Waiting(format!("messages from below the fence wait to be appended again: the log does not acknowledge ({why})"))
+    };
+    let reply = client.send_request(letter.subject.clone(), request).await.map_err(|error| unanswered(&error.kind()))?;
+    let ack: PublishAck = serde_json::from_slice(&reply.payload).map_err(|_| unanswered(&"something else answered"))?;
+    match ack.error {
+        None if ack.stream == STREAM => Ok(None),
+        None => Err(unanswered(&"something else answered")),
+        Some(PublishError { err_code: TOO_LARGE, description }) => Ok(Some((Reason::PayloadTooLarge, description))),
+        Some(PublishError { description, .. }) => Err(unanswered(&description)),
+    }
+}
+
+/// The headers the message came with, fit to be sent again; `None` when they cannot be read.
+///
+/// Those that give JetStream orders are left out: what they expected was long ago. `Nats-Msg-Id` is the fence's,
+/// so that a letter sent twice is appended once, and the original one moves aside. It could not stay: JetStream
+/// remembers it for two minutes beyond the purge and would answer "duplicate" for a message that is gone (tried on 2.15.1).
+fn headers(letter: &Letter) -> Option<HeaderMap> {
+    let original = if letter.headers.is_empty() { HeaderMap::new() } else { parse_headers(&letter.headers).ok()? };
+    let first_id = original.get(header::ORIGINAL_ID).or_else(|| original.get(header::MESSAGE_ID)).cloned();
+    let mut headers = HeaderMap::new();
+    for (name, values) in original.iter() {
+        let text: &str = name.as_ref();
+        let order = text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("Nats-"));
+        if !order && text != header::ORIGINAL_ID {
+            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+        }
+    }
+    headers.insert(header::ORIGINAL_ID, first_id.unwrap_or_else(HeaderValue::new));
+    headers.insert(header::MESSAGE_ID, fence_id(letter).as_str());
+    Some(headers)
+}
+
+/// The same for the same letter, whoever sends it.
+fn fence_id(letter: &Letter) -> String {
+    format!("fence:{}:{}", letter.seq, letter.digest)
+}
+
+/// Unix milliseconds as a point in time.
+fn instant(ms: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}

@@ -1,0 +1,119 @@
+//! Migrations of `migrations/`, embedded, each run once and never changed afterwards.
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::postgres::PgConnection;
+use wire::Difference;
+
+use crate::trouble::Trouble;
+
+/// File name and content. A test holds this list against the directory; sqlx's macro would do the same, and
+/// bring sqlx-macros into the build of every function.
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("0001_messages.sql", include_str!("../../../migrations/0001_messages.sql")),
+    ("0002_dead_letters.sql", include_str!("../../../migrations/0002_dead_letters.sql")),
+];
+
+/// How the database stands against the list.
+#[derive(Debug, Default, PartialEq)]
+pub struct Standing {
+    /// Not yet run.
+    pub missing: Vec<i64>,
+    /// Run, and not as they are shipped.
+    pub differences: Vec<Difference>,
+}
+
+/// Runs what was not run yet; says what was done.
+///
+/// # Errors
+/// [`Trouble::Refused`] when the database was migrated by another version, or a migration fails.
+pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Trouble> {
+    let missing = standing(connection).await?.missing;
+    // A migration may take as long as it needs, and wait for locks longer than a request may.
+    sqlx::raw_sql("set statement_timeout = 0; set lock_timeout = '60s'").execute(&mut *connection).await?;
+    let outcome = migrator().run_direct(None, connection, false).await;
+    let reset = sqlx::raw_sql("reset statement_timeout; reset lock_timeout").execute(&mut *connection).await;
+    outcome.map_err(refused)?;
+    reset?;
+    Ok(missing.iter().map(|version| format!("migration {version} was run")).collect())
+}
+
+/// Looks, and changes nothing.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn standing(connection: &mut PgConnection) -> Result<Standing, sqlx::Error> {
+    let made: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&mut *connection).await?;
+    let run: Vec<(i64, Vec<u8>)> = if made {
+        sqlx::query_as("select version, checksum from _sqlx_migrations order by version").fetch_all(connection).await?
+    } else {
+        Vec::new()
+    };
+    let known = migrator();
+    let mut standing = Standing::default();
+    for migration in known.iter() {
+        match run.iter().find(|(version, _)| *version == migration.version) {
+            None => standing.missing.push(migration.version),
+            Some((_, checksum)) if *checksum != *migration.checksum => standing.differences.push(difference(migration.version, "checksum")),
+            Some(_) => {}
+        }
+    }
+    let unknown = run.iter().filter(|(version, _)| !known.version_exists(*version));
+    standing.differences.extend(unknown.map(|(version, _)| difference(*version, "(unknown)")));
+    Ok(standing)
+}
+
+fn difference(version: i64, field: &str) -> Difference {
+    let (wanted, actual) = if field == "checksum" { ("as shipped", "another text was run") } else { ("not run", "run") };
+    Difference { object: format!("migration {version}"), field: field.to_owned(), wanted: wanted.into(), actual: actual.into() }
+}
+
+fn migrator() -> Migrator {
+    let migration = |(name, sql): &(&'static str, &'static str)| {
+        let (version, description) = parts(name);
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(MIGRATIONS.iter().map(migration).collect())
+}
+
+/// `0001_messages.sql` is version 1, "messages".
+fn parts(name: &'static str) -> (i64, String) {
+    let (version, description) = name.trim_end_matches(".sql").split_once('_').unwrap_or((name, ""));
+    (version.parse().unwrap_or_default(), description.replace('_', " "))
+}
+
+fn refused(error: MigrateError) -> Trouble {
+    match error {
+        MigrateError::Execute(error) => error.into(),
+        MigrateError::ExecuteMigration(error, version) => match Trouble::from(error) {
+            trouble if trouble.passes() => trouble,
+            trouble => Trouble::Refused(format!("migration {version} failed and left nothing behind: {trouble}")),
+        },
+        MigrateError::VersionMissing(version) => Trouble::Refused(format!(
+            "the database has migration {version}, which this version does not know: a newer one ran here; start that one"
+        )),
+        MigrateError::VersionMismatch(version) => Trouble::Refused(format!(
+            "migration {version} was run here with another text: a migration never changes once it ran; put the file back and add a new one"
+        )),
+        other => Trouble::Refused(format!("migrations: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_in_migrations_is_run() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".sql"))
+            .collect();
+        files.sort();
+        assert_eq!(files, MIGRATIONS.map(|(name, _)| name));
+        let versions: Vec<i64> = migrator().iter().map(|migration| migration.version).collect();
+        assert_eq!(versions, (1..=MIGRATIONS.len() as i64).collect::<Vec<i64>>());
+    }
+}

@@ -1,0 +1,164 @@
+//! Streams and consumers as data: `nats/streams`, `nats/consumers`, or a directory of the operator's.
+
+use std::path::Path;
+
+use runtime::Fatal;
+use serde_json::Value;
+use wire::{REQUEST_SUBJECTS, STREAM, WORKER, overlap};
+
+use crate::compare::Config;
+use crate::object::{Kind, Object};
+
+/// File name and content. A test holds these lists against the directories.
+const STREAMS: [(&str, &str); 1] = [("CHAT_MESSAGES.json", include_str!("../../../nats/streams/CHAT_MESSAGES.json"))];
+const CONSUMERS: [(&str, &str); 1] =
+    [("CHAT_MESSAGES.persist-message.json", include_str!("../../../nats/consumers/CHAT_MESSAGES.persist-message.json"))];
+
+/// Everything that is to be there: streams first, then their consumers.
+#[derive(Debug)]
+pub struct Shipped {
+    objects: Vec<Object>,
+}
+
+impl Shipped {
+    /// From `directory`, where one is given; else as this version ships it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no JSON object or does not name what its file name names; the log or its
+    /// consumer is missing; a stream would answer requests in a function's place.
+    pub fn read(directory: Option<&Path>) -> Result<Shipped, Fatal> {
+        let (streams, consumers) = match directory {
+            None => (owned(&STREAMS), owned(&CONSUMERS)),
+            Some(directory) => (files(&directory.join("streams"))?, files(&directory.join("consumers"))?),
+        };
+        let streams = streams.iter().map(|(file, text)| stream(file, text));
+        let consumers = consumers.iter().map(|(file, text)| consumer(file, text));
+        let objects = streams.chain(consumers).collect::<Result<Vec<Object>, Fatal>>()?;
+        let wanted = [Kind::Stream { name: STREAM.to_owned() }, Kind::Consumer { stream: STREAM.to_owned(), name: WORKER.to_owned() }];
+        if let Some(missing) = wanted.iter().find(|wanted| !objects.iter().any(|object| object.kind == **wanted)) {
+            return Err(Fatal::new(format!("configuration: BOOTSTRAP_CONFIG has no file for the {missing}")));
+        }
+        let shipped = Shipped { objects };
+        let sentence = shipped.streams().flat_map(|object| swallowed(&object.kind.to_string(), &subjects(&object.config))).next();
+        match sentence {
+            Some(sentence) => Err(Fatal::new(format!("configuration: {sentence}"))),
+            None => Ok(shipped),
+        }
+    }
+
+    /// The streams.
+    pub fn streams(&self) -> impl Iterator<Item = &Object> {
+        self.objects.iter().filter(|object| matches!(object.kind, Kind::Stream { .. }))
+    }
+
+    /// Everything.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+}
+
+/// A stream's `subjects`.
+pub fn subjects(config: &Config) -> Vec<String> {
+    let values = config.get("subjects").and_then(Value::as_array);
+    values.into_iter().flatten().filter_map(|subject| subject.as_str().map(str::to_owned)).collect()
+}
+
+/// The requests that a stream with these subjects would answer in a function's place, a sentence each.
+pub fn swallowed(stream: &str, subjects: &[String]) -> Vec<String> {
+    let pairs = subjects.iter().flat_map(|subject| REQUEST_SUBJECTS.iter().map(move |request| (subject, request)));
+    pairs
+        .filter(|(subject, request)| overlap(subject, request))
+        .map(|(subject, request)| {
+            format!("{stream} takes in {subject}, and so the request {request}: its acknowledgement would reach the caller before the answer; narrow that subject")
+        })
+        .collect()
+}
+
+fn owned(files: &[(&str, &str)]) -> Vec<(String, String)> {
+    files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+}
+
+fn files(directory: &Path) -> Result<Vec<(String, String)>, Fatal> {
+    let unreadable =
+        |path: &Path, error| Fatal::new(format!("configuration: BOOTSTRAP_CONFIG: {} cannot be read: {error}", path.display()));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(|error| unreadable(directory, error))? {
+        let path = entry.map_err(|error| unreadable(directory, error))?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let text = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;
+            found.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), text));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn stream(file: &str, text: &str) -> Result<Object, Fatal> {
+    let config = object(file, text)?;
+    let name = named(file, &config, "name", file.trim_end_matches(".json"))?;
+    Ok(Object { kind: Kind::Stream { name }, config })
+}
+
+fn consumer(file: &str, text: &str) -> Result<Object, Fatal> {
+    let config = object(file, text)?;
+    let (stream, name) = file
+        .trim_end_matches(".json")
+        .split_once('.')
+        .ok_or_else(|| Fatal::new(format!("configuration: consumers/{file} must be called <stream>.<consumer>.json")))?;
+    let name = named(file, &config, "durable_name", name)?;
+    Ok(Object { kind: Kind::Consumer { stream: stream.to_owned(), name }, config })
+}
+
+fn object(file: &str, text: &str) -> Result<Config, Fatal> {
+    serde_json::from_str(text).map_err(|error| Fatal::new(format!("configuration: {file} is not a JSON object: {error}")))
+}
+
+fn named(file: &str, config: &Config, field: &str, name: &str) -> Result<String, Fatal> {
+    match config.get(field).and_then(Value::as_str) {
+        Some(said) if said == name => Ok(name.to_owned()),
+        _ => Err(Fatal::new(format!("configuration: {file} must say \"{field}\": \"{name}\", as the file is called"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_in_nats_is_shipped() {
+        let nats = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
+        assert_eq!(files(&nats.join("streams")).unwrap(), owned(&STREAMS));
+        assert_eq!(files(&nats.join("consumers")).unwrap(), owned(&CONSUMERS));
+    }
+
+    #[test]
+    fn what_is_shipped_is_the_log_and_its_worker() {
+        let shipped = Shipped::read(None).unwrap();
+        assert_eq!(shipped.streams().map(|log| subjects(&log.config)).collect::<Vec<_>>(), [wire::STREAM_SUBJECTS]);
+        let labels: Vec<String> = shipped.objects().iter().map(|object| object.kind.to_string()).collect();
+        assert_eq!(labels, ["stream CHAT_MESSAGES", "consumer CHAT_MESSAGES/persist-message"]);
+    }
+
+    #[test]
+    fn a_wrong_directory_is_named_in_one_line() {
+        let folder = std::env::temp_dir().join(format!("scrollback-shipped-{}", std::process::id()));
+        for part in ["streams", "consumers"] {
+            std::fs::create_dir_all(folder.join(part)).unwrap();
+        }
+        let stream = folder.join("streams/CHAT_MESSAGES.json");
+        let consumer = folder.join("consumers/CHAT_MESSAGES.persist-message.json");
+        let line = || Shipped::read(Some(&folder)).unwrap_err().to_string();
+        assert!(line().contains("no file for the stream CHAT_MESSAGES"), "{}", line());
+        std::fs::write(&stream, r#"["chat.*"]"#).unwrap();
+        assert!(line().contains("CHAT_MESSAGES.json is not a JSON object"), "{}", line());
+        std::fs::write(&stream, r#"{"name": "OTHER"}"#).unwrap();
+        assert!(line().contains(r#"must say "name": "CHAT_MESSAGES""#), "{}", line());
+        std::fs::write(&stream, r#"{"name": "CHAT_MESSAGES", "subjects": ["chat.>"]}"#).unwrap();
+        std::fs::write(&consumer, r#"{"durable_name": "persist-message"}"#).unwrap();
+        assert!(line().contains("takes in chat.>, and so the request chat.send.*.*"), "{}", line());
+        std::fs::write(&stream, r#"{"name": "CHAT_MESSAGES", "subjects": ["chat.*"]}"#).unwrap();
+        assert_eq!(Shipped::read(Some(&folder)).unwrap().objects().len(), 2);
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(line().contains("cannot be read"), "{}", line());
+    }
+}

@@ -1,0 +1,88 @@
+//! The rules of the house, held by a test rather than by memory.
+
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn functions() -> Vec<String> {
+    let folders = std::fs::read_dir(root().join("functions")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut found: Vec<String> = folders.collect();
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_function_is_in_readme_compose_and_permissions() {
+    let (readme, compose, accounts) = (read("README.md"), read("docker-compose.yml"), read("nats/accounts.conf"));
+    for function in functions() {
+        assert!(readme.contains(&format!("(functions/{function})")), "{function} is not in README.md's table");
+        assert!(compose.contains(&format!("  {function}:\n")), "{function} is no service in docker-compose.yml");
+        assert!(compose.contains(&format!("[CMD, {function}, --health]")), "{function} has no health check in docker-compose.yml");
+        assert!(accounts.contains(&format!("user: \"{function}\"")), "{function} has no user in nats/accounts.conf");
+        for verb in ["PING", "INFO", "STATS"] {
+            assert!(accounts.contains(&format!("\"$SRV.{verb}.{function}.*\"")), "{function} may not answer $SRV.{verb}");
+        }
+    }
+}
+
+#[test]
+fn subjects_stand_in_wire_and_nowhere_else() {
+    let mut files = Vec::new();
+    rust_files(&root().join("functions"), &mut files);
+    rust_files(&root().join("shared/runtime/src"), &mut files);
+    for path in files {
+        if path.to_str().unwrap().contains("tests") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            for literal in ["\"chat.", "\"dm.", "\"admin.", "\"change.", "\"live.", "\"bootstrap.", "\"$JS", "\"$SRV", "\"_INBOX", "\"_R_"] {
+                assert!(!line.contains(literal), "{}:{}: {line}", path.display(), number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_function_never_depends_on_a_function_and_testing_reaches_no_release() {
+    let names = functions();
+    for function in &names {
+        let manifest = read(&format!("functions/{function}/Cargo.toml"));
+        let (dependencies, dev) = manifest.split_once("[dev-dependencies]").unwrap_or((&manifest, ""));
+        assert!(!dependencies.contains("testing"), "{function} takes testing into its release build");
+        for other in names.iter().filter(|other| *other != function) {
+            assert!(!dependencies.contains(&format!("{other}.")) && !dev.contains(&format!("{other}.")), "{function} depends on {other}");
+        }
+    }
+    for manifest in ["shared/wire/Cargo.toml", "shared/runtime/Cargo.toml"] {
+        assert!(!read(manifest).split("[dev-dependencies]").next().unwrap().contains("testing"), "{manifest}");
+    }
+    assert!(!read("shared/wire/Cargo.toml").contains("runtime"), "wire knows nothing of the runtime");
+}
+
+#[test]
+fn every_reason_is_in_the_contract() {
+    let contract = read("shared/wire/README.md");
+    for reason in wire::Reason::ALL {
+        assert!(contract.contains(&format!("`{reason}`")), "{reason} is not in shared/wire/README.md");
+    }
+}
