@@ -54,12 +54,12 @@ fn fitting(messages: &[Message], written: &[Vec<u8>], cursor: Cursor, room: usiz
     let (mut from, mut to, mut bytes) = (split, split, 2);
     loop {
         let mut grown = false;
-        if to < written.len() && bytes + written[to].len() + 1 <= room {
+        if to < written.len() && bytes + written[to].len() < room {
             bytes += written[to].len() + 1;
             to += 1;
             grown = true;
         }
-        if from > 0 && bytes + written[from - 1].len() + 1 <= room {
+        if from > 0 && bytes + written[from - 1].len() < room {
             bytes += written[from - 1].len() + 1;
             from -= 1;
             grown = true;

@@ -66,7 +66,8 @@ async fn publish_body(client: &Client, subject: &str, body: &str) -> u64 {
 
 /// Waits until a page comes from the index alone.
 async fn indexed(client: &Client, room: &str) {
-    eventually("the worker has stored everything", SOON, async || (ask(client, room, json!({})).await.source == "index").then_some(())).await;
+    eventually("the worker has stored everything", SOON, async || (ask(client, room, json!({})).await.source == "index").then_some(()))
+        .await;
 }
 
 /// The pages that every state of log and index must give alike.

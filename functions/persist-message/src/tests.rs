@@ -58,11 +58,13 @@ async fn a_message_is_stored_as_it_was_sent() {
     let world = World::start().await;
     let worker = worker(&world).await;
     let (publisher, database) = (world.client("publisher").await, world.database().await);
-    let (seq, _) = publish(&publisher, "chat.general", None, r#"{"user":"ann","text":"grüß dich","timestamp":1600000000123,"id":"a-1"}"#).await;
+    let (seq, _) =
+        publish(&publisher, "chat.general", None, r#"{"user":"ann","text":"grüß dich","timestamp":1600000000123,"id":"a-1"}"#).await;
     publish(&publisher, "admin.alerts", None, r#"{"user":"root","text":"disk"}"#).await;
     publish(&publisher, "dm.bob.alice", None, r#"{"user":"bob","text":"psst"}"#).await;
     stored(&database, 3, SOON).await;
-    let rows: Vec<(i64, String, String, Option<String>, String, bool, String, i64)> = sqlx::query_as(
+    type Stored = (i64, String, String, Option<String>, String, bool, String, i64);
+    let rows: Vec<Stored> = sqlx::query_as(
         "select m.seq, r.name, sender, recipient, m.id, derived, text, (extract(epoch from sent_at) * 1000)::bigint
            from messages m join rooms r on r.id = m.room_id order by seq",
     )
@@ -108,13 +110,11 @@ async fn the_lower_sequence_stays_whichever_copy_was_faster() {
     let (first, _) = publish(&publisher, "chat.general", None, r#"{"user":"ann","text":"first","id":"x"}"#).await;
     // As if another copy had already stored the second message with that id.
     sqlx::query("insert into rooms (name) values ('general')").execute(&database).await.unwrap();
-    sqlx::query(
-        "insert into messages select $1, 1, 'ann', null, 'x', false, 'second', now(), now()",
-    )
-    .bind(first as i64 + 5)
-    .execute(&database)
-    .await
-    .unwrap();
+    sqlx::query("insert into messages select $1, 1, 'ann', null, 'x', false, 'second', now(), now()")
+        .bind(first as i64 + 5)
+        .execute(&database)
+        .await
+        .unwrap();
     let worker = worker(&world).await;
     settled(&world).await;
     let rows: Vec<(i64, String)> = sqlx::query_as("select seq, text from messages").fetch_all(&database).await.unwrap();
@@ -126,7 +126,10 @@ async fn the_lower_sequence_stays_whichever_copy_was_faster() {
 async fn a_reused_sequence_is_a_dead_letter() {
     let world = World::start().await;
     let (publisher, database) = (world.client("publisher").await, world.database().await);
-    sqlx::query("insert into messages select 2, 77, 'old', null, 'o', false, 'from another life', now(), now()").execute(&database).await.unwrap();
+    sqlx::query("insert into messages select 2, 77, 'old', null, 'o', false, 'from another life', now(), now()")
+        .execute(&database)
+        .await
+        .unwrap();
     for text in ["one", "two", "three"] {
         publish(&publisher, "chat.general", None, &json!({"user": "ann", "text": text}).to_string()).await;
     }
@@ -157,8 +160,11 @@ async fn one_row_the_database_refuses_costs_nobody_else() {
     worker.stop().await.unwrap();
 }
 
-/// Every bad message of the list: subject, header block, payload, reason.
-fn bad_messages() -> Vec<(String, Option<Vec<u8>>, Vec<u8>, &'static str)> {
+/// Subject, header block, payload, and the reason it is set aside for.
+type Bad = (String, Option<Vec<u8>>, Vec<u8>, &'static str);
+
+/// Every bad message of the list.
+fn bad_messages() -> Vec<Bad> {
     let general = || "chat.general".to_owned();
     let body = |body: &str| body.as_bytes().to_vec();
     let long = |key: &str, bytes: usize| {
@@ -191,7 +197,12 @@ fn bad_messages() -> Vec<(String, Option<Vec<u8>>, Vec<u8>, &'static str)> {
         (general(), None, vec![b'x'; 1 << 20], "payload_too_large"),
         ("chat.\u{fffd}".to_owned(), None, good.clone(), "malformed_subject"),
     ];
-    for header in [&b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..], b"NATS/1.0\r\nA: \xff\r\n\r\n", b"NATS/1.0\r\nno colon\r\n\r\n", b"NATS/1.0\r\nA b: c\r\n\r\n"] {
+    for header in [
+        &b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..],
+        b"NATS/1.0\r\nA: \xff\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+        b"NATS/1.0\r\nA b: c\r\n\r\n",
+    ] {
         bad.push((general(), Some(header.to_vec()), good.clone(), "malformed_headers"));
     }
     bad
@@ -199,11 +210,12 @@ fn bad_messages() -> Vec<(String, Option<Vec<u8>>, Vec<u8>, &'static str)> {
 
 /// What is in the dead letters: how often each reason.
 async fn reasons(database: &PgPool) -> BTreeMap<String, i64> {
-    let found: Vec<(String, i64)> = sqlx::query_as("select reason, count(*) from dead_letters group by 1").fetch_all(database).await.unwrap();
+    let found: Vec<(String, i64)> =
+        sqlx::query_as("select reason, count(*) from dead_letters group by 1").fetch_all(database).await.unwrap();
     found.into_iter().collect()
 }
 
-async fn send_bad(client: &mut RawClient, (subject, header, payload, _): &(String, Option<Vec<u8>>, Vec<u8>, &'static str)) {
+async fn send_bad(client: &mut RawClient, (subject, header, payload, _): &Bad) {
     // U+FFFD stands for a byte that is not UTF-8; only a raw client can send that.
     let mut line = Vec::new();
     let subject: Vec<u8> = subject.replace('\u{fffd}', "\u{1}").bytes().map(|byte| if byte == 1 { 0xff } else { byte }).collect();
@@ -272,7 +284,8 @@ async fn each_bad_message_alone_is_set_aside_without_a_storm() {
             (letters == wanted).then_some(())
         })
         .await;
-        let last: String = sqlx::query_scalar("select reason from dead_letters order by id desc limit 1").fetch_one(&database).await.unwrap();
+        let last: String =
+            sqlx::query_scalar("select reason from dead_letters order by id desc limit 1").fetch_one(&database).await.unwrap();
         assert_eq!(last, message.3);
     }
     // The same process all along, and nothing comes again and again.

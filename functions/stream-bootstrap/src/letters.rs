@@ -262,9 +262,7 @@ async fn publish(nats: &Connection, letter: &Letter) -> Result<Option<(Reason, S
     }
     let Some(headers) = headers(letter) else { return Ok(Some((Reason::MalformedHeaders, String::new()))) };
     let request = async_nats::Request::new().headers(headers).payload(letter.payload.clone().into()).timeout(Some(ACK_TIMEOUT));
-    let unanswered = |why: &dyn std::fmt::Display| {
-        Trouble::Waiting(format!("messages from below the fence wait to be appended again: the log does not acknowledge ({why})"))
-    };
+    let unanswered = |why: &dyn std::fmt::Display| Trouble::LettersWait(format!("the log does not acknowledge ({why})"));
     let reply = client.send_request(letter.subject.clone(), request).await.map_err(|error| unanswered(&error.kind()))?;
     let ack: PublishAck = serde_json::from_slice(&reply.payload).map_err(|_| unanswered(&"something else answered"))?;
     match ack.error {

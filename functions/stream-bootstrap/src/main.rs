@@ -52,6 +52,11 @@ async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
                 tell(&done);
                 return Ok(State { bootstrap, interval });
             }
+            // A full log, for instance. Whoever has to make room should find us registered; the timer goes on.
+            Err(trouble @ Trouble::LettersWait(_)) => {
+                tell_once(&trouble, &mut told);
+                return Ok(State { bootstrap, interval });
+            }
             Err(trouble) if trouble.passes() => tell_once(&trouble, &mut told),
             Err(trouble) => return Err(trouble.into()),
         }

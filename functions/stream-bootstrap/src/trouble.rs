@@ -15,8 +15,8 @@ pub enum Trouble {
     Database(DatabaseError),
     /// Another copy is applying.
     Busy,
-    /// It passes by itself; the sentence says what is waited for.
-    Waiting(String),
+    /// Everything is applied, but the log does not take back what was saved from below the fence; why not.
+    LettersWait(String),
     /// Somebody has to mend what the sentence names.
     Refused(String),
 }
@@ -25,7 +25,7 @@ impl Trouble {
     /// Whether the same attempt may succeed later without anybody mending anything.
     pub fn passes(&self) -> bool {
         match self {
-            Trouble::Nats(ApiError::Away(_)) | Trouble::Busy | Trouble::Waiting(_) => true,
+            Trouble::Nats(ApiError::Away(_)) | Trouble::Busy | Trouble::LettersWait(_) => true,
             Trouble::Nats(ApiError::Refused { code, .. }) => NO_LEADER.contains(code),
             Trouble::Nats(ApiError::Unreadable(_)) | Trouble::Refused(_) => false,
             Trouble::Database(error) => error.class == Class::Trouble,
@@ -52,7 +52,8 @@ impl std::fmt::Display for Trouble {
             Trouble::Database(error) if error.class == Class::Trouble => write!(f, "waiting for PostgreSQL ({error})"),
             Trouble::Database(error) => error.fmt(f),
             Trouble::Busy => f.write_str("another copy is applying"),
-            Trouble::Waiting(sentence) | Trouble::Refused(sentence) => f.write_str(sentence),
+            Trouble::LettersWait(why) => write!(f, "messages from below the fence wait to be appended again: {why}"),
+            Trouble::Refused(sentence) => f.write_str(sentence),
         }
     }
 }
@@ -67,7 +68,7 @@ impl From<LogError> for Trouble {
     fn from(error: LogError) -> Trouble {
         match error {
             LogError::Api(error) => Trouble::Nats(error),
-            LogError::Direct(what) => Trouble::Waiting(what.to_owned()),
+            LogError::Direct(what) => Trouble::Nats(ApiError::Away(what)),
         }
     }
 }

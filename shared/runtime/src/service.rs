@@ -136,7 +136,10 @@ impl Meter {
     }
 }
 
-pub(crate) type Handler = Arc<dyn Fn(Message) -> BoxFuture<'static, Result<(Bytes, Vec<(&'static str, String)>), Error>> + Send + Sync>;
+/// Body and headers of a reply, ready to send.
+type Encoded = (Bytes, Vec<(&'static str, String)>);
+
+pub(crate) type Handler = Arc<dyn Fn(Message) -> BoxFuture<'static, Result<Encoded, Error>> + Send + Sync>;
 
 /// One line of INFO and STATS: an endpoint with a handler, or a worker without.
 pub(crate) struct Registered {
@@ -274,14 +277,14 @@ impl Service {
         }
     }
 
-    fn fits(&self, reply: (Bytes, Vec<(&'static str, String)>)) -> Result<(Bytes, Vec<(&'static str, String)>), Error> {
+    fn fits(&self, reply: Encoded) -> Result<Encoded, Error> {
         if reply.0.len() + HEADER_ROOM > self.client.server_info().max_payload {
             return Err(Error::new(Code::TooLarge, "the answer is larger than the server's max_payload; ask for less"));
         }
         Ok(reply)
     }
 
-    async fn send(&self, reply_to: async_nats::Subject, outcome: Result<(Bytes, Vec<(&'static str, String)>), Error>) {
+    async fn send(&self, reply_to: async_nats::Subject, outcome: Result<Encoded, Error>) {
         let (body, headers) = outcome.unwrap_or_else(|error| {
             let body = serde_json::to_vec(&error.body()).unwrap_or_default();
             let headers = vec![

@@ -14,6 +14,8 @@
 //! Everything here panics rather than returns an error: a test has nothing to do without its servers, and the
 //! panic carries the end of their logs. Linux only, for `/proc`.
 
+#![expect(clippy::expect_used, reason = "a test has nothing to do without its servers")]
+
 mod binaries;
 mod child;
 mod nats_server;

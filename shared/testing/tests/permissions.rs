@@ -57,7 +57,8 @@ async fn nobody_hears_what_is_not_theirs() {
     let world = World::bare().await;
     let users: Vec<&String> = world.nats().users().iter().collect();
     for user in &users {
-        let mut subjects: Vec<String> = [">", "_INBOX.>", "chat.*", "dm.*.*", "$JS.>", "$SRV.>", "chat.history.*", "bootstrap.*"].map(str::to_owned).to_vec();
+        let mut subjects: Vec<String> =
+            [">", "_INBOX.>", "chat.*", "dm.*.*", "$JS.>", "$SRV.>", "chat.history.*", "bootstrap.*"].map(str::to_owned).to_vec();
         subjects.extend(users.iter().filter(|other| other != &user).map(|other| format!("_INBOX.{other}.>")));
         if !matches!(user.as_str(), "publisher" | "operator") {
             subjects.push("live.>".to_owned());

@@ -1,5 +1,7 @@
 //! The promises, held while processes and servers die.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -200,7 +202,8 @@ async fn a_forged_reply_subject_reaches_nothing() {
     let client = world.client("publisher").await;
     let last = publish(&client, "general", "ann", "one").await;
     let mut raw = RawClient::connect(world.nats(), "publisher").await;
-    for reply in ["chat.general", "dm.bob.carol", "$JS.API.STREAM.DELETE.CHAT_MESSAGES", "$JS.API.STREAM.PURGE.CHAT_MESSAGES", "_INBOXED.x"] {
+    for reply in ["chat.general", "dm.bob.carol", "$JS.API.STREAM.DELETE.CHAT_MESSAGES", "$JS.API.STREAM.PURGE.CHAT_MESSAGES", "_INBOXED.x"]
+    {
         raw.publish_raw(&HISTORY.subject(&["general"]), Some(reply), None, b"").await;
         raw.publish_raw(&HISTORY.subject(&["general"]), Some(reply), None, b"not json").await;
     }

@@ -1,5 +1,7 @@
 //! What other tests rely on: the servers come up as shipped, end and come back as asked, and leave nothing behind.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Every function is found, described and measured through the NATS service API, by every way of asking.
 
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -15,7 +17,9 @@ async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> V
     let mut subscription = client.subscribe(inbox.clone()).await.unwrap();
     client.publish_with_reply(subject.to_owned(), inbox, "".into()).await.unwrap();
     let mut found = Vec::new();
-    while let Ok(Some(reply)) = tokio::time::timeout(Duration::from_millis(if found.len() < wanted { 5_000 } else { 100 }), subscription.next()).await {
+    while let Ok(Some(reply)) =
+        tokio::time::timeout(Duration::from_millis(if found.len() < wanted { 5_000 } else { 100 }), subscription.next()).await
+    {
         found.push(serde_json::from_slice(&reply.payload).expect("JSON"));
     }
     found
@@ -33,8 +37,12 @@ fn schema(verb: &str) -> jsonschema::Validator {
 #[tokio::test]
 async fn every_copy_of_every_function_answers_by_name_and_by_id() {
     let world = World::start().await;
-    let (one, two, history, worker) =
-        tokio::join!(world.spawn("get-history"), world.spawn("get-history"), world.spawn("persist-message"), world.spawn("stream-bootstrap"));
+    let (one, two, history, worker) = tokio::join!(
+        world.spawn("get-history"),
+        world.spawn("get-history"),
+        world.spawn("persist-message"),
+        world.spawn("stream-bootstrap")
+    );
     let operator = world.client("operator").await;
     for verb in ["PING", "INFO", "STATS"] {
         let schema = schema(verb);

@@ -23,9 +23,10 @@ async fn send_store_and_query_stand_in_one_trace() {
     let wanted = ["send chat.general", "process chat.general", "get-history chat.history.>", "select messages"];
     let spans = receiver
         .wait_for("send, store and query in one trace", Duration::from_secs(15), |spans| {
-            spans.iter().filter(|span| span.name == wanted[0]).any(|send| {
-                wanted.iter().all(|name| spans.iter().any(|span| span.name == *name && span.trace_id == send.trace_id))
-            })
+            spans
+                .iter()
+                .filter(|span| span.name == wanted[0])
+                .any(|send| wanted.iter().all(|name| spans.iter().any(|span| span.name == *name && span.trace_id == send.trace_id)))
         })
         .await;
     let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no span {name}"));
@@ -84,7 +85,11 @@ async fn no_text_appears_in_any_signal_or_log() {
 #[tokio::test]
 async fn a_collector_that_is_away_costs_a_line_and_no_time() {
     let world = World::start().await;
-    let nobody = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"), ("OTEL_BSP_SCHEDULE_DELAY", "50")];
+    let nobody = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+    ];
     let history = world.spawn_with("get-history", &nobody).await;
     let publisher = world.client("publisher").await;
     for _ in 0..20 {

@@ -20,8 +20,8 @@ pub use name::{MAX_NAME_BYTES, Room, Seq};
 pub use reason::Reason;
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
-    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DISCOVER_INFO, DISCOVER_STATS, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, REQUEST_SUBJECTS,
-    SERVICE_REPLY, STREAM, STREAM_SUBJECTS, WORKER, discovery_subjects, jetstream, live_subject, overlap,
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DISCOVER_INFO, DISCOVER_STATS, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject,
+    REQUEST_SUBJECTS, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, WORKER, discovery_subjects, jetstream, live_subject, overlap,
 };
 
 /// Names of the headers Scrollback reads and writes.

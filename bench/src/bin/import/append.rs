@@ -94,7 +94,7 @@ impl Appender {
     /// Appends what the log does not know yet, in this order, and returns when it has it all.
     ///
     /// # Errors
-    /// What waiting will not mend. Then nothing of `batch` was appended.
+    /// What waiting will not mend. Then the log has all that was new of `batch`, or nothing of it.
     pub async fn append(&mut self, mut batch: Vec<Outgoing>) -> Result<Appended, Fatal> {
         let whole = batch.len() as u64;
         let mut ids = HashSet::new();
@@ -130,12 +130,10 @@ impl Appender {
                         told = true;
                     }
                     sleep(RETRY_PAUSE).await;
-                    let lost = self.broken();
-                    // Returns once connected, however long that takes.
+                    // Returns once connected, however long that takes; patience is for trouble while connected.
+                    let away = Instant::now();
                     let _ = self.connection.client().flush().await;
-                    if lost {
-                        begun = Instant::now();
-                    }
+                    begun += away.elapsed();
                 }
             }
         }
@@ -198,16 +196,7 @@ impl Appender {
     /// A new attempt: answers to earlier ones are no longer ours, and what broke before broke before.
     fn begin(&mut self) {
         self.attempt += 1;
-        self.broken();
-    }
-
-    /// Whether the connection broke since this was last asked.
-    fn broken(&mut self) -> bool {
-        let mut broke = false;
-        while self.connection.broken().now_or_never().is_some() {
-            broke = true;
-        }
-        broke
+        while self.connection.broken().now_or_never().is_some() {}
     }
 
     async fn publish(&mut self, subject: &str, reply: Option<&str>, headers: HeaderMap, payload: Bytes) -> Result<(), Trouble> {

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use testing::{RawClient, World, eventually};
 use wire::{FENCE_SUBJECT, header};
 
-use super::{SOON, api, bare, check, log_config, log_with, start};
+use super::{SOON, api, bare, check, log_config, log_with, start, start_with};
 
 /// Servers with schema and without a log, and the highest sequence stored is 500.
 async fn without_log() -> (World, Client, PgPool) {
@@ -273,6 +273,29 @@ async fn a_log_that_has_to_be_made_anew_is_emptied_first() {
     start(&world).await.unwrap().stop().await.unwrap();
     assert_eq!(texts(&entries(&admin).await), [(501, "in memory")]);
     assert!(letters(&database).await.is_empty());
+}
+
+/// The letters stay where they are while the log has no room, and that keeps nobody from starting.
+#[tokio::test]
+async fn a_full_log_gets_its_letters_later() {
+    let (world, admin, database) = without_log().await;
+    let folder = world.nats().store_dir().with_file_name("config");
+    for (part, name, config) in [
+        ("streams", "CHAT_MESSAGES.json", log_with(json!({"max_bytes": 1_000})).to_string()),
+        ("consumers", "CHAT_MESSAGES.persist-message.json", super::WORKER.to_owned()),
+    ] {
+        std::fs::create_dir_all(folder.join(part)).unwrap();
+        std::fs::write(folder.join(part).join(name), config).unwrap();
+    }
+    take(&database, 1, &"long ".repeat(300)).await;
+    let small = [("BOOTSTRAP_CONFIG", folder.to_str().unwrap())];
+    let running = start_with(&world, &small).await.unwrap();
+    let found = check(&world).await;
+    assert_eq!((found.differences[0].field.as_str(), &found.differences[0].actual), ("below_fence", &json!(1)), "{found:?}");
+    running.stop().await.unwrap();
+    assert_eq!(letters(&database).await, [(1, "below_fence".to_owned())]);
+    start(&world).await.unwrap().stop().await.unwrap();
+    assert_eq!(texts(&entries(&admin).await), [(501, "long ".repeat(300).as_str())]);
 }
 
 /// Killed with -9 again and again, at every step, over messages without ids.
