@@ -1,5 +1,7 @@
 //! `import` as its user meets it: the binary, with a trusted publisher's rights, on a real server.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;

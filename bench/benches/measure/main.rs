@@ -4,6 +4,8 @@
 //! standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
 //! slows the machine down for a while slows all of them; what is printed is the median of the rounds.
 
+#![expect(clippy::expect_used, reason = "a measurement that fails measures nothing")]
+
 mod footprint;
 mod history;
 mod ingest;
