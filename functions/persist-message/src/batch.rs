@@ -100,6 +100,13 @@ impl Batch {
         self.letters.extend(refused);
         vec![self]
     }
+
+    /// A batch of letters for those rows whose sequence is another message's.
+    pub fn letters_for(self, reused: &[i64]) -> Batch {
+        let of = |row: Row| Letter { original: row.original, reason: Reason::SequenceReused, detail: String::new() };
+        let rows = self.rows.into_iter().filter(|row| reused.contains(&row.message.seq.as_i64()));
+        Batch { letters: rows.map(of).collect(), ..Batch::default() }
+    }
 }
 
 impl Row {

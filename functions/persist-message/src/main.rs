@@ -125,11 +125,16 @@ async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option
     while let Some(part) = parts.pop() {
         let error = match ctx.database().run(STORE_DEADLINE, async |connection| store::store(connection, &part).await).await {
             Ok(stored) => {
-                outcome.duplicates += (part.rows.len() as u64).saturating_sub(stored);
+                let reused = stored.reused.len() as u64;
+                outcome.duplicates += (part.rows.len() as u64).saturating_sub(stored.new + reused);
                 outcome.refused.extend(part.letters.iter().map(|letter| letter.reason));
                 if pause > FIRST_PAUSE {
                     tracing::info!("PostgreSQL is back; storing again");
                     (pause, _) = (FIRST_PAUSE, worker.waiting(false));
+                }
+                if reused > 0 {
+                    tracing::error!(reused, "sequences that are stored for other messages: the stream was made anew without its fence");
+                    parts.push(part.letters_for(&stored.reused));
                 }
                 continue;
             }

@@ -9,7 +9,8 @@ use tracing::Instrument;
 use crate::batch::Batch;
 
 /// Rows and letters together or not at all. Storing again is harmless: a row meets itself under its
-/// sender and id. Where a sender used an id twice, the lower sequence stays, whichever copy was faster.
+/// sender and id. Where a sender used an id twice, the lower sequence stays, whichever copy was faster; unless the
+/// log took it later: then it comes from a log that was made anew, and the row keeps its place.
 const STORE: &str = "
     with letters as (
         insert into dead_letters (seq, subject, headers, payload, reason, detail, received_at)
@@ -22,18 +23,31 @@ const STORE: &str = "
     on conflict on constraint messages_sender_id_key do update
        set seq = excluded.seq, room_id = excluded.room_id, recipient = excluded.recipient,
            text = excluded.text, sent_at = excluded.sent_at, received_at = excluded.received_at
-     where messages.seq > excluded.seq";
+     where messages.seq > excluded.seq and messages.received_at >= excluded.received_at";
+
+/// Of some sequences, those that hold another message: the log took it at another time.
+const REUSED: &str = "
+    select asked.seq from unnest($1::bigint[], $2::timestamptz[]) as asked (seq, received_at)
+      join messages on messages.seq = asked.seq and messages.received_at <> asked.received_at";
 
 const FIND_ROOMS: &str = "select name, id from rooms where name = any($1::text[])";
 
 const MAKE_ROOMS: &str = "
     insert into rooms (name) select unnest($1::text[]) on conflict do nothing";
 
-/// Stores the batch; how many of its rows were new.
+/// What became of a batch's rows.
+pub struct Stored {
+    /// Rows that are new.
+    pub new: u64,
+    /// Sequences under which another message is stored: their rows were not, and nobody may think they were.
+    pub reused: Vec<i64>,
+}
+
+/// Stores the batch.
 ///
 /// # Errors
-/// Nothing of the batch is stored then.
-pub async fn store(connection: &mut PgConnection, batch: &Batch) -> Result<u64, sqlx::Error> {
+/// Nothing more of the batch is stored then than a second attempt will find.
+pub async fn store(connection: &mut PgConnection, batch: &Batch) -> Result<Stored, sqlx::Error> {
     let rooms = rooms(connection, batch).await?;
     let (rows, letters) = (&batch.rows, &batch.letters);
     let room_ids: Vec<Option<i32>> = rows.iter().map(|row| rooms.get(row.message.room.as_str()).copied()).collect();
@@ -44,7 +58,7 @@ pub async fn store(connection: &mut PgConnection, batch: &Batch) -> Result<u64, 
         db.operation.name = "insert",
         db.collection.name = "messages",
     );
-    let stored = sqlx::query(STORE)
+    let new = sqlx::query(STORE)
         .bind(rows.iter().map(|row| row.message.seq.as_i64()).collect::<Vec<i64>>())
         .bind(room_ids)
         .bind(rows.iter().map(|row| row.message.user.as_str()).collect::<Vec<&str>>())
@@ -61,10 +75,21 @@ pub async fn store(connection: &mut PgConnection, batch: &Batch) -> Result<u64, 
         .bind(letters.iter().map(|letter| letter.reason.as_str()).collect::<Vec<&str>>())
         .bind(letters.iter().map(|letter| letter.detail.as_str()).collect::<Vec<&str>>())
         .bind(letters.iter().map(|letter| letter.original.received_at).collect::<Vec<OffsetDateTime>>())
-        .execute(connection)
+        .execute(&mut *connection)
         .instrument(span)
-        .await?;
-    Ok(stored.rows_affected())
+        .await?
+        .rows_affected();
+    // Only rows that met another can have met a stranger; usually none has.
+    let reused = if new < rows.len() as u64 { reused(connection, batch).await? } else { Vec::new() };
+    Ok(Stored { new, reused })
+}
+
+async fn reused(connection: &mut PgConnection, batch: &Batch) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar(REUSED)
+        .bind(batch.rows.iter().map(|row| row.message.seq.as_i64()).collect::<Vec<i64>>())
+        .bind(batch.rows.iter().map(|row| row.received_at()).collect::<Vec<OffsetDateTime>>())
+        .fetch_all(connection)
+        .await
 }
 
 /// The batch's rooms, made where they are new. Asked every time instead of remembered: a database that was
