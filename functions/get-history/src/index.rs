@@ -16,11 +16,11 @@ use wire::{Message, Seq, Status};
 const DEADLINE: Duration = Duration::from_millis(1_500);
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Newest first, at least one row, at most about `$4` bytes of text; `more` when rows were cut.
+/// Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
 const OLDER: &str = "
-    select seq, sender, recipient, id, text, sent_at, more from (
+    select seq, sender, recipient, id, text, sent_at, counted from (
         select *, sum(octet_length(text)) over (order by seq desc) - octet_length(text) < $4 as fits,
-               count(*) over () >= $3 as more
+               count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at
                   from messages
                  where room_id = (select id from rooms where name = $1) and seq < $2
@@ -29,9 +29,9 @@ const OLDER: &str = "
 
 /// Oldest first, otherwise like [`OLDER`].
 const NEWER: &str = "
-    select seq, sender, recipient, id, text, sent_at, more from (
+    select seq, sender, recipient, id, text, sent_at, counted from (
         select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
-               count(*) over () >= $3 as more
+               count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at
                   from messages
                  where room_id = (select id from rooms where name = $1) and seq > $2
@@ -159,8 +159,9 @@ async fn read_side(connection: &mut PgConnection, wanted: &Wanted<'_>, side: Sid
         sqlx::query(sql).bind(wanted.room).bind(seq.as_i64()).bind(i64::from(wanted.rows)).bind(bytes).fetch_all(connection).await?;
     let mut rows = Rows::default();
     for row in &found {
-        // Rows cut for their bytes leave fewer than were counted; either way something may follow.
-        rows.more = row.try_get("more")?;
+        let counted: i64 = row.try_get("counted")?;
+        // As many as were asked for, or some cut for their bytes: either way something may follow.
+        rows.more = counted >= i64::from(wanted.rows) || counted > found.len() as i64;
         rows.messages.push(message(wanted.room, row)?);
     }
     Ok(rows)

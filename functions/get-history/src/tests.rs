@@ -301,6 +301,26 @@ async fn the_tail_is_read_like_the_worker_reads_it() {
 }
 
 #[tokio::test]
+async fn the_earlier_of_two_messages_with_one_id_is_shown_before_it_is_stored() {
+    let world = World::start().await;
+    let function = history(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    let seq = publish_body(&client, "chat.general", r#"{"user":"ann","text":"first","id":"a"}"#).await;
+    // A copy that was faster has stored a later one; the earlier one takes its place as soon as it is stored.
+    publish_body(&client, "chat.general", r#"{"user":"ann","text":"second","id":"a"}"#).await;
+    sqlx::query("insert into rooms (name) values ('general')").execute(&database).await.unwrap();
+    sqlx::query("insert into messages select $1, id, 'ann', null, 'a', false, 'second', now(), now() from rooms")
+        .bind(seq as i64 + 1)
+        .execute(&database)
+        .await
+        .unwrap();
+    for body in [json!({}), json!({"after": 0}), json!({"around": seq})] {
+        assert_eq!(ask(&client, "general", body).await.texts(), ["first"]);
+    }
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_poisoned_tail_is_read_all_the_same() {
     let world = World::start().await;
     let function = history(&world).await;
