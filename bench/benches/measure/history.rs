@@ -103,7 +103,7 @@ pub async fn measure(world: &World, plan: &Plan) {
 /// Answers everything with what it was given, inside this process.
 async fn echo(client: Client, headers: HeaderMap, payload: Bytes) {
     let mut requests = client.subscribe(ECHO).await.expect("a client that is not closed");
-    client.flush().await.expect("a client that is not closed");
+    let this = client.clone();
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             let Some(reply) = request.reply else { continue };
@@ -111,6 +111,8 @@ async fn echo(client: Client, headers: HeaderMap, payload: Bytes) {
             let _ = client.publish_with_headers(reply, headers.clone(), payload.clone()).await;
         }
     });
+    // Flushed is not subscribed; answered is.
+    this.request(ECHO, "".into()).await.expect("the echo answers");
 }
 
 async fn ask_all(questions: &[Question], plan: &Plan) -> Vec<(&'static str, usize, Figures)> {
@@ -140,7 +142,7 @@ async fn ask(question: &Question, side_by_side: usize, asking: Duration) -> (f64
             while begun.elapsed() < asking {
                 let body = (question.body)(number.fetch_add(1, Ordering::Relaxed));
                 let asked = Instant::now();
-                let reply = question.client.request(question.subject.clone(), body.into()).await.expect("an answer");
+                let reply = question.client.request(question.subject.clone(), body.into()).await.expect(question.name);
                 latencies.push(asked.elapsed());
                 let refused = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR));
                 assert!(refused.is_none(), "{}: {refused:?}", question.name);
