@@ -42,7 +42,7 @@ ci: check test
 
 # Ingest, history and footprint, measured on this machine
 bench *ARGS:
-    cargo run --release --locked --package bench --bin bench -- "$@"
+    cargo bench --locked --package bench -- "$@"
 
 # Publish JSON lines into the log that is up: .jsonl, .jsonl.gz, - for standard input
 [no-cd]

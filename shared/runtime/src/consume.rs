@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subject, Subscriber};
+use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::{Seq, jetstream};
@@ -29,6 +30,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Batches stored side by side: while the database works on one, the other is parsed or waits for its commit.
+const LANES: usize = 2;
 
 /// One message of the log, as delivered.
 #[derive(Debug)]
@@ -56,6 +60,13 @@ struct Shared {
     stuck_after: Duration,
     progress: AtomicU64,
     waiting: AtomicBool,
+    lanes: Arc<Semaphore>,
+}
+
+/// Deliveries on their way to be stored, and their place.
+struct Batch {
+    deliveries: Arc<[Delivery]>,
+    lane: OwnedSemaphorePermit,
 }
 
 impl fmt::Debug for Worker {
@@ -84,6 +95,7 @@ impl Worker {
             stuck_after,
             progress: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
+            lanes: Arc::new(Semaphore::new(LANES)),
         }))
     }
 
@@ -98,7 +110,7 @@ impl Worker {
     }
 
     /// Pulls batches and hands each to `store` until told to stop; acknowledges a batch after `store`
-    /// returned true. While one batch is stored the next is pulled.
+    /// returned true. Two batches are stored side by side, and the next one is pulled meanwhile.
     ///
     /// # Errors
     /// The consumer cannot be made to move: messages are pending, and nothing was acknowledged for a minute.
@@ -107,15 +119,20 @@ impl Worker {
         S: Fn(Arc<[Delivery]>) -> F,
         F: Future<Output = bool>,
     {
-        let (sender, mut batches) = mpsc::channel::<Vec<Delivery>>(1);
+        let (sender, mut batches) = mpsc::channel::<Batch>(LANES);
         let puller = tokio::spawn(self.clone().pull(sender));
         let consume = async {
-            while let Some(batch) = batches.recv().await {
-                let batch: Arc<[Delivery]> = batch.into();
-                if store(batch.clone()).await {
-                    self.settle(&batch).await;
+            let mut lanes = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    batch = batches.recv() => match batch {
+                        Some(batch) => lanes.push(self.handle(&store, batch)),
+                        None => break,
+                    },
+                    Some(()) = lanes.next() => {}
                 }
             }
+            while lanes.next().await.is_some() {}
         };
         let outcome = tokio::select! {
             () = consume => Ok(()),
@@ -128,6 +145,13 @@ impl Worker {
             tracing::warn!("the last acknowledgements may not have arrived; those messages come again, and do no harm");
         }
         outcome
+    }
+
+    async fn handle<F: Future<Output = bool>>(&self, store: &impl Fn(Arc<[Delivery]>) -> F, batch: Batch) {
+        if store(batch.deliveries.clone()).await {
+            self.settle(&batch.deliveries).await;
+        }
+        drop(batch.lane);
     }
 
     async fn settle(&self, batch: &[Delivery]) {
@@ -148,7 +172,7 @@ impl Worker {
         self.0.progress.fetch_add(settled, Ordering::Relaxed);
     }
 
-    async fn pull(self, batches: mpsc::Sender<Vec<Delivery>>) {
+    async fn pull(self, batches: mpsc::Sender<Batch>) {
         let mut pause = FIRST_PAUSE;
         let mut told = false;
         while !self.0.stop.is_cancelled() {
@@ -177,27 +201,35 @@ impl Worker {
         }
     }
 
-    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Vec<Delivery>>) -> Result<(), Trouble> {
+    /// Waits for a place to store a batch in; `None` never happens while the worker lives.
+    async fn lane(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.lanes.clone().acquire_owned().await.ok()
+    }
+
+    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Batch>) -> Result<(), Trouble> {
         let connection = connect(&self.0.settings.nats, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
         let Ok(connection) = connection else { return Err(Trouble::Broken) };
         let mut pulls = Pulls::start(connection, self.0.max_batch).await?;
         loop {
-            // Room first, then messages: while the database is away nothing is taken from the server.
-            let room = tokio::select! {
-                room = batches.reserve() => room,
+            // A lane first, then messages: what comes while all are busy makes the next batch larger, and while the
+            // database is away nothing more is asked for.
+            let lane = tokio::select! {
+                lane = self.lane() => lane,
                 () = self.0.stop.cancelled() => return Ok(()),
             };
-            let Ok(room) = room else { return Ok(()) };
-            let batch = tokio::select! {
-                batch = pulls.next() => batch?,
+            let Some(lane) = lane else { return Ok(()) };
+            let deliveries = tokio::select! {
+                deliveries = pulls.next() => deliveries?.into(),
                 () = self.0.stop.cancelled() => return Ok(()),
             };
-            room.send(batch);
+            if batches.send(Batch { deliveries, lane }).await.is_err() {
+                return Ok(());
+            }
         }
     }
 
     /// Fetches everything that was delivered and not acknowledged, without anybody parsing headers.
-    async fn rescue(&self, batches: &mpsc::Sender<Vec<Delivery>>) -> Result<(), LogError> {
+    async fn rescue(&self, batches: &mpsc::Sender<Batch>) -> Result<(), LogError> {
         let info = self.0.log.consumer().await?;
         let from = Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX).next();
         let to = Seq::new(info.delivered.stream_seq).unwrap_or(Seq::MAX);
@@ -213,8 +245,11 @@ impl Worker {
                 .into_iter()
                 .map(|raw| Delivery { malformed: raw.malformed.then_some(raw.header_block), message: raw.message, attempt: 0, ack: None })
                 .collect();
-            if !batch.is_empty() && batches.send(batch).await.is_err() {
-                return Ok(());
+            if !batch.is_empty() {
+                let Some(lane) = self.lane().await else { return Ok(()) };
+                if batches.send(Batch { deliveries: batch.into(), lane }).await.is_err() {
+                    return Ok(());
+                }
             }
             next = end.next();
         }
@@ -264,8 +299,8 @@ struct Pulls {
     replies: Subscriber,
     max_batch: usize,
     number: u64,
-    /// Messages the current pull may still bring.
-    open: usize,
+    /// Pulls under way, oldest first: number, and messages it may still bring. The server serves them in this order.
+    open: VecDeque<(u64, usize)>,
     ready: VecDeque<Delivery>,
 }
 
@@ -273,14 +308,22 @@ impl Pulls {
     async fn start(connection: Connection, max_batch: usize) -> Result<Pulls, Trouble> {
         let inbox = connection.client().new_inbox();
         let replies = connection.client().subscribe(format!("{inbox}.*")).await.map_err(|_| Trouble::Broken)?;
-        let mut pulls = Pulls { connection, inbox, replies, max_batch, number: 0, open: 0, ready: VecDeque::new() };
-        pulls.ask().await?;
+        let mut pulls = Pulls { connection, inbox, replies, max_batch, number: 0, open: VecDeque::new(), ready: VecDeque::new() };
+        pulls.keep_open().await?;
         Ok(pulls)
+    }
+
+    /// Asks for more before the server has sent all it was asked for: it never waits for us.
+    async fn keep_open(&mut self) -> Result<(), Trouble> {
+        while self.open.iter().map(|(_, left)| left).sum::<usize>() <= self.max_batch / 2 {
+            self.ask().await?;
+        }
+        Ok(())
     }
 
     async fn ask(&mut self) -> Result<(), Trouble> {
         self.number += 1;
-        self.open = self.max_batch;
+        self.open.push_back((self.number, self.max_batch));
         let request = json!({
             "batch": self.max_batch,
             "expires": u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX),
@@ -304,25 +347,26 @@ impl Pulls {
                 () = connection.broken() => return Err(Trouble::Broken),
             };
             self.take(message)?;
-            if self.open == 0 {
-                self.ask().await?;
-            }
+            self.keep_open().await?;
         }
         while self.ready.len() < self.max_batch {
             match self.replies.next().now_or_never() {
                 Some(Some(message)) => self.take(message)?,
                 Some(None) | None => break,
             }
-            if self.open == 0 {
-                self.ask().await?;
-            }
+            self.keep_open().await?;
         }
         Ok(self.ready.drain(..).collect())
     }
 
     fn take(&mut self, message: Message) -> Result<(), Trouble> {
         let Some(status) = message.status else {
-            self.open = self.open.saturating_sub(1);
+            if let Some((_, left)) = self.open.front_mut() {
+                *left -= 1;
+                if *left == 0 {
+                    self.open.pop_front();
+                }
+            }
             match delivery(message) {
                 Some(delivery) => self.ready.push_back(delivery),
                 None => tracing::warn!("a delivery without a readable acknowledgement subject was left to come again"),
@@ -336,9 +380,8 @@ impl Pulls {
             return Err(Trouble::NoConsumer);
         }
         // 404, 408 and 409 end the pull they answer; 409 also tells of a consumer that was deleted or moved.
-        if message.subject.rsplit('.').next() == Some(self.number.to_string().as_str()) {
-            self.open = 0;
-        }
+        let ended: Option<u64> = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        self.open.retain(|(number, _)| Some(*number) != ended);
         let told = message.description.as_deref().unwrap_or_default();
         if status == StatusCode::REQUEST_TERMINATED && !told.contains("Exceeded") && !told.contains("Batch Completed") {
             tracing::debug!(told, "the pull was ended");
