@@ -15,7 +15,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use wire::{Seq, jetstream};
 
@@ -33,6 +33,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Batches stored side by side: while the database works on one, the other is parsed or waits for its commit.
 const LANES: usize = 2;
+
+/// How long a batch may gather while another is being stored.
+const LINGER: Duration = Duration::from_millis(10);
 
 /// One message of the log, as delivered.
 #[derive(Debug)]
@@ -218,8 +221,10 @@ impl Worker {
                 () = self.0.stop.cancelled() => return Ok(()),
             };
             let Some(lane) = lane else { return Ok(()) };
+            // While the other lane is busy a small batch gains nothing by hurrying; a lone message never waits.
+            let linger = if self.0.lanes.available_permits() + 1 < LANES { LINGER } else { Duration::ZERO };
             let deliveries = tokio::select! {
-                deliveries = pulls.next() => deliveries?.into(),
+                deliveries = pulls.next(linger) => deliveries?.into(),
                 () = self.0.stop.cancelled() => return Ok(()),
             };
             if batches.send(Batch { deliveries, lane }).await.is_err() {
@@ -337,9 +342,9 @@ impl Pulls {
             .map_err(|_| Trouble::Broken)
     }
 
-    /// Waits for a message, then takes what else is there. Asks for more before it returns, so that the
-    /// server sends while the batch is being stored.
-    async fn next(&mut self) -> Result<Vec<Delivery>, Trouble> {
+    /// Waits for a message, then takes what else is there or comes within `linger`. Asks for more before it
+    /// returns, so that the server sends while the batch is being stored.
+    async fn next(&mut self, linger: Duration) -> Result<Vec<Delivery>, Trouble> {
         while self.ready.is_empty() {
             let mut connection = self.connection.clone();
             let message = tokio::select! {
@@ -349,8 +354,13 @@ impl Pulls {
             self.take(message)?;
             self.keep_open().await?;
         }
+        let until = Instant::now() + linger;
         while self.ready.len() < self.max_batch {
-            match self.replies.next().now_or_never() {
+            let message = match self.replies.next().now_or_never() {
+                None if linger > Duration::ZERO => timeout_at(until, self.replies.next()).await.ok(),
+                ready => ready,
+            };
+            match message {
                 Some(Some(message)) => self.take(message)?,
                 Some(None) | None => break,
             }
