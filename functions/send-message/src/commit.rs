@@ -1,6 +1,6 @@
 //! Many senders, one flush: what waits while a batch is under way goes out as the next one.
 //!
-//! Nobody is held back for company: a message that finds nothing under way goes at once, by itself.
+//! A message alone is not held back for company: when nothing is under way, and nothing was just before, it goes at once, by itself.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use runtime::{Ctx, Error, Result};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span};
 use wire::{Code, Seq};
 
@@ -20,10 +20,14 @@ use crate::outgoing::Outgoing;
 const MAX_BATCH: usize = 1_000;
 /// What one batch may weigh, so that a few long texts do not delay many short ones.
 const MAX_BATCH_BYTES: usize = 4 << 20;
-/// Fewer than these go one by one, side by side: a batch costs the server a file of its own.
-const MIN_BATCH: usize = 3;
-/// Under way at once: while one is flushed, the ids of the next are looked up.
-const IN_FLIGHT: usize = 2;
+/// Fewer than these go one by one, side by side: for each batch the server makes a file store of its own and removes it,
+/// which takes as long as some thirty plain publishes.
+const MIN_BATCH: usize = 32;
+/// After a batch the next message waits this long for each further one, as long as fewer than three quarters of that batch are
+/// there: its senders, just answered, are about to send again.
+const LINGER: Duration = Duration::from_millis(1);
+/// Lookups under way at once; further ids are looked up together.
+const LOOKUPS: usize = 2;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What became of a message.
@@ -53,16 +57,18 @@ impl Waiting {
 /// Takes messages and sees to it that each is answered.
 #[derive(Debug)]
 pub struct Committer {
-    queue: mpsc::UnboundedSender<Waiting>,
+    given: mpsc::UnboundedSender<Waiting>,
+    new: mpsc::UnboundedSender<Waiting>,
 }
 
 impl Committer {
     /// Runs until the last sender is gone.
     pub fn start(ctx: Ctx) -> Committer {
-        let (queue, waiting) = mpsc::unbounded_channel();
+        let ((given, to_look_up), (new, to_append)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let line = Arc::new(Line { appender: Appender::new(ctx.nats().client().clone()), known: Known::new(ctx.clone()), ctx });
-        tokio::spawn(line.run(waiting));
-        Committer { queue }
+        tokio::spawn(line.clone().look_up(to_look_up, new.clone()));
+        tokio::spawn(line.append_all(to_append));
+        Committer { given, new }
     }
 
     /// Appends `message`; when `until` is over, with an error.
@@ -71,15 +77,51 @@ impl Committer {
     /// 409, or 503.
     pub async fn commit(&self, message: Outgoing, until: Instant) -> Result<Sent> {
         let (answer, answered) = oneshot::channel();
-        let gone = |_| Error::internal("the task that appends ended badly");
-        // Never more than MAX_CONCURRENT_REQUESTS of them wait.
+        // Never more than MAX_CONCURRENT_REQUESTS of them wait, in either queue.
+        let queue = if message.given { &self.given } else { &self.new };
         let waiting = Waiting { message, until, span: Span::current(), answer };
-        self.queue.send(waiting).map_err(|_| Error::internal("the task that appends is gone"))?;
-        answered.await.map_err(gone)?
+        queue.send(waiting).map_err(|_| Error::internal("the task that appends is gone"))?;
+        answered.await.map_err(|_| Error::internal("the task that appends ended badly"))?
     }
 }
 
-/// What appends.
+/// What waits, in order; one may be left over that did not fit.
+struct Queue {
+    waiting: mpsc::UnboundedReceiver<Waiting>,
+    left: Option<Waiting>,
+}
+
+impl Queue {
+    /// Everything that waits, as far as it fits into one batch; with company to be expected, what follows closely too. `None` when nobody
+    /// can send any more.
+    async fn gather(&mut self, company: usize) -> Option<Vec<Waiting>> {
+        let first = match self.left.take() {
+            Some(first) => first,
+            None => self.waiting.recv().await?,
+        };
+        let mut bytes = first.message.weight();
+        let mut batch = vec![first];
+        while batch.len() < MAX_BATCH {
+            let next = match self.waiting.try_recv() {
+                Ok(next) => next,
+                Err(_) if batch.len() >= company => break,
+                Err(_) => match timeout(LINGER, self.waiting.recv()).await {
+                    Ok(Some(next)) => next,
+                    Ok(None) | Err(_) => break,
+                },
+            };
+            bytes += next.message.weight();
+            if bytes > MAX_BATCH_BYTES {
+                self.left = Some(next);
+                break;
+            }
+            batch.push(next);
+        }
+        Some(batch)
+    }
+}
+
+/// What looks up and appends.
 struct Line {
     ctx: Ctx,
     appender: Appender,
@@ -87,63 +129,57 @@ struct Line {
 }
 
 impl Line {
-    async fn run(self: Arc<Self>, mut queue: mpsc::UnboundedReceiver<Waiting>) {
-        let flights = Arc::new(Semaphore::new(IN_FLIGHT));
-        let mut left = None;
-        loop {
-            let Ok(flight) = flights.clone().acquire_owned().await else { return };
-            let first = match left.take() {
-                Some(first) => Some(first),
-                None => queue.recv().await,
-            };
-            let Some(first) = first else { return };
-            let mut bytes = first.message.weight();
-            let mut batch = vec![first];
-            while batch.len() < MAX_BATCH
-                && let Ok(next) = queue.try_recv()
-            {
-                bytes += next.message.weight();
-                if bytes > MAX_BATCH_BYTES {
-                    left = Some(next);
-                    break;
-                }
-                batch.push(next);
-            }
-            let line = self.clone();
+    /// Hands on what is new of the ids that senders gave.
+    async fn look_up(self: Arc<Self>, waiting: mpsc::UnboundedReceiver<Waiting>, new: mpsc::UnboundedSender<Waiting>) {
+        let lookups = Arc::new(Semaphore::new(LOOKUPS));
+        let mut queue = Queue { waiting, left: None };
+        while let Ok(place) = lookups.clone().acquire_owned().await
+            && let Some(batch) = queue.gather(0).await
+        {
+            let (line, new) = (self.clone(), new.clone());
             tokio::spawn(async move {
-                // The lookup and its span show in the trace of the first.
+                // It shows in the trace of the first.
                 let span = batch.first().map_or_else(Span::none, |first| first.span.clone());
-                line.commit(batch).instrument(span).await;
-                drop(flight);
+                for waiting in line.settle_known(in_time(batch)).instrument(span).await {
+                    // Fails only when appending has ended; the sender hears of it.
+                    let _ = new.send(waiting);
+                }
+                drop(place);
             });
         }
     }
 
-    /// Answers all of them. Of those with the same sender and id the first goes ahead, and the others find it there.
-    async fn commit(&self, mut batch: Vec<Waiting>) {
-        while !batch.is_empty() {
-            let mut seen = HashSet::new();
-            let (first, rest) = batch.into_iter().partition(|waiting| seen.insert(waiting.message.key()));
-            batch = rest;
-            let new = self.settle_known(in_time(first)).await;
-            self.append(in_time(new)).await;
+    /// One batch after the other. Two at once would be smaller ones, and the server takes them one by one all the same.
+    async fn append_all(self: Arc<Self>, waiting: mpsc::UnboundedReceiver<Waiting>) {
+        let mut queue = Queue { waiting, left: None };
+        let mut company = 0;
+        while let Some(batch) = queue.gather(company).await {
+            company = if batch.len() < MIN_BATCH { 0 } else { batch.len() * 3 / 4 };
+            let line = self.clone();
+            // A task of its own, so that a panic costs this batch only: its senders hear of it.
+            let _ = tokio::spawn(async move { line.append_distinct(in_time(batch)).await }).await;
         }
+    }
+
+    /// Of those with the same sender and id the first goes ahead, and the others find it there.
+    async fn append_distinct(&self, batch: Vec<Waiting>) {
+        let mut seen = HashSet::new();
+        let (first, again): (Vec<_>, Vec<_>) = batch.into_iter().partition(|waiting| seen.insert(waiting.message.key()));
+        self.append(first).await;
+        futures::future::join_all(again.into_iter().map(|waiting| self.one(waiting))).await;
     }
 
     /// Answers those whose id was used before; returns the others.
     async fn settle_known(&self, batch: Vec<Waiting>) -> Vec<Waiting> {
-        let keys: Vec<known::Key> = batch.iter().filter(|waiting| waiting.message.given).map(|waiting| waiting.message.key()).collect();
-        if keys.is_empty() {
-            return batch;
-        }
-        let mut found = match self.known.find(&keys).await {
+        let keys: Vec<known::Key> = batch.iter().map(|waiting| waiting.message.key()).collect();
+        let found = match self.known.find(&keys).await {
             Ok(found) => found,
             Err(error) => return self.without_index(batch, &error).await,
         };
         let (mut known, mut new) = (Vec::new(), Vec::new());
         for waiting in batch {
-            match found.remove(&waiting.message.key()).filter(|_| waiting.message.given) {
-                Some(stored) => known.push(self.settle(waiting, stored)),
+            match found.get(&waiting.message.key()) {
+                Some(stored) => known.push(self.settle(waiting, stored.clone())),
                 None => new.push(waiting),
             }
         }
@@ -152,13 +188,12 @@ impl Line {
     }
 
     /// While nobody can tell whether an id is new, JetStream is asked: what it remembers is a resend for sure. What it
-    /// does not may be an older one, and is refused rather than appended twice. Ids that were made here are new.
+    /// does not may be an older one, and is refused rather than appended twice.
     async fn without_index(&self, batch: Vec<Waiting>, error: &Error) -> Vec<Waiting> {
-        let (given, made): (Vec<_>, Vec<_>) = batch.into_iter().partition(|waiting| waiting.message.given);
-        for waiting in self.settle_remembered(given).await {
+        for waiting in self.settle_remembered(batch).await {
             waiting.answer(Err(error.clone()));
         }
-        made
+        Vec::new()
     }
 
     /// Answers those whose id JetStream remembers; returns the others.

@@ -64,9 +64,10 @@ pub const HISTORY: Endpoint<HistoryRequest, Page> =
 /// Appends a message to a room and answers when the log has it.
 pub const SEND: Endpoint<SendRequest<Room>, SendAck> =
     Endpoint::new("send", "chat.send.", "chat.send.>", "Sends a message to a room, acknowledged: chat.send.{user}.{room}");
-/// Appends a message to the conversation of two people and answers when the log has it.
+/// Appends a message to the conversation of two people and answers when the log has it. Not `dm.send.>`: the log takes in
+/// `dm.send.bob`, a direct message from somebody called send, and JetStream answers it.
 pub const DM_SEND: Endpoint<SendRequest<User>, SendAck> =
-    Endpoint::new("dm-send", "dm.send.", "dm.send.>", "Sends a direct message, acknowledged: dm.send.{user}.{peer}");
+    Endpoint::new("dm-send", "dm.send.", "dm.send.*.>", "Sends a direct message, acknowledged: dm.send.{user}.{peer}");
 /// What differs between the shipped data and the servers.
 pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
     Endpoint::new("check", "bootstrap.check", "bootstrap.check", "What differs between the shipped streams and the servers'");
@@ -257,6 +258,15 @@ mod tests {
             BOOTSTRAP_APPLY.subject(&[]),
         ] {
             assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
+        }
+    }
+
+    #[test]
+    fn no_function_hears_what_the_log_takes_in() {
+        for subscription in [SEND.subscription, DM_SEND.subscription, HISTORY.subscription] {
+            for stream in STREAM_SUBJECTS {
+                assert!(!overlap(stream, subscription), "{stream} and {subscription}");
+            }
         }
     }
 
