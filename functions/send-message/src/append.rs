@@ -201,6 +201,7 @@ fn refused(err_code: u64, description: &str) -> Trouble {
     } else if code::PASSING.contains(&err_code) {
         Trouble::Passing(detail)
     } else {
+        tracing::warn!(detail, "the log refuses a message");
         let reason = "the log refuses the message; the operator's log says why; try again";
         Trouble::Final(Error::new(Code::Unavailable, reason).with_detail(detail))
     }

@@ -5,6 +5,9 @@ use std::time::Instant;
 
 use super::*;
 
+/// Enough that they share batches.
+const WRITERS: usize = 64;
+
 #[tokio::test]
 async fn a_full_log_is_an_error_and_space_mends_it() {
     let (world, _bootstrap) = world_with("max_bytes", json!(64 * 1024)).await;
@@ -51,7 +54,7 @@ async fn a_server_that_dies_costs_no_message_and_doubles_none() {
     let function = start_with(&world, &FLOOD).await;
     let _worker = world.spawn("persist-message").await;
     let running = AtomicBool::new(true);
-    let writers = futures::future::join_all((0..16).map(|writer| acknowledged_sends(&world, writer, &running)));
+    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &running)));
     let deaths = async {
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -72,7 +75,7 @@ async fn a_copy_that_is_killed_costs_no_message_and_doubles_none() {
     let _worker = world.spawn("persist-message").await;
     let _steady = world.spawn_with("send-message", &FLOOD).await;
     let running = AtomicBool::new(true);
-    let writers = futures::future::join_all((0..16).map(|writer| acknowledged_sends(&world, writer, &running)));
+    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &running)));
     let deaths = async {
         for _ in 0..4 {
             let victim = world.spawn_with("send-message", &FLOOD).await;
@@ -90,7 +93,7 @@ async fn a_copy_that_is_told_to_stop_answers_what_it_took() {
     let world = World::start().await;
     let _steady = world.spawn_with("send-message", &FLOOD).await;
     let (running, sent) = (AtomicBool::new(true), AtomicU64::new(0));
-    let load = futures::future::join_all((0..16).map(async |writer| {
+    let load = futures::future::join_all((0..WRITERS).map(async |writer| {
         let client = world.client("publisher").await;
         while running.load(Ordering::Relaxed) {
             send(&client, &format!("user-{writer}"), "general", json!({"text": "x"})).await.expect("an acknowledgement");
@@ -145,11 +148,13 @@ async fn check(world: &World, acknowledged: Vec<(String, u64)>) {
     assert!(acknowledged.len() > 50, "{}", acknowledged.len());
     let reader = world.client("send-message").await;
     let last = last_seq(&reader).await;
-    let mut places: HashMap<String, Vec<u64>> = HashMap::new();
+    let (mut batched, mut places) = (0, HashMap::<String, Vec<u64>>::new());
     for seq in 1..=last {
-        let (_, body, _) = at(&reader, seq).await.unwrap();
+        let (_, body, headers) = at(&reader, seq).await.unwrap();
         places.entry(body["id"].as_str().unwrap().to_owned()).or_default().push(seq);
+        batched += usize::from(headers.contains("Nats-Batch-Id"));
     }
+    assert!(batched > 0, "none of {last} shared a flush");
     for (id, seq) in &acknowledged {
         assert_eq!(places.get(id), Some(&vec![*seq]), "{id}");
     }
