@@ -20,9 +20,6 @@ use crate::outgoing::Outgoing;
 const MAX_BATCH: usize = 1_000;
 /// What one batch may weigh, so that a few long texts do not delay many short ones.
 const MAX_BATCH_BYTES: usize = 4 << 20;
-/// Fewer than these go one by one, side by side: for each batch the server makes a file store of its own and removes it,
-/// which takes as long as some thirty plain publishes.
-const MIN_BATCH: usize = 32;
 /// After a batch the next message waits this long for each further one, as long as fewer than three quarters of that batch are
 /// there: its senders, just answered, are about to send again.
 const LINGER: Duration = Duration::from_millis(1);
@@ -63,9 +60,12 @@ pub struct Committer {
 
 impl Committer {
     /// Runs until the last sender is gone.
-    pub fn start(ctx: Ctx) -> Committer {
+    ///
+    /// Fewer than `min_batch` go one by one, side by side.
+    pub fn start(ctx: Ctx, min_batch: usize) -> Committer {
         let ((given, to_look_up), (new, to_append)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let line = Arc::new(Line { appender: Appender::new(ctx.nats().client().clone()), known: Known::new(ctx.clone()), ctx });
+        let (appender, known) = (Appender::new(ctx.nats().client().clone()), Known::new(ctx.clone()));
+        let line = Arc::new(Line { appender, known, ctx, min_batch });
         tokio::spawn(line.clone().look_up(to_look_up, new.clone()));
         tokio::spawn(line.append_all(to_append));
         Committer { given, new }
@@ -126,6 +126,7 @@ struct Line {
     ctx: Ctx,
     appender: Appender,
     known: Known,
+    min_batch: usize,
 }
 
 impl Line {
@@ -154,7 +155,7 @@ impl Line {
         let mut queue = Queue { waiting, left: None };
         let mut company = 0;
         while let Some(batch) = queue.gather(company).await {
-            company = if batch.len() < MIN_BATCH { 0 } else { batch.len() * 3 / 4 };
+            company = if batch.len() < self.min_batch { 0 } else { batch.len() * 3 / 4 };
             let line = self.clone();
             // A task of its own, so that a panic costs this batch only: its senders hear of it.
             let _ = tokio::spawn(async move { line.append_distinct(in_time(batch)).await }).await;
@@ -229,7 +230,7 @@ impl Line {
 
     /// Appends all or nothing; gives them back when that was not possible.
     async fn try_batch(&self, batch: Vec<Waiting>) -> Result<(), (Vec<Waiting>, Trouble)> {
-        if batch.len() < MIN_BATCH {
+        if batch.len() < self.min_batch {
             return Err((batch, Trouble::Passing(String::new())));
         }
         let until = batch.iter().map(|waiting| waiting.until).min().unwrap_or_else(Instant::now);

@@ -29,6 +29,10 @@ struct Settings {
     /// `SEND_BURST`: messages one user may send at once after a pause; per copy of this function.
     #[serde(default = "default_burst")]
     send_burst: u32,
+    /// `SEND_MIN_BATCH`: fewer messages than these go to the log one by one, side by side. For each batch nats-server makes a
+    /// file store of its own and removes it, which takes as long as some thirty plain publishes.
+    #[serde(default = "default_min_batch")]
+    send_min_batch: usize,
 }
 
 /// Nobody types faster; a program that does should publish as a trusted publisher.
@@ -37,6 +41,9 @@ const fn default_rate_per_second() -> f64 {
 }
 const fn default_burst() -> u32 {
     100
+}
+const fn default_min_batch() -> usize {
+    32
 }
 
 /// What requests share.
@@ -56,7 +63,7 @@ fn function() -> Function<Shared> {
             return Err(Fatal::new("configuration: SEND_RATE_PER_SECOND must be above 0 and SEND_BURST at least 1"));
         }
         let rate = Rate::new(settings.send_rate_per_second, settings.send_burst);
-        Ok(Shared { rate, committer: Committer::start(ctx) })
+        Ok(Shared { rate, committer: Committer::start(ctx, settings.send_min_batch.max(2)) })
     })
     .answer(SEND, send_to_room)
     .answer(DM_SEND, send_to_user)
