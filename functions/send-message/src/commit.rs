@@ -175,7 +175,10 @@ impl Line {
         let keys: Vec<known::Key> = batch.iter().map(|waiting| waiting.message.key()).collect();
         let found = match self.known.find(&keys).await {
             Ok(found) => found,
-            Err(error) => return self.without_index(batch, &error).await,
+            Err(error) => {
+                self.without_index(batch, &error).await;
+                return Vec::new();
+            }
         };
         let (mut known, mut new) = (Vec::new(), Vec::new());
         for waiting in batch {
@@ -190,11 +193,10 @@ impl Line {
 
     /// While nobody can tell whether an id is new, JetStream is asked: what it remembers is a resend for sure. What it
     /// does not may be an older one, and is refused rather than appended twice.
-    async fn without_index(&self, batch: Vec<Waiting>, error: &Error) -> Vec<Waiting> {
+    async fn without_index(&self, batch: Vec<Waiting>, error: &Error) {
         for waiting in self.settle_remembered(batch).await {
             waiting.answer(Err(error.clone()));
         }
-        Vec::new()
     }
 
     /// Answers those whose id JetStream remembers; returns the others.
