@@ -1,20 +1,16 @@
 //! The stored part of a room, and what to do while PostgreSQL is away.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use runtime::{Class, Database, DatabaseError};
+use runtime::{Database, DatabaseError};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use wire::{Message, Seq, Status};
 
 /// A page takes a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);
-const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
 const OLDER: &str = "
@@ -64,8 +60,6 @@ pub struct Rows {
 /// PostgreSQL, as far as history goes.
 pub struct Index {
     database: Database,
-    stop: CancellationToken,
-    away: AtomicBool,
 }
 
 /// What a page wants from the index.
@@ -87,46 +81,16 @@ pub struct Wanted<'a> {
 pub type Known = ((String, String), Seq);
 
 impl Index {
-    pub fn new(database: Database, stop: CancellationToken) -> Arc<Index> {
-        Arc::new(Index { database, stop, away: AtomicBool::new(false) })
+    pub fn new(database: Database) -> Index {
+        Index { database }
     }
 
     /// Reads what a page wants; `None` while PostgreSQL is away.
     ///
     /// # Errors
     /// The deployment's fault, such as a missing table.
-    pub async fn read(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<Option<(Vec<Rows>, Vec<Known>)>, DatabaseError> {
-        if self.away.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        match self.database.run(DEADLINE, async |connection| read(connection, wanted).await).await {
-            Ok(found) => Ok(Some(found)),
-            Err(error) if error.class == Class::Trouble => {
-                self.wait_in_background(&error);
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Until PostgreSQL answers a probe nobody else waits for it: only one request notices, with its deadline.
-    fn wait_in_background(self: &Arc<Self>, error: &DatabaseError) {
-        if self.away.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        tracing::warn!(%error, "PostgreSQL is away; answering from the log");
-        let index = self.clone();
-        tokio::spawn(async move {
-            while !index.stop.is_cancelled() {
-                tokio::time::sleep(PROBE_INTERVAL).await;
-                let probe = index.database.run(DEADLINE, async |connection| sqlx::query("select 1").execute(connection).await).await;
-                if !matches!(&probe, Err(error) if error.class == Class::Trouble) {
-                    tracing::info!("PostgreSQL is back");
-                    index.away.store(false, Ordering::Relaxed);
-                    return;
-                }
-            }
-        });
+    pub async fn read(&self, wanted: &Wanted<'_>) -> Result<Option<(Vec<Rows>, Vec<Known>)>, DatabaseError> {
+        self.database.run_if_there(DEADLINE, async |connection| read(connection, wanted).await).await
     }
 }
 

@@ -9,7 +9,6 @@ mod tests;
 mod together;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use index::Index;
 use runtime::{Ctx, Error, Function, Reply, Request, Result, this};
@@ -18,7 +17,7 @@ use wire::{HISTORY, HistoryRequest, Page};
 
 /// What requests share.
 struct Shared {
-    index: Arc<Index>,
+    index: Index,
     together: Together<HistoryRequest, Result<Reply<Page>>>,
 }
 
@@ -27,10 +26,8 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<Shared> {
-    Function::with(this!(), async |ctx| {
-        Ok(Shared { index: Index::new(ctx.database().clone(), ctx.stop().clone()), together: Together::default() })
-    })
-    .answer(HISTORY, get_history)
+    Function::with(this!(), async |ctx| Ok(Shared { index: Index::new(ctx.database().clone()), together: Together::default() }))
+        .answer(HISTORY, get_history)
 }
 
 async fn get_history(ctx: Ctx<Shared>, request: Request<HistoryRequest>) -> Result<Reply<Page>> {

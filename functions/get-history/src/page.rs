@@ -6,7 +6,6 @@
 //! the tail is left out: copies commit in any order, so there may be holes in it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 
 use runtime::{Error, Log, Result};
 use wire::{Code, Cursor, HistoryRequest, Limits, Message, Page, Seq, Source};
@@ -18,7 +17,7 @@ use crate::tail::{self, Tail};
 ///
 /// # Errors
 /// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
-pub async fn read(log: &Log, index: &Arc<Index>, ask: &HistoryRequest, limits: Limits, max_bytes: usize) -> Result<Page> {
+pub async fn read(log: &Log, index: &Index, ask: &HistoryRequest, limits: Limits, max_bytes: usize) -> Result<Page> {
     let floor = log.floor().await?;
     let sides = sides(ask.cursor);
     // One more than asked for tells whether there is more.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -24,11 +26,15 @@ const SESSION: [(&str, &str); 8] = [
     ("tcp_user_timeout", "30000"),
 ];
 
+/// How often a database that is away is asked whether it is back.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
 /// The database, as functions may use it: each use has a deadline, and a connection that was given
 /// up in the middle of a query never goes back to the pool.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: PgPool,
+    away: Arc<AtomicBool>,
 }
 
 impl Database {
@@ -47,7 +53,7 @@ impl Database {
             // A ping before every use would double the round trips; a dead connection shows in the query's error.
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Ok(Database { pool })
+        Ok(Database { pool, away: Arc::default() })
     }
 
     /// Runs `work` on one connection, all of it within `limit`.
@@ -68,6 +74,43 @@ impl Database {
             guard.give_back();
         }
         outcome
+    }
+
+    /// Like [`run`](Database::run), and `None` while PostgreSQL is away: whoever notices waits for `limit`, and until
+    /// PostgreSQL answers a probe again nobody else does.
+    ///
+    /// # Errors
+    /// Any error but the database's trouble.
+    pub async fn run_if_there<T, W>(&self, limit: Duration, work: W) -> Result<Option<T>, DatabaseError>
+    where
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    {
+        if self.away.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match self.run(limit, work).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.class == Class::Trouble => {
+                if !self.away.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "PostgreSQL is away");
+                    tokio::spawn(self.clone().wait_until_back(limit));
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn wait_until_back(self, limit: Duration) {
+        while !self.pool.is_closed() {
+            tokio::time::sleep(PROBE_INTERVAL).await;
+            let probe = self.run(limit, async |connection| sqlx::query("select 1").execute(connection).await).await;
+            if !matches!(&probe, Err(error) if error.class == Class::Trouble) {
+                tracing::info!("PostgreSQL is back");
+                self.away.store(false, Ordering::Relaxed);
+                return;
+            }
+        }
     }
 
     /// Closes every connection.

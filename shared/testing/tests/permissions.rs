@@ -3,13 +3,15 @@
 use testing::{RawClient, World};
 
 /// What nobody but its owner may publish to.
-const FOREIGN: [&str; 16] = [
+const FOREIGN: [&str; 18] = [
     "chat.general",
     "admin.alerts",
     "dm.alice.bob",
     "change.chat.general",
     "live.chat.general",
     "events.v1.chat.general",
+    "chat.send.alice.general",
+    "dm.send.alice.bob",
     "chat.history.general",
     "bootstrap.apply",
     "$SRV.PING",
@@ -33,7 +35,10 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
         ],
-        "publisher" => &["chat.general", "admin.alerts", "dm.alice.bob", "chat.history.general"],
+        "send-message" => &["chat.general", "dm.alice.bob"],
+        "publisher" => {
+            &["chat.general", "admin.alerts", "dm.alice.bob", "chat.send.alice.general", "dm.send.alice.bob", "chat.history.general"]
+        }
         "operator" => &["chat.history.general", "bootstrap.apply", "$SRV.PING"],
         _ => &[],
     }
@@ -58,7 +63,9 @@ async fn nobody_hears_what_is_not_theirs() {
     let users: Vec<&String> = world.nats().users().iter().collect();
     for user in &users {
         let mut subjects: Vec<String> =
-            [">", "_INBOX.>", "chat.*", "dm.*.*", "$JS.>", "$SRV.>", "chat.history.*", "bootstrap.*"].map(str::to_owned).to_vec();
+            [">", "_INBOX.>", "chat.*", "dm.*.*", "$JS.>", "$SRV.>", "chat.history.*", "chat.send.>", "bootstrap.*"]
+                .map(str::to_owned)
+                .to_vec();
         subjects.extend(users.iter().filter(|other| other != &user).map(|other| format!("_INBOX.{other}.>")));
         if !matches!(user.as_str(), "publisher" | "operator") {
             subjects.push("live.>".to_owned());

@@ -52,6 +52,33 @@ async fn send_store_and_query_stand_in_one_trace() {
 }
 
 #[tokio::test]
+async fn an_acknowledged_send_stands_in_the_trace_of_its_request() {
+    let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
+    let mut quick = receiver.vars();
+    quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
+    let (send, worker) = tokio::join!(world.spawn_with("send-message", &quick), world.spawn_with("persist-message", &quick));
+    let publisher = world.client("publisher").await;
+    let ack = publisher.request("chat.send.ann.general", r#"{"text":"xyzzy","id":"a"}"#.into()).await.unwrap();
+    assert!(ack.payload.starts_with(br#"{"type":"ack""#), "{ack:?}");
+    let wanted = ["send-message chat.send.>", "send chat.general", "select messages", "process chat.general"];
+    let spans = receiver
+        .wait_for("request, lookup, send and store in one trace", Duration::from_secs(15), |spans| {
+            spans
+                .iter()
+                .filter(|span| span.name == wanted[0])
+                .any(|one| wanted.iter().all(|name| spans.iter().any(|span| span.name == *name && span.trace_id == one.trace_id)))
+        })
+        .await;
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
+    for pair in [(wanted[1], wanted[0]), (wanted[2], wanted[1]), (wanted[3], wanted[1])] {
+        assert_eq!(named(pair.0).parent_span_id.as_ref(), Some(&named(pair.1).span_id), "{pair:?}");
+    }
+    let logs = format!("{}{}", send.stderr(), worker.stderr());
+    assert!(send.terminate().await.success() && worker.terminate().await.success());
+    assert!(!receiver.contains("xyzzy") && !logs.contains("xyzzy"), "a text in a signal or a log");
+}
+
+#[tokio::test]
 async fn no_text_appears_in_any_signal_or_log() {
     let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
     let mut vars = receiver.vars();

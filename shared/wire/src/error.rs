@@ -76,4 +76,9 @@ impl Refusal {
     pub fn bad_request(reason: impl Into<String>) -> Refusal {
         Refusal { code: Code::BadRequest, reason: reason.into() }
     }
+
+    /// A 403.
+    pub fn forbidden(reason: impl Into<String>) -> Refusal {
+        Refusal { code: Code::Forbidden, reason: reason.into() }
+    }
 }

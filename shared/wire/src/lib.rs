@@ -9,19 +9,22 @@ mod history;
 mod message;
 mod name;
 mod reason;
+mod send;
 mod service;
 mod subject;
 
 pub use bootstrap::{Applied, Check, Difference, Fence, NoRequest};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
 pub use history::{Cursor, HistoryRequest, MAX_PAGE, Page, Source};
-pub use message::{Incoming, Limits, Message, Status, derived_id};
-pub use name::{MAX_NAME_BYTES, Room, Seq};
+pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
+pub use name::{MAX_NAME_BYTES, Room, Seq, User};
 pub use reason::Reason;
+pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
-    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DISCOVER_INFO, DISCOVER_STATS, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject,
-    REQUEST_SUBJECTS, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, WORKER, discovery_subjects, jetstream, live_subject, overlap,
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DISCOVER_INFO, DISCOVER_STATS, DM_SEND, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject,
+    REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, WORKER, direct_subject, discovery_subjects, jetstream, live_subject,
+    overlap,
 };
 
 /// Names of the headers Scrollback reads and writes.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::{LogSubject, Reason, Seq};
 
 const MAX_USER_BYTES: usize = 255;
-const MAX_ID_BYTES: usize = 128;
+/// The longest id a sender may give, in bytes.
+pub const MAX_ID_BYTES: usize = 128;
 /// 1990-01-01T00:00:00Z. Nobody chatted on NATS before; what claims so is a broken clock.
 const EARLIEST_TIMESTAMP_MS: i64 = 631_152_000_000;
 const DAY_MS: i64 = 86_400_000;
@@ -87,8 +88,7 @@ impl Incoming {
         if let Some(id) = &id {
             check_text(id, MAX_ID_BYTES, Reason::IdTooLong, Reason::NulInId)?;
         }
-        let believable = |&ms: &i64| (EARLIEST_TIMESTAMP_MS..=received_ms.saturating_add(DAY_MS)).contains(&ms);
-        let timestamp = body.timestamp.filter(believable).unwrap_or(received_ms);
+        let timestamp = believable(body.timestamp, received_ms);
         Ok(Incoming { seq, room, user, to, id, text: body.text, timestamp, contradicted })
     }
 
@@ -113,6 +113,11 @@ impl Incoming {
             deleted: false,
         }
     }
+}
+
+/// What a client says about the time, or `received_ms` when it says nothing or something absurd. Unix milliseconds.
+pub fn believable(said: Option<i64>, received_ms: i64) -> i64 {
+    said.filter(|ms| (EARLIEST_TIMESTAMP_MS..=received_ms.saturating_add(DAY_MS)).contains(ms)).unwrap_or(received_ms)
 }
 
 /// The id of a message whose sender gave none: the same at every delivery.
@@ -185,15 +190,7 @@ impl Body {
         if payload.len() > limits.payload_bytes() {
             return Err(Reason::PayloadTooLarge);
         }
-        let text = std::str::from_utf8(payload).map_err(|_| Reason::InvalidUtf8)?;
-        let mut reader = Reader { keys: Keys::default(), reason: None };
-        let mut json = serde_json::Deserializer::from_str(text);
-        let outcome = json.deserialize_any(&mut reader).and_then(|()| json.end());
-        if let Some(reason) = reader.reason {
-            return Err(reason);
-        }
-        outcome.map_err(|error| syntax_reason(&error))?;
-        reader.keys.check(limits)
+        Keys::read(payload)?.check(limits)
     }
 }
 
@@ -212,7 +209,7 @@ fn syntax_reason(error: &serde_json::Error) -> Reason {
 }
 
 /// One value under a known key.
-enum Scalar {
+pub(crate) enum Scalar {
     Null,
     Text(String),
     Whole(i64),
@@ -220,18 +217,32 @@ enum Scalar {
     Other,
 }
 
+/// The known keys of a JSON object, as they stand there.
 #[derive(Default)]
-struct Keys {
+pub(crate) struct Keys {
     user: Option<Scalar>,
-    text: Option<Scalar>,
-    timestamp: Option<Scalar>,
+    pub(crate) text: Option<Scalar>,
+    pub(crate) timestamp: Option<Scalar>,
     room: Option<Scalar>,
-    id: Option<Scalar>,
+    pub(crate) id: Option<Scalar>,
     stream: Option<Scalar>,
     seq: Option<Scalar>,
 }
 
 impl Keys {
+    /// Reads a JSON object; what is wrong with it as a whole is the error.
+    pub(crate) fn read(payload: &[u8]) -> Result<Keys, Reason> {
+        let text = std::str::from_utf8(payload).map_err(|_| Reason::InvalidUtf8)?;
+        let mut reader = Reader { keys: Keys::default(), reason: None };
+        let mut json = serde_json::Deserializer::from_str(text);
+        let outcome = json.deserialize_any(&mut reader).and_then(|()| json.end());
+        if let Some(reason) = reader.reason {
+            return Err(reason);
+        }
+        outcome.map_err(|error| syntax_reason(&error))?;
+        Ok(reader.keys)
+    }
+
     fn slot(&mut self, key: &str) -> Option<&mut Option<Scalar>> {
         match key {
             "user" => Some(&mut self.user),

@@ -59,6 +59,35 @@ impl fmt::Display for Room {
     }
 }
 
+/// A user as a request names them: 1 to 64 of `A-Z a-z 0-9 _ -`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct User(String);
+
+impl User {
+    /// # Errors
+    /// 400 with the rule, when `name` breaks it.
+    pub fn parse(name: &str) -> Result<User, Refusal> {
+        if is_name(name) {
+            Ok(User(name.to_owned()))
+        } else {
+            Err(Refusal::bad_request(format!(
+                "a user is 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 _ - and one subject token; mend the end of the subject"
+            )))
+        }
+    }
+
+    /// The name, as in subjects and replies.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
@@ -126,6 +155,7 @@ mod tests {
             let refusal = Room::parse(bad).unwrap_err();
             assert_eq!(refusal.code, crate::Code::BadRequest, "{bad:?}");
             assert!(refusal.reason.contains("1 to 64"), "{bad:?}");
+            assert!(User::parse(bad).unwrap_err().reason.starts_with("a user is 1 to 64"), "{bad:?}");
         }
     }
 

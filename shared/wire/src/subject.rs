@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::{Applied, Check, HistoryRequest, NoRequest, Page, Reason, Refusal, Room};
+use crate::{Applied, Check, HistoryRequest, NoRequest, Page, Reason, Refusal, Room, SendAck, SendRequest, User};
 
 /// The log.
 pub const STREAM: &str = "CHAT_MESSAGES";
@@ -61,6 +61,13 @@ pub mod jetstream {
 /// One page of a room.
 pub const HISTORY: Endpoint<HistoryRequest, Page> =
     Endpoint::new("history", "chat.history.", "chat.history.>", "One page of a room, oldest first: chat.history.{room}");
+/// Appends a message to a room and answers when the log has it.
+pub const SEND: Endpoint<SendRequest<Room>, SendAck> =
+    Endpoint::new("send", "chat.send.", "chat.send.>", "Sends a message to a room, acknowledged: chat.send.{user}.{room}");
+/// Appends a message to the conversation of two people and answers when the log has it. Not `dm.send.>`: the log takes in
+/// `dm.send.bob`, a direct message from somebody called send, and JetStream answers it.
+pub const DM_SEND: Endpoint<SendRequest<User>, SendAck> =
+    Endpoint::new("dm-send", "dm.send.", "dm.send.*.>", "Sends a direct message, acknowledged: dm.send.{user}.{peer}");
 /// What differs between the shipped data and the servers.
 pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
     Endpoint::new("check", "bootstrap.check", "bootstrap.check", "What differs between the shipped streams and the servers'");
@@ -195,6 +202,11 @@ impl<'a> LogSubject<'a> {
     }
 }
 
+/// Where a direct message from one user to another is appended.
+pub fn direct_subject(from: &User, to: &User) -> String {
+    format!("dm.{from}.{to}")
+}
+
 /// Where live readers hear what is appended to `log_subject`.
 pub fn live_subject(log_subject: &str) -> String {
     format!("live.{log_subject}")
@@ -238,8 +250,23 @@ mod tests {
 
     #[test]
     fn every_endpoint_is_among_the_requests() {
-        for subject in [HISTORY.subject(&["general"]), BOOTSTRAP_CHECK.subject(&[]), BOOTSTRAP_APPLY.subject(&[])] {
+        for subject in [
+            SEND.subject(&["ann", "general"]),
+            DM_SEND.subject(&["ann", "bob"]),
+            HISTORY.subject(&["general"]),
+            BOOTSTRAP_CHECK.subject(&[]),
+            BOOTSTRAP_APPLY.subject(&[]),
+        ] {
             assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
+        }
+    }
+
+    #[test]
+    fn no_function_hears_what_the_log_takes_in() {
+        for subscription in [SEND.subscription, DM_SEND.subscription, HISTORY.subscription] {
+            for stream in STREAM_SUBJECTS {
+                assert!(!overlap(stream, subscription), "{stream} and {subscription}");
+            }
         }
     }
 

@@ -1,0 +1,129 @@
+//! Answers `chat.send.{u}.{room}` and `dm.send.{u}.{peer}`: checks a message, appends it to the log together with
+//! whatever else is waiting, and answers when the log has it.
+
+mod append;
+mod commit;
+mod known;
+mod outgoing;
+mod rate;
+#[cfg(test)]
+mod tests;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use commit::Committer;
+use outgoing::Outgoing;
+use rate::Rate;
+use runtime::{Ctx, Error, Fatal, Function, Reply, Request, Result, inject_trace, this};
+use serde::Deserialize;
+use tracing::Instrument;
+use wire::{Code, DM_SEND, Draft, LogSubject, Room, SEND, SendAck, SendRequest, SentStatus, User, direct_subject};
+
+/// What this function reads beyond what every function reads.
+#[derive(Debug, Deserialize)]
+struct Settings {
+    /// `SEND_RATE_PER_SECOND`: messages a second one user may send, lastingly; per copy of this function.
+    #[serde(default = "default_rate_per_second")]
+    send_rate_per_second: f64,
+    /// `SEND_BURST`: messages one user may send at once after a pause; per copy of this function.
+    #[serde(default = "default_burst")]
+    send_burst: u32,
+    /// `SEND_MIN_BATCH`: fewer messages than these go to the log one by one, side by side. For each batch nats-server makes a
+    /// file store of its own and removes it, which takes as long as some thirty plain publishes.
+    #[serde(default = "default_min_batch")]
+    send_min_batch: usize,
+}
+
+/// Nobody types faster; a program that does should publish as a trusted publisher.
+const fn default_rate_per_second() -> f64 {
+    20.0
+}
+const fn default_burst() -> u32 {
+    100
+}
+const fn default_min_batch() -> usize {
+    32
+}
+
+/// What requests share.
+struct Shared {
+    rate: Rate,
+    committer: Committer,
+}
+
+fn main() -> ExitCode {
+    function().run()
+}
+
+fn function() -> Function<Shared> {
+    Function::with(this!(), async |ctx: Ctx| {
+        let settings: Settings = ctx.vars().read()?;
+        if !settings.send_rate_per_second.is_normal() || settings.send_rate_per_second < 0.0 || settings.send_burst == 0 {
+            return Err(Fatal::new("configuration: SEND_RATE_PER_SECOND must be above 0 and SEND_BURST at least 1"));
+        }
+        let rate = Rate::new(settings.send_rate_per_second, settings.send_burst);
+        Ok(Shared { rate, committer: Committer::start(ctx, settings.send_min_batch.max(2)) })
+    })
+    .answer(SEND, send_to_room)
+    .answer(DM_SEND, send_to_user)
+}
+
+async fn send_to_room(ctx: Ctx<Shared>, request: Request<SendRequest<Room>>) -> Result<Reply<SendAck>> {
+    let SendRequest { user, to, draft } = request.ask;
+    // The admin room was refused when the request was read, so the name after the subject's last dot is never needed.
+    send(ctx, user, to.log_subject(), draft).await
+}
+
+async fn send_to_user(ctx: Ctx<Shared>, request: Request<SendRequest<User>>) -> Result<Reply<SendAck>> {
+    let SendRequest { user, to, draft } = request.ask;
+    let subject = direct_subject(&user, &to);
+    send(ctx, user, subject, draft).await
+}
+
+async fn send(ctx: Ctx<Shared>, user: User, subject: String, draft: Draft) -> Result<Reply<SendAck>> {
+    if let Err(wait) = ctx.rate.take(user.as_str(), Instant::now()) {
+        return Err(Error::new(Code::TooFast, ctx.rate.sentence(wait)));
+    }
+    let limit = ctx.settings().limits().text_bytes;
+    if draft.text.len() > limit {
+        return Err(Error::new(Code::TooLarge, format!("text is longer than {limit} bytes")));
+    }
+    let room = LogSubject::parse(&subject).map_err(Error::internal)?.room();
+    let span = tracing::info_span!(
+        "send",
+        otel.name = format!("send {subject}"),
+        otel.kind = "producer",
+        otel.status_code = tracing::field::Empty,
+        messaging.system = "nats",
+        messaging.operation.name = "send",
+        messaging.operation.r#type = "send",
+        messaging.destination.name = subject,
+        messaging.message.id = tracing::field::Empty,
+    );
+    let mut message = Outgoing::new(user, subject, room, draft, now_ms());
+    inject_trace(&span, &mut message.headers);
+    if message.weight() > ctx.nats().client().server_info().max_payload {
+        return Err(Error::new(Code::TooLarge, "this message is larger than the server's max_payload"));
+    }
+    let message_id = message.id.clone();
+    let sent = ctx.committer.commit(message, give_up(&ctx)).instrument(span.clone()).await;
+    match &sent {
+        Ok(sent) => _ = span.record("messaging.message.id", sent.seq.get()),
+        Err(error) if error.code != Code::Conflict => _ = span.record("otel.status_code", "ERROR"),
+        Err(_) => {}
+    }
+    let sent = sent?;
+    Reply::json(&SendAck { message_id, seq: sent.seq, status: SentStatus::Sent, duplicate: sent.duplicate })
+}
+
+/// Before the request's deadline: what is wrong shall be said by whoever knows it.
+fn give_up(ctx: &Ctx<Shared>) -> tokio::time::Instant {
+    tokio::time::Instant::now() + ctx.settings().request_deadline().mul_f64(0.8)
+}
+
+/// Unix milliseconds.
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

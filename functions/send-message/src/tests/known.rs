@@ -1,0 +1,151 @@
+//! Resends: within JetStream's window, after it, after the log was trimmed, before the index has them.
+
+use wire::header;
+
+use super::*;
+
+/// One second of memory.
+const SHORT_WINDOW_NS: u64 = 1_000_000_000;
+
+/// Waits until JetStream would take the id again.
+async fn forgotten(client: &Client, id: &str) {
+    eventually("JetStream has forgotten the id", SOON, async || {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, id);
+        headers.insert("Nats-Expected-Last-Msg-Id", "never");
+        let reply = client.request_with_headers("chat.general", headers, "".into()).await.ok()?;
+        let reply: Value = serde_json::from_slice(&reply.payload).ok()?;
+        (reply["error"]["err_code"] == 10_070).then_some(())
+    })
+    .await;
+}
+
+async fn stored(world: &World, count: i64) {
+    let database = world.database().await;
+    eventually("all is stored", SOON, async || {
+        let found: i64 = sqlx::query_scalar("select count(*) from messages").fetch_one(&database).await.unwrap();
+        (found == count).then_some(())
+    })
+    .await;
+}
+
+/// Every way of using `id` again once it stands at `seq` in "general" with text "hello".
+async fn check_again(client: &Client, id: &str, seq: u64) {
+    for _ in 0..2 {
+        let again = send(client, "ann", "general", json!({"text": "hello", "id": id})).await.unwrap();
+        assert_eq!((again.seq.get(), again.duplicate, again.message_id.as_str()), (seq, true, id));
+    }
+    for (room, text) in [("general", "other text"), ("other", "hello")] {
+        let (code, reason) = send(client, "ann", room, json!({"text": text, "id": id})).await.unwrap_err();
+        assert!(code == 409 && reason.contains("this id belongs to another message"), "{code} {reason}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_id_again_is_the_same_message() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let client = world.client("publisher").await;
+    for id in ["a", "with: colon", "line\r\nbreak", " a", "\u{e9}%"] {
+        let first = send(&client, "ann", "general", json!({"text": "hello", "id": id})).await.unwrap();
+        assert!(!first.duplicate, "{id:?}");
+        check_again(&client, id, first.seq.get()).await;
+    }
+    let bobs = send(&client, "bob", "general", json!({"text": "hello", "id": "a"})).await.unwrap();
+    assert_eq!((bobs.seq.get(), bobs.duplicate), (6, false), "another sender's id is another id");
+    let (one, two) = (send(&client, "ann", "general", json!({"text": "hello"})), send(&client, "ann", "general", json!({"text": "hello"})));
+    let (one, two) = tokio::join!(one, two);
+    assert_ne!(one.unwrap().seq, two.unwrap().seq, "without an id it is said twice");
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_old_id_is_found_in_the_index_and_after_the_log_was_trimmed() {
+    let (world, _bootstrap) = world_with("duplicate_window", json!(SHORT_WINDOW_NS)).await;
+    let function = start(&world).await;
+    let client = world.client("publisher").await;
+    let _worker = world.spawn("persist-message").await;
+    let first = send(&client, "ann", "general", json!({"text": "hello", "id": "a"})).await.unwrap().seq.get();
+    stored(&world, 1).await;
+    forgotten(&client, "ann:a").await;
+    check_again(&client, "a", first).await;
+    let administrator = world.client("administrator").await;
+    administrator.request(jetstream::STREAM_PURGE, "".into()).await.unwrap();
+    check_again(&client, "a", first).await;
+    assert_eq!(last_seq(&administrator).await, first, "nothing was appended");
+    let next = send(&client, "ann", "general", json!({"text": "hello", "id": "b"})).await.unwrap();
+    assert_eq!((next.seq.get(), next.duplicate), (first + 1, false));
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_old_id_that_nobody_stored_yet_is_found_in_the_log() {
+    let (world, _bootstrap) = world_with("duplicate_window", json!(SHORT_WINDOW_NS)).await;
+    let function = start(&world).await;
+    let client = world.client("publisher").await;
+    let first = send(&client, "ann", "general", json!({"text": "hello", "id": "a"})).await.unwrap().seq.get();
+    // A trusted publisher needs no header.
+    client.request("chat.general", r#"{"user":"ann","text":"hello","id":"b"}"#.into()).await.unwrap();
+    forgotten(&client, "ann:a").await;
+    check_again(&client, "a", first).await;
+    check_again(&client, "b", first + 1).await;
+    let administrator = world.client("administrator").await;
+    assert_eq!(last_seq(&administrator).await, first + 1, "nothing was appended");
+    assert_eq!(send(&client, "ann", "general", json!({"text": "x", "id": "c"})).await.unwrap().seq.get(), first + 2);
+    let _worker = world.spawn("persist-message").await;
+    stored(&world, 3).await;
+    check_again(&client, "a", first).await;
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_crowd_of_resends_and_doubles_is_told_apart() {
+    let world = World::start().await;
+    let function = start_with(&world, &FLOOD).await;
+    let client = world.client("publisher").await;
+    let body = |number: usize| json!({"text": format!("text {number}"), "id": format!("id-{number}")});
+    let mut first = HashMap::new();
+    for number in 0..20 {
+        first.insert(number, send(&client, "ann", "general", body(number)).await.unwrap().seq);
+    }
+    // Numbers below 20 are resends, each of the others comes three times at once, once with another text.
+    let sends = (0..240).map(|index| {
+        let (client, number) = (&client, index % 60);
+        let body = if index >= 180 { json!({"text": "another", "id": format!("id-{number}")}) } else { body(number) };
+        async move { (number, index >= 180, send(client, "ann", "general", body).await) }
+    });
+    let mut new = HashMap::new();
+    for (number, other, answer) in futures::future::join_all(sends).await {
+        match answer {
+            Ok(ack) if !ack.duplicate => assert_eq!(new.insert(number, (ack.seq, other)), None, "{number} is new once"),
+            Ok(ack) => assert_eq!(*first.entry(number).or_insert(ack.seq), ack.seq, "{number}"),
+            Err((code, reason)) => assert_eq!(code, 409, "{number} {other}: {reason}"),
+        }
+    }
+    assert_eq!(new.len(), 40);
+    for (number, (seq, other)) in new {
+        assert!(number >= 20);
+        assert!(other || first.get(&number).is_none_or(|again| *again == seq), "{number}: the resends have its place");
+    }
+    let reader = world.client("send-message").await;
+    assert_eq!(last_seq(&reader).await, 60);
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_only_what_may_be_a_resend_waits() {
+    let world = World::with_own_postgres().await;
+    let function = start(&world).await;
+    let client = world.client("publisher").await;
+    let first = send(&client, "ann", "general", json!({"text": "hello", "id": "a"})).await.unwrap().seq.get();
+    world.postgres().stop().await;
+    let (code, reason) = send(&client, "ann", "general", json!({"text": "hello", "id": "new"})).await.unwrap_err();
+    assert!(code == 503 && reason.contains("the database is away"), "{code} {reason}");
+    check_again(&client, "a", first).await;
+    let made = send(&client, "ann", "general", json!({"text": "no id"})).await.unwrap();
+    assert_eq!(made.seq.get(), first + 1);
+    world.postgres().start().await;
+    let new = async || send(&client, "ann", "general", json!({"text": "hello", "id": "new"})).await.ok();
+    assert_eq!(eventually("the database is back", SOON, new).await.seq.get(), first + 2);
+    function.stop().await.unwrap();
+}
