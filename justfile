@@ -22,10 +22,18 @@ down:
 dev:
     ./dev up
 
-# Every test, on real servers that the tests start themselves
+# Every test, on real servers that the tests start themselves; with ARGS, cargo test with them
 test *ARGS:
+    #!/usr/bin/env bash
+    set -euo pipefail
     cargo build --workspace --bins --locked
-    cargo test --workspace --locked "$@"
+    if (($#)); then exec cargo test --workspace --locked "$@"; fi
+    # Tests mostly wait for servers, and cargo runs one test program after the other: here two run side by side.
+    programs=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr | sed -n 's/^ *Executable.*(\(.*\))$/\1/p')
+    one='out=$("$1" 2>&1); code=$?; printf "\n%s\n%s\n" "$1" "$out"; exit $code'
+    export SCROLLBACK_SKIP_BUILD=1
+    xargs -P 2 -I {} sh -c "$one" sh {} <<<"$programs"
+    exec cargo test --workspace --locked --doc
 
 # Formatting and clippy
 check:

@@ -270,10 +270,9 @@ async fn bad_messages_among_good_ones_cost_nobody_else() {
     let worker = worker(&world).await;
     let database = world.database().await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
-    let bad = bad_messages();
     let mut wanted = BTreeMap::<String, i64>::new();
     let mut good = 0;
-    for message in &bad {
+    for message in &bad_messages() {
         for number in 0..100 {
             if number == 50 {
                 send_bad(&mut client, message).await;
@@ -283,10 +282,10 @@ async fn bad_messages_among_good_ones_cost_nobody_else() {
             client.publish_raw("chat.general", None, None, body.as_bytes()).await;
         }
         *wanted.entry(message.3.to_owned()).or_default() += 1;
+        client.flush().await.unwrap();
+        stored(&database, good, WITHIN).await;
+        eventually(message.3, WITHIN, async || (reasons(&database).await == wanted).then_some(())).await;
     }
-    client.flush().await.unwrap();
-    stored(&database, good, WITHIN).await;
-    eventually("every bad one set aside", WITHIN, async || (reasons(&database).await == wanted).then_some(())).await;
     assert_eq!(letter_payload(&database, "publish_ack").await, br#"{"stream":"CHAT_MESSAGES","seq":7}"#);
     worker.stop().await.unwrap();
 }

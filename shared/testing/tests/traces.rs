@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use testing::{OtlpReceiver, World};
 
 #[tokio::test]
@@ -134,30 +135,29 @@ async fn identical_questions_at_the_same_moment_cost_one_query() {
     vars.push(("OTEL_BSP_SCHEDULE_DELAY", "50"));
     let history = world.spawn_with("get-history", &vars).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
-    let ask = || client.request("chat.history.general", "".into());
-    ask().await.unwrap();
+    client.request("chat.history.general", "".into()).await.unwrap();
 
     let mut holder = database.begin().await.unwrap();
     sqlx::query("lock table messages in access exclusive mode").execute(&mut *holder).await.unwrap();
-    let first = ask();
-    let others = async {
-        testing::eventually("the first reading waits for the table", Duration::from_secs(1), async || {
-            let waiting = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%from messages%')";
-            sqlx::query_scalar::<_, bool>(waiting).fetch_one(&database).await.unwrap().then_some(())
-        })
-        .await;
-        let asked = futures::future::join_all((0..50).map(|_| ask()));
-        let released = async {
-            // A request on the same subscription that needs no database: when it is answered, the fifty have been taken.
-            client.flush().await.unwrap();
-            client.request("chat.history.general", "[]".into()).await.unwrap();
-            holder.rollback().await.unwrap();
-        };
-        tokio::join!(asked, released).0
-    };
-    let (first, others) = tokio::join!(first, others);
-    for reply in others.into_iter().chain([first]) {
-        assert_eq!(reply.unwrap().payload.as_ref(), b"[]");
+    let inbox = client.new_inbox();
+    let mut replies = client.subscribe(inbox.clone()).await.unwrap();
+    let ask = async || client.publish_with_reply("chat.history.general", inbox.clone(), "".into()).await.unwrap();
+    ask().await;
+    testing::eventually("the first reading waits for the table", Duration::from_secs(1), async || {
+        let waiting = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%from messages%')";
+        sqlx::query_scalar::<_, bool>(waiting).fetch_one(&database).await.unwrap().then_some(())
+    })
+    .await;
+    for _ in 0..50 {
+        ask().await;
+    }
+    // Requests on the same subscription that need no database: when they are answered, the fifty have been taken.
+    for _ in 0..10 {
+        client.request("chat.history.general", "[]".into()).await.unwrap();
+    }
+    holder.rollback().await.unwrap();
+    for _ in 0..51 {
+        assert_eq!(replies.next().await.unwrap().payload.as_ref(), b"[]");
     }
     assert!(history.terminate().await.success());
     let queries = receiver.spans().iter().filter(|span| span.name == "select messages").count();
