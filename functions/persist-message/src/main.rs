@@ -52,6 +52,11 @@ fn function() -> Function<Settings> {
             Err(Fatal::new("configuration: PERSIST_BATCH must be from 1 to 10000"))
         }
     })
+    .settings(
+        "
+  PERSIST_BATCH            the most messages one statement stores (1000)
+  PERSIST_STUCK_AFTER_MS   messages pending and nothing moving for so long ends the process (60000)",
+    )
     .work("store", wire::STREAM, "Stores the log's messages; requests are messages, errors are dead letters", persist_message)
 }
 

@@ -65,6 +65,12 @@ fn function() -> Function<Shared> {
         let rate = Rate::new(settings.send_rate_per_second, settings.send_burst);
         Ok(Shared { rate, committer: Committer::start(ctx, settings.send_min_batch.max(2)) })
     })
+    .settings(
+        "
+  SEND_RATE_PER_SECOND     messages a second one user may send, lastingly, in one copy (20)
+  SEND_BURST               messages one user may send at once after a pause (100)
+  SEND_MIN_BATCH           fewer messages than these do not make a batch (32)",
+    )
     .answer(SEND, send_to_room)
     .answer(DM_SEND, send_to_user)
 }

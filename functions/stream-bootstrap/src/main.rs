@@ -36,7 +36,14 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<State> {
-    let function = Function::with(this!(), apply_at_start).answer(BOOTSTRAP_CHECK, check).answer(BOOTSTRAP_APPLY, apply);
+    let function = Function::with(this!(), apply_at_start)
+        .settings(
+            "
+  BOOTSTRAP_CONFIG         a directory with streams/ and consumers/, instead of what is shipped
+  BOOTSTRAP_INTERVAL_MS    how often everything is looked at (30000)",
+        )
+        .answer(BOOTSTRAP_CHECK, check)
+        .answer(BOOTSTRAP_APPLY, apply);
     function.work("reconcile", "timer", "Looks from time to time, and mends what differs", reconcile)
 }
 

@@ -133,6 +133,7 @@ type Work<S> = Box<dyn FnOnce(Ctx<S>, Meter) -> BoxFuture<'static, Result<(), Fa
 /// A function: who it is, what it answers, what it works on.
 pub struct Function<S = ()> {
     identity: Identity,
+    own_settings: &'static str,
     setup: Setup<S>,
     endpoints: Vec<Bind<S>>,
     work: Vec<(EndpointInfo, &'static str, Work<S>)>,
@@ -157,7 +158,14 @@ impl<S: Send + Sync + 'static> Function<S> {
     where
         F: Future<Output = Result<S, Fatal>> + Send + 'static,
     {
-        Function { identity, setup: Box::new(move |ctx| setup(ctx).boxed()), endpoints: Vec::new(), work: Vec::new() }
+        Function { identity, own_settings: "", setup: Box::new(move |ctx| setup(ctx).boxed()), endpoints: Vec::new(), work: Vec::new() }
+    }
+
+    /// What `--help` says of the function's own variables: one a line, in the form of those every function has.
+    #[must_use]
+    pub fn settings(mut self, help: &'static str) -> Self {
+        self.own_settings = help;
+        self
     }
 
     /// Answers `endpoint` with `handler`.
@@ -221,7 +229,10 @@ impl<S: Send + Sync + 'static> Function<S> {
         match std::env::args().nth(1).as_deref() {
             None => {}
             Some("--help" | "-h") => {
-                println!("{} {}\n{}\n\n{HELP}", identity.name, identity.version, identity.description);
+                println!(
+                    "{} {}\n{}\n\n{HELP_SETTINGS}{}\n{HELP_REST}",
+                    identity.name, identity.version, identity.description, self.own_settings
+                );
                 return ExitCode::SUCCESS;
             }
             Some("--version" | "-V") => {
@@ -383,7 +394,7 @@ fn health() -> ExitCode {
     if fresh { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-const HELP: &str = "\
+const HELP_SETTINGS: &str = "\
 Configuration comes from the environment:
   NATS_URL                 nats://127.0.0.1:4222; several, separated by commas
   NATS_USER, NATS_PASS     or NATS_CREDS, a credentials file
@@ -394,7 +405,9 @@ Configuration comes from the environment:
   MAX_TEXT_BYTES           the longest text; the same for every function (65536)
   HEALTH_FILE              touched while healthy; --health looks at it
   OTEL_*                   the standard variables; silent when none is set
-  RUST_LOG                 info,async_nats=warn,sqlx=warn
+  RUST_LOG                 info,async_nats=warn,sqlx=warn";
+
+const HELP_REST: &str = "\
 NATS_USER, NATS_PASS and DATABASE_URL may stand in files named by NATS_USER_FILE and so on.
 
   --health   exits 0 when the running copy is healthy
