@@ -17,8 +17,7 @@ use crate::function;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Fast enough for a test that floods.
-/// Two make a batch already: how many wait together depends on the machine.
+/// Fast enough for a test that floods. Two make a batch already: how many wait together depends on the machine.
 const FLOOD: [(&str, &str); 3] = [("SEND_BURST", "1000000"), ("SEND_RATE_PER_SECOND", "1000000"), ("SEND_MIN_BATCH", "2")];
 
 async fn start_with(world: &World, extra: &[(&str, &str)]) -> Running {
