@@ -53,16 +53,16 @@ async fn a_server_that_dies_costs_no_message_and_doubles_none() {
     let world = World::start().await;
     let function = start_with(&world, &FLOOD).await;
     let _worker = world.spawn("persist-message").await;
-    let running = AtomicBool::new(true);
-    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &running)));
+    let load = Load { running: AtomicBool::new(true), acknowledged: AtomicU64::new(0) };
+    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &load)));
     let deaths = async {
         for _ in 0..3 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            load.goes_on().await;
             world.nats().kill().await;
             world.nats().start().await;
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        running.store(false, Ordering::Relaxed);
+        load.goes_on().await;
+        load.running.store(false, Ordering::Relaxed);
     };
     let (acknowledged, ()) = tokio::join!(writers, deaths);
     check(&world, acknowledged.into_iter().flatten().collect()).await;
@@ -74,15 +74,15 @@ async fn a_copy_that_is_killed_costs_no_message_and_doubles_none() {
     let world = World::start().await;
     let _worker = world.spawn("persist-message").await;
     let _steady = world.spawn_with("send-message", &FLOOD).await;
-    let running = AtomicBool::new(true);
-    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &running)));
+    let load = Load { running: AtomicBool::new(true), acknowledged: AtomicU64::new(0) };
+    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &load)));
     let deaths = async {
         for _ in 0..4 {
             let victim = world.spawn_with("send-message", &FLOOD).await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            load.goes_on().await;
             victim.kill().await;
         }
-        running.store(false, Ordering::Relaxed);
+        load.running.store(false, Ordering::Relaxed);
     };
     let (acknowledged, ()) = tokio::join!(writers, deaths);
     check(&world, acknowledged.into_iter().flatten().collect()).await;
@@ -114,12 +114,29 @@ async fn a_copy_that_is_told_to_stop_answers_what_it_took() {
     assert_eq!(last_seq(&reader).await, sent.load(Ordering::Relaxed), "each was stored once");
 }
 
+/// Writers under way.
+struct Load {
+    running: AtomicBool,
+    acknowledged: AtomicU64,
+}
+
+impl Load {
+    /// Waits until more has been acknowledged, so that the next death meets sends under way.
+    async fn goes_on(&self) {
+        let before = self.acknowledged.load(Ordering::Relaxed);
+        eventually("more is acknowledged", SOON, async || {
+            (self.acknowledged.load(Ordering::Relaxed) > before + 2 * WRITERS as u64).then_some(())
+        })
+        .await;
+    }
+}
+
 /// Sends one message after the other, each until it is acknowledged and some once more; sequence by id.
-async fn acknowledged_sends(world: &World, writer: usize, running: &AtomicBool) -> Vec<(String, u64)> {
+async fn acknowledged_sends(world: &World, writer: usize, load: &Load) -> Vec<(String, u64)> {
     let client = world.client("publisher").await;
     let mut acknowledged = Vec::new();
     for number in 0.. {
-        if !running.load(Ordering::Relaxed) {
+        if !load.running.load(Ordering::Relaxed) {
             break;
         }
         let id = format!("{writer}-{number}");
@@ -139,6 +156,7 @@ async fn acknowledged_sends(world: &World, writer: usize, running: &AtomicBool) 
             assert_eq!(eventually("an acknowledgement", SOON, once).await, seq, "{id} again");
         }
         acknowledged.push((id, seq));
+        load.acknowledged.fetch_add(1, Ordering::Relaxed);
     }
     acknowledged
 }
