@@ -25,12 +25,12 @@ pub async fn read(log: &Log, index: &Index, ask: &HistoryRequest, limits: Limits
     let mut tails = Vec::with_capacity(sides.len());
     for side in &sides {
         tails.push(match *side {
-            Side::Older(before) => tail::newest(log, &ask.room, floor.next(), before, need, limits).await?,
-            Side::Newer(after) => tail::oldest(log, &ask.room, floor.max(after).next(), need, max_bytes, limits).await?,
+            Side::Older(before) => tail::newest(log, &ask.conversation, floor.next(), before, need, limits).await?,
+            Side::Newer(after) => tail::oldest(log, &ask.conversation, floor.max(after).next(), need, max_bytes, limits).await?,
         });
     }
     let ids: Vec<(String, String)> = tails.iter().flat_map(|tail| tail.ids.iter().cloned()).collect();
-    let wanted = Wanted { room: ask.room.as_str(), sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids };
+    let wanted = Wanted { room: &ask.conversation.name(), sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids };
     let Some((rows, known)) = index.read(&wanted).await? else {
         return from_the_log_alone(log, ask, &sides, limits, max_bytes).await;
     };
@@ -153,9 +153,9 @@ async fn from_the_log_alone(log: &Log, ask: &HistoryRequest, sides: &[Side], lim
     let mut parts = Vec::with_capacity(sides.len());
     for side in sides {
         let mut tail = match *side {
-            Side::Older(before) => tail::newest(log, &ask.room, Seq::ZERO.next(), before, need, limits).await?,
+            Side::Older(before) => tail::newest(log, &ask.conversation, Seq::ZERO.next(), before, need, limits).await?,
             Side::Newer(after) if trimmed && after.next() < first => return Err(Error::new(Code::Unavailable, TOO_OLD)),
-            Side::Newer(after) => tail::oldest(log, &ask.room, after.next(), need, max_bytes, limits).await?,
+            Side::Newer(after) => tail::oldest(log, &ask.conversation, after.next(), need, max_bytes, limits).await?,
         };
         let older = matches!(side, Side::Older(_));
         if older && trimmed && tail.messages.is_empty() {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use runtime::{Log, LogError, LogMessage};
-use wire::{Incoming, Limits, Message, Room, Seq};
+use wire::{Conversation, Incoming, Limits, Message, Seq};
 
 /// A stretch of one room's messages as the log has them, read like `persist-message` reads them.
 #[derive(Debug, Default)]
@@ -24,8 +24,8 @@ pub struct Tail {
 ///
 /// # Errors
 /// The log does not answer.
-pub async fn newest(log: &Log, room: &Room, from: Seq, before: Seq, need: usize, limits: Limits) -> Result<Tail, LogError> {
-    let subject = room.log_subject();
+pub async fn newest(log: &Log, conversation: &Conversation, from: Seq, before: Seq, need: usize, limits: Limits) -> Result<Tail, LogError> {
+    let subject = conversation.log_subjects().swap_remove(0);
     let mut windows: Vec<Vec<LogMessage>> = Vec::new();
     let (mut before, mut good, mut complete) = (before, 0, false);
     while good < need && !complete {
@@ -44,8 +44,8 @@ pub async fn newest(log: &Log, room: &Room, from: Seq, before: Seq, need: usize,
 ///
 /// # Errors
 /// The log does not answer.
-pub async fn oldest(log: &Log, room: &Room, from: Seq, need: usize, max_bytes: usize, limits: Limits) -> Result<Tail, LogError> {
-    let subject = room.log_subject();
+pub async fn oldest(log: &Log, conversation: &Conversation, from: Seq, need: usize, max_bytes: usize, limits: Limits) -> Result<Tail, LogError> {
+    let subject = conversation.log_subjects().swap_remove(0);
     let mut messages = Vec::new();
     let (mut next, mut good, mut bytes, mut complete) = (from, 0, 0, false);
     while good < need && bytes < max_bytes && !complete {

@@ -1,18 +1,16 @@
-//! `chat.history.{room}`: one page of a room.
+//! `chat.history.{room}`, `dm.history.{u}.{peer}`: one page of a conversation.
 
-use serde_json::{Map, Value};
+use crate::conversation::{Conversation, Direct, user_and_peer};
+use crate::{Ask, Message, Refusal, Room, Seq, body};
 
-use crate::{Ask, Message, Refusal, Room, Seq};
-
-/// The most messages one page may hold.
-pub const MAX_PAGE: u32 = 500;
 const DEFAULT_PAGE: u32 = 50;
+const EXAMPLE: &str = r#"{"limit":50,"before":1234}, or empty"#;
 
 /// Which page: `{"limit"?: 1..500 (50), "before"?: seq, "after"?: seq, "around"?: seq}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HistoryRequest {
     /// From the subject.
-    pub room: Room,
+    pub conversation: Conversation,
     /// How many messages at most.
     pub limit: u32,
     /// From where, and in which direction.
@@ -32,45 +30,32 @@ pub enum Cursor {
     Around(Seq),
 }
 
-impl Ask for HistoryRequest {
-    fn parse(tokens: &str, body: &[u8]) -> Result<HistoryRequest, Refusal> {
-        let room = Room::parse(tokens)?;
-        let body = object(body)?;
-        let limit = match body.get("limit") {
-            None | Some(Value::Null) => DEFAULT_PAGE,
-            Some(value) => value
-                .as_u64()
-                .and_then(|n| u32::try_from(n).ok())
-                .filter(|n| (1..=MAX_PAGE).contains(n))
-                .ok_or_else(|| Refusal::bad_request(format!("limit must be a whole number from 1 to {MAX_PAGE}")))?,
-        };
+impl HistoryRequest {
+    fn read(conversation: Conversation, body: &[u8]) -> Result<HistoryRequest, Refusal> {
+        let body = body::object(body, EXAMPLE)?;
+        let limit = body::limit(&body, DEFAULT_PAGE)?;
         let mut cursor = Cursor::Latest;
         for (key, make) in [("before", Cursor::Before as fn(Seq) -> Cursor), ("after", Cursor::After), ("around", Cursor::Around)] {
-            let Some(seq) = sequence(&body, key)? else { continue };
+            let Some(seq) = body::sequence(&body, key)? else { continue };
             if cursor != Cursor::Latest {
                 return Err(Refusal::bad_request("give at most one of before, after and around"));
             }
             cursor = make(seq);
         }
-        Ok(HistoryRequest { room, limit, cursor })
+        Ok(HistoryRequest { conversation, limit, cursor })
     }
 }
 
-fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    if body.is_empty() {
-        return Ok(Map::new());
+impl Ask for HistoryRequest {
+    fn parse(names: &str, body: &[u8]) -> Result<HistoryRequest, Refusal> {
+        HistoryRequest::read(Conversation::Room(Room::parse(names)?), body)
     }
-    serde_json::from_slice(body)
-        .map_err(|_| Refusal::bad_request(r#"the body must be empty or a JSON object such as {"limit":50,"before":1234}"#))
 }
 
-fn sequence(body: &Map<String, Value>, key: &str) -> Result<Option<Seq>, Refusal> {
-    match body.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64().and_then(Seq::new) {
-            Some(seq) => Ok(Some(seq)),
-            None => Err(Refusal::bad_request(format!("{key} must be a sequence: a whole number from 0 to {}", Seq::MAX))),
-        },
+impl Ask for Direct<HistoryRequest> {
+    fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
+        let (_, conversation) = user_and_peer(names, "dm.history.{user}.{peer}")?;
+        HistoryRequest::read(conversation, body).map(Direct)
     }
 }
 

@@ -3,7 +3,11 @@
 //! No I/O here, no clock and no randomness: everything is a value or a check of one. The contract in
 //! words is `README.md` beside this crate.
 
+mod body;
 mod bootstrap;
+mod change;
+mod conversation;
+mod delete;
 mod error;
 mod history;
 mod message;
@@ -12,20 +16,26 @@ mod reason;
 mod send;
 mod service;
 mod subject;
+mod sync;
 
+pub use body::MAX_PAGE;
 pub use bootstrap::{Applied, Check, Difference, Fence, NoRequest};
+pub use change::{Change, ChangeEntry, ChangeType, Deletion, Mode, change_subject, event_subject};
+pub use conversation::{Conversation, Direct};
+pub use delete::{DeleteRequest, Deleted, DeletedStatus, Which};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
-pub use history::{Cursor, HistoryRequest, MAX_PAGE, Page, Source};
+pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
 pub use reason::Reason;
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
-    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DISCOVER_INFO, DISCOVER_STATS, DM_SEND, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject,
-    REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, WORKER, direct_subject, discovery_subjects, jetstream, live_subject,
-    overlap,
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, CHANGES, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC,
+    EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM,
+    STREAM_SUBJECTS, SYNC, WORKER, direct_subject, discovery_subjects, jetstream, live_subject, overlap,
 };
+pub use sync::{SyncPage, SyncRequest};
 
 /// Names of the headers Scrollback reads and writes.
 pub mod header {

@@ -88,6 +88,12 @@ impl fmt::Display for User {
     }
 }
 
+/// The two names a subject ends with.
+pub(crate) fn two<'a>(names: &'a str, form: &str) -> Result<(&'a str, &'a str), Refusal> {
+    let wrong = || Refusal::bad_request(format!("the subject must be {form}, each name 1 to 64 of A-Z a-z 0-9 _ -"));
+    names.split_once('.').filter(|(_, last)| !last.contains('.')).ok_or_else(wrong)
+}
+
 fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }

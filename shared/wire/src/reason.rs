@@ -71,6 +71,8 @@ reasons! {
     UserTooLong = "user_too_long",
     /// The id is longer than 128 bytes.
     IdTooLong = "id_too_long",
+    /// On `change.>`, and no deletion.
+    MalformedChange = "malformed_change",
     /// Another message is stored under this sequence: the stream was re-created without the fence.
     SequenceReused = "sequence_reused",
     /// PostgreSQL refused this one row; the detail names the SQLSTATE.

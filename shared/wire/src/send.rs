@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::message::{Keys, Scalar};
+use crate::name::two;
 use crate::{Ask, MAX_ID_BYTES, Reason, Refusal, Room, Seq, User};
 
 /// One message to a [`Room`] or to another [`User`].
@@ -43,11 +44,6 @@ impl Ask for SendRequest<User> {
         let (user, peer) = two(names, "dm.send.{user}.{peer}")?;
         Ok(SendRequest { user: User::parse(user)?, to: User::parse(peer)?, draft: Draft::parse(body)? })
     }
-}
-
-fn two<'a>(names: &'a str, form: &str) -> Result<(&'a str, &'a str), Refusal> {
-    let wrong = || Refusal::bad_request(format!("the subject must be {form}, each name 1 to 64 of A-Z a-z 0-9 _ -"));
-    names.split_once('.').filter(|(_, last)| !last.contains('.')).ok_or_else(wrong)
 }
 
 impl Draft {

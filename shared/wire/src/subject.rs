@@ -2,7 +2,11 @@
 
 use std::marker::PhantomData;
 
-use crate::{Applied, Check, HistoryRequest, NoRequest, Page, Reason, Refusal, Room, SendAck, SendRequest, User};
+use crate::conversation::direct_name;
+use crate::{
+    Applied, Check, DeleteRequest, Deleted, Direct, HistoryRequest, NoRequest, Page, Reason, Refusal, Room, SendAck, SendRequest, SyncPage,
+    SyncRequest, User,
+};
 
 /// The log.
 pub const STREAM: &str = "CHAT_MESSAGES";
@@ -10,6 +14,13 @@ pub const STREAM: &str = "CHAT_MESSAGES";
 pub const WORKER: &str = "persist-message";
 /// What the log takes in.
 pub const STREAM_SUBJECTS: [&str; 4] = ["chat.*", "admin.*", "dm.*.*", "change.>"];
+
+/// Every change in the log.
+pub const CHANGES: &str = "change.>";
+/// What was stored, deleted, delivered, read: the stream relay-outbox publishes to.
+pub const EVENTS_STREAM: &str = "CHAT_EVENTS";
+/// Whoever wrote to the outbox says so here, so that nobody has to look all the time.
+pub const OUTBOX_WAKE: &str = "scrollback.outbox";
 
 /// What the log takes in while its sequences are being lifted: a subject nobody publishes to, so that publishers
 /// get an error instead of an acknowledgement below the fence.
@@ -61,6 +72,21 @@ pub mod jetstream {
 /// One page of a room.
 pub const HISTORY: Endpoint<HistoryRequest, Page> =
     Endpoint::new("history", "chat.history.", "chat.history.>", "One page of a room, oldest first: chat.history.{room}");
+/// One page of the conversation of two people. `*.>` and not `>` for the reason [`DM_SEND`] gives.
+pub const DM_HISTORY: Endpoint<Direct<HistoryRequest>, Page> =
+    Endpoint::new("dm-history", "dm.history.", "dm.history.*.>", "One page of a conversation, oldest first: dm.history.{user}.{peer}");
+/// What happened in a room after a cursor.
+pub const SYNC: Endpoint<SyncRequest, SyncPage> =
+    Endpoint::new("sync", "chat.sync.", "chat.sync.>", "Creations and changes after a cursor: chat.sync.{room}");
+/// What happened between two people after a cursor.
+pub const DM_SYNC: Endpoint<Direct<SyncRequest>, SyncPage> =
+    Endpoint::new("dm-sync", "dm.sync.", "dm.sync.*.>", "Creations and changes after a cursor: dm.sync.{user}.{peer}");
+/// Deletes a message of a room.
+pub const DELETE: Endpoint<DeleteRequest, Deleted> =
+    Endpoint::new("delete", "chat.delete.", "chat.delete.>", "Deletes a message of a room: chat.delete.{user}.{room}");
+/// Deletes a direct message.
+pub const DM_DELETE: Endpoint<Direct<DeleteRequest>, Deleted> =
+    Endpoint::new("dm-delete", "dm.delete.", "dm.delete.*.>", "Deletes a direct message: dm.delete.{user}.{peer}");
 /// Appends a message to a room and answers when the log has it.
 pub const SEND: Endpoint<SendRequest<Room>, SendAck> =
     Endpoint::new("send", "chat.send.", "chat.send.>", "Sends a message to a room, acknowledged: chat.send.{user}.{room}");
@@ -101,6 +127,7 @@ pub const REQUEST_SUBJECTS: &[&str] = &[
     "retention.*",
     "$SRV.>",
     "live.>",
+    "scrollback.outbox",
     "_INBOX.>",
     "_R_.>",
 ];
@@ -196,7 +223,7 @@ impl<'a> LogSubject<'a> {
             LogSubject::Admin => Room::ADMIN.to_owned(),
             LogSubject::Direct { from, to } => {
                 let (first, second) = if from <= to { (from, to) } else { (to, from) };
-                format!("dm.{first}.{second}")
+                direct_name(first, second)
             }
         }
     }
@@ -254,6 +281,11 @@ mod tests {
             SEND.subject(&["ann", "general"]),
             DM_SEND.subject(&["ann", "bob"]),
             HISTORY.subject(&["general"]),
+            DM_HISTORY.subject(&["ann", "bob"]),
+            SYNC.subject(&["general"]),
+            DM_SYNC.subject(&["ann", "bob"]),
+            DELETE.subject(&["ann", "general"]),
+            DM_DELETE.subject(&["ann", "bob"]),
             BOOTSTRAP_CHECK.subject(&[]),
             BOOTSTRAP_APPLY.subject(&[]),
         ] {
@@ -263,7 +295,16 @@ mod tests {
 
     #[test]
     fn no_function_hears_what_the_log_takes_in() {
-        for subscription in [SEND.subscription, DM_SEND.subscription, HISTORY.subscription] {
+        for subscription in [
+            SEND.subscription,
+            DM_SEND.subscription,
+            HISTORY.subscription,
+            DM_HISTORY.subscription,
+            SYNC.subscription,
+            DM_SYNC.subscription,
+            DELETE.subscription,
+            DM_DELETE.subscription,
+        ] {
             for stream in STREAM_SUBJECTS {
                 assert!(!overlap(stream, subscription), "{stream} and {subscription}");
             }
