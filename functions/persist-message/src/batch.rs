@@ -1,8 +1,8 @@
-//! A batch of deliveries, sorted into rows that can be stored and letters that cannot.
+//! A batch of deliveries, sorted into rows that can be stored, changes to rows, and letters that are neither.
 
-use runtime::{DatabaseError, Delivery, header_block};
+use runtime::{DatabaseError, Delivery, header_block, sampled_traceparent};
 use sqlx::types::time::OffsetDateTime;
-use wire::{Incoming, Limits, Reason};
+use wire::{Change, Incoming, Limits, Mode, Reason};
 
 /// The unique key a reused sequence runs into.
 const SEQUENCE_KEY: &str = "messages_pkey";
@@ -12,10 +12,12 @@ const SEQUENCE_KEY: &str = "messages_pkey";
 pub struct Batch {
     /// In the order of the unique key, so that two copies never lock each other's rows crosswise.
     pub rows: Vec<Row>,
+    /// Deletions, in the order of the messages' unique key.
+    pub changes: Vec<ChangeRow>,
     /// For the dead letters.
     pub letters: Vec<Letter>,
     /// Messages whose sender and id stood in this batch already, under a lower sequence.
-    pub repeated: u64,
+    pub repeated: Vec<Row>,
     /// Messages delivered more than once.
     pub redelivered: u64,
     /// Messages whose body claimed another room or sender than their subject.
@@ -29,7 +31,19 @@ pub struct Row {
     pub message: Incoming,
     /// The id as stored.
     pub id: String,
+    /// The sampled trace it came with.
+    pub traceparent: Option<String>,
     /// As delivered, for the dead letters should the database refuse the row.
+    original: Original,
+}
+
+/// One row of `changes`.
+#[derive(Debug)]
+pub struct ChangeRow {
+    /// The change.
+    pub change: Change,
+    /// The sampled trace it came with.
+    pub traceparent: Option<String>,
     original: Original,
 }
 
@@ -66,47 +80,76 @@ impl Batch {
         for delivery in deliveries {
             let message = &delivery.message;
             batch.redelivered += u64::from(delivery.attempt > 1);
-            let parsed = match &delivery.malformed {
+            let (headers, seq, received_ms) = (message.headers.as_ref(), message.seq, message.received_ms);
+            let read = match &delivery.malformed {
                 Some(block) if block.is_empty() => Err(Reason::MalformedSubject),
                 Some(_) => Err(Reason::MalformedHeaders),
-                None => Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits),
-            };
-            let original = Original::of(delivery);
-            match parsed {
-                Ok(message) => {
-                    batch.contradicted += u64::from(message.contradicted);
-                    batch.rows.push(Row { id: message.shown_id(), message, original });
+                None if Change::is_on(&message.subject) => {
+                    Change::parse(&message.subject, &message.payload, seq, received_ms).map(Read::Change)
                 }
+                None => {
+                    let id = message.message_id();
+                    Incoming::parse(&message.subject, id, &message.payload, seq, received_ms, limits).map(Read::Message)
+                }
+            };
+            let (original, traceparent) = (Original::of(delivery), sampled_traceparent(headers));
+            match read {
+                Ok(Read::Message(message)) => {
+                    batch.contradicted += u64::from(message.contradicted);
+                    batch.rows.push(Row { id: message.shown_id(), message, traceparent, original });
+                }
+                Ok(Read::Change(change)) => batch.changes.push(ChangeRow { change, traceparent, original }),
                 Err(reason) => batch.letters.push(Letter { original, reason, detail: String::new() }),
             }
         }
         batch.rows.sort_by(|a, b| a.key().cmp(&b.key()).then(a.message.seq.cmp(&b.message.seq)));
-        let all = batch.rows.len();
-        batch.rows.dedup_by(|later, first| later.key() == first.key());
-        batch.repeated = (all - batch.rows.len()) as u64;
+        batch.changes.sort_by(|a, b| a.key().cmp(&b.key()).then(a.change.seq.cmp(&b.change.seq)));
+        let sorted = std::mem::take(&mut batch.rows);
+        for row in sorted {
+            let again = batch.rows.last().is_some_and(|first| first.key() == row.key());
+            if again { batch.repeated.push(row) } else { batch.rows.push(row) }
+        }
         batch
     }
 
-    /// Two halves of a batch the database refused; a row that stands alone becomes a letter.
+    /// How many rows and changes the database may refuse.
+    pub fn refusable(&self) -> usize {
+        self.rows.len() + self.changes.len()
+    }
+
+    /// Two parts of a batch the database refused; what stands alone becomes a letter.
     pub fn halve(mut self, error: &DatabaseError) -> Vec<Batch> {
-        if self.rows.len() > 1 {
-            let rows = self.rows.split_off(self.rows.len() / 2);
-            return vec![self, Batch { rows, ..Batch::default() }];
+        if self.refusable() > 1 {
+            let mut rest = Batch::default();
+            if self.rows.is_empty() {
+                rest.changes = self.changes.split_off(self.changes.len() / 2);
+            } else if self.changes.is_empty() {
+                rest.rows = self.rows.split_off(self.rows.len() / 2);
+            } else {
+                rest.changes = std::mem::take(&mut self.changes);
+            }
+            // The last one is tried first: messages before deletions, which may be refused because of them.
+            return vec![rest, self];
         }
-        let refused = self.rows.drain(..).map(|row| {
-            let reason = if error.constraint.as_deref() == Some(SEQUENCE_KEY) { Reason::SequenceReused } else { Reason::RefusedByDatabase };
-            Letter { original: row.original, reason, detail: error.to_string() }
-        });
-        self.letters.extend(refused);
+        let reason = if error.constraint.as_deref() == Some(SEQUENCE_KEY) { Reason::SequenceReused } else { Reason::RefusedByDatabase };
+        let rows = self.rows.drain(..).map(|row| row.original);
+        let refused = rows.chain(self.changes.drain(..).map(|row| row.original));
+        self.letters.extend(refused.map(|original| Letter { original, reason, detail: error.to_string() }));
         vec![self]
     }
 
-    /// A batch of letters for those rows whose sequence is another message's.
+    /// A batch of letters for those rows and changes whose sequence is another's.
     pub fn letters_for(self, reused: &[i64]) -> Batch {
-        let of = |row: Row| Letter { original: row.original, reason: Reason::SequenceReused, detail: String::new() };
-        let rows = self.rows.into_iter().filter(|row| reused.contains(&row.message.seq.as_i64()));
-        Batch { letters: rows.map(of).collect(), ..Batch::default() }
+        let of = |original| Letter { original, reason: Reason::SequenceReused, detail: String::new() };
+        let all = self.rows.into_iter().map(|row| row.original).chain(self.changes.into_iter().map(|row| row.original));
+        Batch { letters: all.filter(|original| reused.contains(&original.seq)).map(of).collect(), ..Batch::default() }
     }
+}
+
+/// What a delivery is.
+enum Read {
+    Message(Incoming),
+    Change(Change),
 }
 
 impl Row {
@@ -131,6 +174,24 @@ impl Row {
     }
 }
 
+impl ChangeRow {
+    /// The unique key of the message in `messages`.
+    pub fn key(&self) -> (&str, &str, bool) {
+        let deletion = &self.change.deletion;
+        (&deletion.user, &deletion.id, deletion.derived)
+    }
+
+    /// The text is to be erased wherever it stands.
+    pub fn is_hard(&self) -> bool {
+        self.change.deletion.mode == Mode::Hard
+    }
+
+    /// When the log took the change.
+    pub fn received_at(&self) -> OffsetDateTime {
+        self.original.received_at
+    }
+}
+
 impl Original {
     fn of(delivery: &Delivery) -> Original {
         let message = &delivery.message;
@@ -145,6 +206,6 @@ impl Original {
 }
 
 /// Unix milliseconds as a point in time; the wire has made sure that it is one.
-fn instant(ms: i64) -> OffsetDateTime {
+pub fn instant(ms: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

@@ -2,6 +2,8 @@
 //! acknowledged after the commit.
 
 mod batch;
+mod change;
+mod erase;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -90,6 +92,7 @@ async fn handle(ctx: Ctx<Settings>, worker: Worker, meter: Meter, deliveries: Ar
     meter.count("duplicates", outcome.duplicates);
     meter.count("redelivered", redelivered);
     meter.count("contradicted", contradicted);
+    meter.count("changes", outcome.changed);
     meter.handled(deliveries.len() as u64, begun.elapsed());
     true
 }
@@ -118,13 +121,14 @@ fn process_span(receive: &Span, delivery: &Delivery) -> Option<Span> {
 #[derive(Debug, Default)]
 struct Outcome {
     duplicates: u64,
+    changed: u64,
     refused: Vec<wire::Reason>,
 }
 
 /// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
 /// what it holds; a row the database refuses is found by halving. `None` when told to stop first.
 async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option<Outcome> {
-    let mut outcome = Outcome { duplicates: batch.repeated, refused: Vec::new() };
+    let mut outcome = Outcome { duplicates: batch.repeated.len() as u64, ..Outcome::default() };
     let mut parts = vec![batch];
     let mut pause = FIRST_PAUSE;
     while let Some(part) = parts.pop() {
@@ -132,6 +136,11 @@ async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option
             Ok(stored) => {
                 let reused = stored.reused.len() as u64;
                 outcome.duplicates += (part.rows.len() as u64).saturating_sub(stored.new + reused);
+                outcome.changed += stored.changed;
+                if stored.new + stored.changed > 0 {
+                    wake_relay(ctx).await;
+                }
+                erase_all(ctx, worker, &stored.erase).await?;
                 outcome.refused.extend(part.letters.iter().map(|letter| letter.reason));
                 if pause > FIRST_PAUSE {
                     tracing::info!("PostgreSQL is back; storing again");
@@ -145,7 +154,7 @@ async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option
             }
             Err(error) => error,
         };
-        if error.class == Class::Row && !part.rows.is_empty() {
+        if error.class == Class::Row && part.refusable() > 0 {
             parts.extend(part.halve(&error));
             continue;
         }
@@ -166,4 +175,26 @@ async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     Some(outcome)
+}
+
+/// Tells relay-outbox that there is something to relay. Should this be lost, it looks by itself after a while.
+async fn wake_relay(ctx: &Ctx<Settings>) {
+    if let Err(error) = ctx.nats().client().publish(wire::OUTBOX_WAKE, "".into()).await {
+        tracing::debug!(%error, "relay-outbox was not woken");
+    }
+}
+
+/// Erases from the log what was deleted for good, however long the log takes: only then the deletion is acknowledged, and
+/// should we die before, it comes again. `None` when told to stop first.
+async fn erase_all(ctx: &Ctx<Settings>, worker: &Worker, erasures: &[erase::Erasure]) -> Option<()> {
+    while let Err(error) = erase::erase(ctx.log(), erasures, ctx.settings().limits()).await {
+        tracing::warn!(%error, "a deleted text could not be erased from the log yet");
+        worker.waiting(true);
+        tokio::select! {
+            () = tokio::time::sleep(LONGEST_PAUSE) => {}
+            () = ctx.stop().cancelled() => return None,
+        }
+        worker.waiting(false);
+    }
+    Some(())
 }

@@ -1,5 +1,7 @@
 //! The worker as its publishers and operators see it, on real servers.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -19,10 +19,10 @@ pub use database::{Class, Database, DatabaseError};
 pub use error::{Error, Fatal, Result};
 pub use function::{Ctx, Function, Identity, Running};
 pub use headers::{MalformedHeaders, header_block, parse_headers};
-pub use log::{Log, LogError, LogMessage, RawMessage, Window};
+pub use log::{Log, LogError, LogMessage, RawMessage, Window, message_id};
 pub use nats::{ApiError, Connection, connect};
 pub use service::{Meter, Reply, Request};
-pub use telemetry::{Telemetry, inject_trace, link, remote_parent};
+pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
 
 /// This function's name, version and description, from its `Cargo.toml`.
 #[macro_export]

@@ -50,10 +50,14 @@ pub struct LogMessage {
 impl LogMessage {
     /// The header `Nats-Msg-Id`, as the message came with it first.
     pub fn message_id(&self) -> Option<&str> {
-        let headers = self.headers.as_ref()?;
-        // Appended again above the fence, a message has an id of the fence's own in front of JetStream.
-        headers.get(wire::header::ORIGINAL_ID).or_else(|| headers.get(wire::header::MESSAGE_ID)).map(|id| id.as_str())
+        self.headers.as_ref().and_then(message_id)
     }
+}
+
+/// The header `Nats-Msg-Id`, as the message came with it first.
+pub fn message_id(headers: &HeaderMap) -> Option<&str> {
+    // Appended again, a message has an id of our own in front of JetStream.
+    headers.get(wire::header::ORIGINAL_ID).or_else(|| headers.get(wire::header::MESSAGE_ID)).map(|id| id.as_str())
 }
 
 /// Consecutive messages of one subject.
@@ -346,15 +350,30 @@ impl Log {
         self.raw(json!({"seq": from.get().max(1), "next_by_subj": subject})).await
     }
 
+    /// Overwrites and removes the message at `seq`, if it is the one that `is` says; whether it was there. Looked at first, because a
+    /// log that was made anew may hold somebody else's message in that place.
+    ///
+    /// # Errors
+    /// The log does not answer.
+    pub async fn erase(&self, seq: Seq, is: impl FnOnce(&LogMessage) -> bool) -> Result<bool, LogError> {
+        match self.raw(json!({ "seq": seq })).await? {
+            Some(raw) if !raw.malformed && is(&raw.message) => self.remove(json!({ "seq": seq })).await.map(|()| true),
+            Some(_) | None => Ok(false),
+        }
+    }
+
     /// Removes one message from the log.
     pub(crate) async fn delete(&self, seq: Seq) -> Result<(), LogError> {
+        self.remove(json!({"seq": seq, "no_erase": true})).await
+    }
+
+    async fn remove(&self, request: serde_json::Value) -> Result<(), LogError> {
         #[derive(Deserialize)]
         struct Deleted {}
-        let request = json!({"seq": seq, "no_erase": true});
         match self.control.api::<Deleted>(jetstream::MESSAGE_DELETE, &request).await {
             Ok(Deleted {}) => Ok(()),
             // Another copy was faster.
-            Err(error @ ApiError::Refused { .. }) if self.raw(json!({ "seq": seq })).await?.is_none() => {
+            Err(error @ ApiError::Refused { .. }) if self.raw(json!({ "seq": request["seq"] })).await?.is_none() => {
                 tracing::debug!(%error, "already deleted");
                 Ok(())
             }

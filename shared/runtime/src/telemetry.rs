@@ -223,6 +223,12 @@ pub fn link(span: &Span, headers: Option<&HeaderMap>) -> bool {
     sampled
 }
 
+/// The `traceparent` the headers carry, where it is a sampled one: for whoever goes on with the trace later.
+pub fn sampled_traceparent(headers: Option<&HeaderMap>) -> Option<String> {
+    let sampled = remote_context(headers)?.span().span_context().is_sampled();
+    sampled.then(|| headers?.get("traceparent").map(|value| value.as_str().to_owned())).flatten()
+}
+
 /// Writes the `traceparent` of `span` into `headers`.
 pub fn inject_trace(span: &Span, headers: &mut HeaderMap) {
     global::get_text_map_propagator(|propagator| propagator.inject_context(&span.context(), &mut CarrierMut(headers)));

@@ -1,0 +1,47 @@
+//! Texts that were deleted for good, in the log.
+
+use runtime::{Log, LogError};
+use wire::{Deletion, Incoming, Limits, Seq};
+
+/// One place in the log, and what is to be erased there.
+#[derive(Debug, Clone)]
+pub struct Erasure {
+    seq: Seq,
+    user: String,
+    id: String,
+    derived: bool,
+}
+
+impl Erasure {
+    /// The place a deletion names.
+    pub fn of_target(deletion: &Deletion) -> Erasure {
+        Erasure { seq: deletion.target, user: deletion.user.clone(), id: deletion.id.clone(), derived: deletion.derived }
+    }
+
+    /// A row of `duplicates`.
+    pub fn of_duplicate((seq, user, id): (i64, String, String)) -> Erasure {
+        Erasure { seq: Seq::from_i64(seq), user, id, derived: false }
+    }
+
+    /// Whether `message`, read from its place in the log or from a letter, is the one that was deleted.
+    pub fn is(&self, message: &Incoming) -> bool {
+        let same_id = if self.derived { message.id.is_none() && message.seq == self.seq } else { message.id.as_ref() == Some(&self.id) };
+        message.user == self.user && same_id
+    }
+}
+
+/// Erases them; what is gone already, or is another message by now, is left alone.
+///
+/// # Errors
+/// The log does not answer. Doing it again is harmless.
+pub async fn erase(log: &Log, erasures: &[Erasure], limits: Limits) -> Result<(), LogError> {
+    for erasure in erasures {
+        log.erase(erasure.seq, |found| {
+            let (id, seq) = (found.message_id(), found.seq);
+            let message = Incoming::parse(&found.subject, id, &found.payload, seq, found.received_ms, limits);
+            message.is_ok_and(|message| erasure.is(&message))
+        })
+        .await?;
+    }
+    Ok(())
+}
