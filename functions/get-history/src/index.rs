@@ -14,10 +14,10 @@ const DEADLINE: Duration = Duration::from_millis(1_500);
 
 /// Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
 const OLDER: &str = "
-    select seq, sender, recipient, id, text, sent_at, counted from (
+    select seq, sender, recipient, id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq desc) - octet_length(text) < $4 as fits,
                count(*) over () as counted
-          from (select seq, sender, recipient, id, text, sent_at
+          from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
                  where room_id = (select id from rooms where name = $1) and seq < $2
                  order by seq desc limit $3) page) sized
@@ -25,10 +25,10 @@ const OLDER: &str = "
 
 /// Oldest first, otherwise like [`OLDER`].
 const NEWER: &str = "
-    select seq, sender, recipient, id, text, sent_at, counted from (
+    select seq, sender, recipient, id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
                count(*) over () as counted
-          from (select seq, sender, recipient, id, text, sent_at
+          from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
                  where room_id = (select id from rooms where name = $1) and seq > $2
                  order by seq limit $3) page) sized
@@ -143,7 +143,7 @@ fn message(room: &str, row: &PgRow) -> Result<Message, sqlx::Error> {
         timestamp: i64::try_from(sent_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
         status: to.is_some().then_some(Status::Sent),
         to,
-        deleted: false,
+        deleted: row.try_get("deleted")?,
     })
 }
 

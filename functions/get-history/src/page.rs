@@ -1,43 +1,58 @@
 //! The union of log and index.
 //!
 //! The order of the three reads carries the promises. First the ack floor: everything up to it is
-//! committed, and the floor only grows. Then the tail above the floor. Last the index: what was stored, and
-//! perhaps trimmed from the log, between the first two reads is in it. What the index has beyond the end of
-//! the tail is left out: copies commit in any order, so there may be holes in it.
+//! committed, and the floor only grows. Then the tail above the floor, messages and deletions. Last the index: what
+//! was stored, and perhaps trimmed from the log, between the first two reads is in it. What the index has beyond the end
+//! of the tail is left out: copies commit in any order, so there may be holes in it.
+//!
+//! A deletion up to the floor has been applied in the index; one above it is applied here.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 
-use runtime::{Error, Log, Result};
-use wire::{Code, Cursor, HistoryRequest, Limits, Message, Page, Seq, Source};
+use runtime::{Ctx, Error, Result, Tail};
+use wire::{Change, Code, Cursor, HistoryRequest, Message, Page, Seq, Source};
 
-use crate::index::{Index, Rows, Side, Wanted};
-use crate::tail::{self, Tail};
+use crate::index::{Rows, Side, Wanted};
+use crate::{Shared, changes_above};
 
 /// Reads the page; it may hold more bytes than a reply, and is cut when it is encoded.
 ///
 /// # Errors
 /// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
-pub async fn read(log: &Log, index: &Index, ask: &HistoryRequest, limits: Limits, max_bytes: usize) -> Result<Page> {
+pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> Result<Page> {
+    let (log, limits, room) = (ctx.log(), ctx.settings().limits(), ask.conversation.name());
     let floor = log.floor().await?;
     let sides = sides(ask.cursor);
     // One more than asked for tells whether there is more.
     let need = ask.limit as usize + 1;
-    let mut tails = Vec::with_capacity(sides.len());
-    for side in &sides {
-        tails.push(match *side {
-            Side::Older(before) => tail::newest(log, &ask.conversation, floor.next(), before, need, limits).await?,
-            Side::Newer(after) => tail::oldest(log, &ask.conversation, floor.max(after).next(), need, max_bytes, limits).await?,
-        });
-    }
-    let ids: Vec<(String, String)> = tails.iter().flat_map(|tail| tail.ids.iter().cloned()).collect();
-    let wanted = Wanted { room: &ask.conversation.name(), sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids };
-    let Some((rows, known)) = index.read(&wanted).await? else {
-        return from_the_log_alone(log, ask, &sides, limits, max_bytes).await;
+    let read_tails = async || {
+        let mut tails = Vec::with_capacity(sides.len());
+        for side in &sides {
+            tails.push(match *side {
+                Side::Older(before) => Tail::newest(log, &ask.conversation, floor.next(), before, need, limits).await?,
+                Side::Newer(after) => Tail::oldest(log, &ask.conversation, floor.max(after).next(), need, max_bytes, limits).await?,
+            });
+        }
+        Ok::<_, Error>(tails)
     };
-    let known: HashMap<(String, String), Seq> = known.into_iter().collect();
+    let (mut tails, changes) = tokio::try_join!(read_tails(), changes_above(ctx, floor))?;
+    let changes: Vec<&Change> = changes.iter().filter(|change| change.room == room).collect();
+    let end = tails.iter().filter_map(|tail| tail.last).max().unwrap_or(floor).max(floor);
+    if changes.iter().any(|change| change.deletion.target > end) {
+        // A tombstone beyond what was read: there may be messages before it that came while we were reading.
+        tails = read_tails().await?;
+    }
+    let deleted = changes.iter().filter(|change| !change.deletion.derived).map(|change| key(&change.tombstone()));
+    let ids: Vec<Key> = tails.iter().flat_map(|tail| tail.ids.iter().cloned()).chain(deleted).collect();
+    let wanted = Wanted { room: &room, sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids };
+    let Some((rows, known)) = ctx.index.read(&wanted).await? else {
+        return from_the_log_alone(ctx, ask, &sides, max_bytes).await;
+    };
+    let above = Above { floor, known: known.into_iter().collect(), changes };
     let mut source = Source::Index;
     let parts = sides.iter().zip(tails).zip(rows).map(|((side, tail), rows)| {
-        let part = union(*side, floor, tail, rows, &known);
+        let part = union(*side, tail, rows, &above);
         if part.from_log {
             source = Source::Both;
         }
@@ -45,6 +60,22 @@ pub async fn read(log: &Log, index: &Index, ask: &HistoryRequest, limits: Limits
     });
     let parts: Vec<Part> = parts.collect();
     Ok(assemble(ask, parts, source))
+}
+
+/// Sender and id.
+type Key = (String, String);
+
+fn key(message: &Message) -> Key {
+    (message.user.clone(), message.id.clone())
+}
+
+/// What the log says beside the tails.
+struct Above<'a> {
+    floor: Seq,
+    /// Where the index has the ids of the tails and of what was deleted.
+    known: HashMap<Key, Seq>,
+    /// Deletions of this conversation above the floor.
+    changes: Vec<&'a Change>,
 }
 
 /// Which sides of the cursor a page reads. The newest page is what lies before the end of all sequences.
@@ -69,8 +100,8 @@ struct Part {
     from_log: bool,
 }
 
-fn union(side: Side, floor: Seq, tail: Tail, rows: Rows, known: &HashMap<(String, String), Seq>) -> Part {
-    let end = tail.last.map_or(floor, |last| last.max(floor));
+fn union(side: Side, tail: Tail, rows: Rows, above: &Above<'_>) -> Part {
+    let end = tail.last.map_or(above.floor, |last| last.max(above.floor));
     // How far each source reaches without a hole; beyond the nearer of the two ends nothing is used.
     let index_reach = rows.messages.last().filter(|_| rows.more).map(|last| last.seq);
     let (lowest, highest, cut) = match side {
@@ -85,28 +116,56 @@ fn union(side: Side, floor: Seq, tail: Tail, rows: Rows, known: &HashMap<(String
             (Seq::ZERO, reach.map_or(end, |reach| reach.min(end)), reach.is_some_and(|reach| reach < end) || !tail.complete)
         }
     };
-    let within = |seq: Seq| (lowest..=highest).contains(&seq);
-    let first_of = |message: &Message| (message.user.clone(), message.id.clone());
-    let in_tail: HashMap<(String, String), Seq> = tail.messages.iter().map(|message| (first_of(message), message.seq)).collect();
+    let within = lowest..=highest;
+    // Nothing was cut: whatever the log has was read, so a tombstone may stand beyond the last message.
+    let open = matches!(side, Side::Older(_)) || !cut;
+    let in_tail: HashMap<Key, Seq> = tail.messages.iter().map(|message| (key(message), message.seq)).collect();
     let mut merged = BTreeMap::new();
-    let mut stored = HashSet::new();
+    let mut stored = HashMap::new();
     for message in rows.messages {
-        stored.insert(message.seq);
+        stored.insert(message.seq, message.deleted);
         // A copy stored the later of two messages with one id first; the earlier one takes its place soon.
-        let displaced = in_tail.get(&first_of(&message)).is_some_and(|&earlier| earlier < message.seq);
-        if within(message.seq) && !displaced {
+        let displaced = in_tail.get(&key(&message)).is_some_and(|&earlier| earlier < message.seq);
+        if within.contains(&message.seq) && !displaced {
             merged.insert(message.seq, message);
         }
     }
     let mut from_log = false;
     for message in tail.messages {
-        let repeated = known.get(&first_of(&message)).is_some_and(|&earlier| earlier < message.seq);
-        if within(message.seq) && !repeated {
-            from_log |= !stored.contains(&message.seq) && known.get(&first_of(&message)) != Some(&message.seq);
-            merged.insert(message.seq, message);
+        let repeated = above.known.get(&key(&message)).is_some_and(|&earlier| earlier < message.seq);
+        if within.contains(&message.seq) && !repeated {
+            from_log |= !stored.contains_key(&message.seq) && above.known.get(&key(&message)) != Some(&message.seq);
+            // What the index knows as deleted was deleted while we were reading.
+            if stored.get(&message.seq) != Some(&true) {
+                merged.insert(message.seq, message);
+            }
         }
     }
-    Part { messages: merged.into_values().collect(), more: cut, through: highest, from_log }
+    from_log |= bury(&mut merged, above, side, &(lowest..=if open { Seq::MAX } else { highest }));
+    let through = merged.keys().last().map_or(highest, |last| highest.max(*last));
+    Part { messages: merged.into_values().collect(), more: cut, through, from_log }
+}
+
+/// Puts tombstones in the place of what was deleted; whether there was anything the index did not know.
+fn bury(merged: &mut BTreeMap<Seq, Message>, above: &Above<'_>, side: Side, within: &RangeInclusive<Seq>) -> bool {
+    let mut buried = false;
+    for change in &above.changes {
+        for message in merged.values_mut().filter(|message| !message.deleted && change.covers(message)) {
+            (message.text, message.deleted, buried) = (String::new(), true, true);
+        }
+        // Nobody stored it, and the log no longer has it: its place remains all the same.
+        let tombstone = change.tombstone();
+        let asked = match side {
+            Side::Older(before) => tombstone.seq < before,
+            Side::Newer(after) => tombstone.seq > after,
+        };
+        let known = above.known.contains_key(&key(&tombstone)) && !change.deletion.derived;
+        if asked && !known && tombstone.seq > above.floor && within.contains(&tombstone.seq) && !merged.contains_key(&tombstone.seq) {
+            merged.insert(tombstone.seq, tombstone);
+            buried = true;
+        }
+    }
+    buried
 }
 
 /// Puts the sides together and cuts them to the limit.
@@ -144,27 +203,39 @@ fn assemble(ask: &HistoryRequest, parts: Vec<Part>, source: Source) -> Page {
     page
 }
 
-/// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole.
-async fn from_the_log_alone(log: &Log, ask: &HistoryRequest, sides: &[Side], limits: Limits, max_bytes: usize) -> Result<Page> {
+/// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole. A deletion stands behind its
+/// message, so as long as the log has the message, it has the deletion.
+async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Side], max_bytes: usize) -> Result<Page> {
     const TOO_OLD: &str = "the database is away and the log no longer holds that part of the room; try again";
+    let (log, limits, conversation) = (ctx.log(), ctx.settings().limits(), &ask.conversation);
     let (first, last) = log.range().await?;
     let trimmed = first > Seq::ZERO.next();
     let need = ask.limit as usize + 1;
-    let mut parts = Vec::with_capacity(sides.len());
+    let mut tails = Vec::with_capacity(sides.len());
     for side in sides {
-        let mut tail = match *side {
-            Side::Older(before) => tail::newest(log, &ask.conversation, Seq::ZERO.next(), before, need, limits).await?,
+        let tail = match *side {
+            Side::Older(before) => Tail::newest(log, conversation, Seq::ZERO.next(), before, need, limits).await?,
             Side::Newer(after) if trimmed && after.next() < first => return Err(Error::new(Code::Unavailable, TOO_OLD)),
-            Side::Newer(after) => tail::oldest(log, &ask.conversation, after.next(), need, max_bytes, limits).await?,
+            Side::Newer(after) => Tail::oldest(log, conversation, after.next(), need, max_bytes, limits).await?,
         };
+        tails.push(tail);
+    }
+    // Last, so that no text is read after its deletion was not seen.
+    let changes = runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next()).await?;
+    let above = Above { floor: first.previous(), known: HashMap::new(), changes: changes.iter().collect() };
+    let mut parts = Vec::with_capacity(sides.len());
+    for (side, tail) in sides.iter().zip(tails) {
         let older = matches!(side, Side::Older(_));
-        if older && trimmed && tail.messages.is_empty() {
-            return Err(Error::new(Code::Unavailable, TOO_OLD));
-        }
-        let more = !tail.complete || (older && trimmed);
         let read_to = tail.last.unwrap_or(Seq::ZERO);
         let through = if tail.complete || older { last.max(read_to) } else { read_to };
-        parts.push(Part { messages: std::mem::take(&mut tail.messages), more, through, from_log: true });
+        let lowest = if tail.complete { first } else { tail.from };
+        let more = !tail.complete || (older && trimmed);
+        let mut merged: BTreeMap<Seq, Message> = tail.messages.into_iter().map(|message| (message.seq, message)).collect();
+        bury(&mut merged, &above, *side, &(lowest..=if older { Seq::MAX } else { through }));
+        if older && trimmed && merged.is_empty() {
+            return Err(Error::new(Code::Unavailable, TOO_OLD));
+        }
+        parts.push(Part { messages: merged.into_values().collect(), more, through, from_log: true });
     }
     Ok(assemble(ask, parts, Source::Log))
 }

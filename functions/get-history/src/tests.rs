@@ -1,5 +1,8 @@
 //! Pages as a client sees them, on real servers; the worker beside is the real binary.
 
+mod deletion;
+mod direct;
+
 use std::time::Duration;
 
 use async_nats::Client;

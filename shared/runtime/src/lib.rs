@@ -11,6 +11,7 @@ mod log;
 mod nats;
 mod requests;
 mod service;
+mod tail;
 mod telemetry;
 
 pub use config::{NatsSettings, Settings, Vars};
@@ -22,6 +23,7 @@ pub use headers::{MalformedHeaders, header_block, parse_headers};
 pub use log::{Log, LogError, LogMessage, RawMessage, Window, message_id};
 pub use nats::{ApiError, Connection, connect};
 pub use service::{Meter, Reply, Request};
+pub use tail::{Tail, changes};
 pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
 
 /// This function's name, version and description, from its `Cargo.toml`.

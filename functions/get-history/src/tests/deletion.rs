@@ -1,0 +1,91 @@
+//! What is deleted stays deleted in every state of log and index, and its place remains.
+
+use serde_json::{Value, json};
+use testing::World;
+use wire::jetstream;
+
+use super::{Got, SOON, ask, eventually, history, indexed, publish_body};
+
+/// Appends a deletion; only functions may.
+async fn delete(world: &World, target: u64, id: &str, user: &str) -> u64 {
+    let body = json!({"type": "delete", "target": target, "id": id, "user": user, "derived": id.starts_with("seq:"),
+                      "timestamp": 1_700_000_000_000_i64, "received": 1_700_000_000_000_i64, "mode": "soft", "by": user});
+    publish_body(&world.client("stream-bootstrap").await, "change.chat.general", &body.to_string()).await
+}
+
+/// Takes a message out of the log, as a hard deletion does.
+async fn erase(world: &World, seq: u64) {
+    let reply = world.client("persist-message").await.request(jetstream::MESSAGE_DELETE, json!({ "seq": seq }).to_string().into()).await;
+    assert_eq!(serde_json::from_slice::<Value>(&reply.unwrap().payload).unwrap()["success"], true);
+}
+
+fn shown(got: &Got) -> Vec<(u64, &str, bool)> {
+    got.messages.iter().map(|message| (message.seq.get(), message.text.as_str(), message.deleted)).collect()
+}
+
+#[tokio::test]
+async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
+    let world = World::with_own_postgres().await;
+    let function = history(&world).await;
+    let client = world.client("publisher").await;
+    let say = async |user: &str, text: &str, id: Option<&str>| {
+        publish_body(&client, "chat.general", &json!({"user": user, "text": text, "id": id}).to_string()).await
+    };
+    let (one, two, three, four) = (
+        say("ann", "one", None).await,
+        say("ann", "two", Some("b")).await,
+        say("ann", "three", Some("c")).await,
+        say("bob", "four", Some("b")).await,
+    );
+    delete(&world, one, "seq:1", "ann").await;
+    delete(&world, two, "b", "ann").await;
+    // Somebody else's message, and one that is not there.
+    delete(&world, four, "b", "zoe").await;
+    delete(&world, three, "c", "ann").await;
+    erase(&world, three).await;
+    let wanted = [(one, "", true), (two, "", true), (three, "", true), (four, "four", false)];
+    let check = async |source: &str| {
+        for (body, from, to) in [
+            (json!({}), 0, 4),
+            (json!({"limit": 2}), 2, 4),
+            (json!({"before": four, "limit": 1}), 2, 3),
+            (json!({"after": one, "limit": 2}), 1, 3),
+            (json!({"around": three, "limit": 2}), 1, 3),
+            (json!({"before": two}), 0, 1),
+        ] {
+            let got = ask(&client, "general", body.clone()).await;
+            assert_eq!(shown(&got), wanted[from..to], "{body} from {source}");
+            assert_eq!(got.source, source, "{body}");
+        }
+    };
+    check("both").await;
+    world.postgres().stop().await;
+    eventually("PostgreSQL is missed", SOON, async || (ask(&client, "general", json!({})).await.source == "log").then_some(())).await;
+    check("log").await;
+    world.postgres().start().await;
+    let worker = world.spawn("persist-message").await;
+    indexed(&client, "general").await;
+    check("index").await;
+    // Stored and deleted, and the deletion not stored yet.
+    assert!(worker.terminate().await.success());
+    delete(&world, four, "b", "bob").await;
+    assert_eq!(shown(&ask(&client, "general", json!({"limit": 1})).await), [(four, "", true)]);
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_of_a_deleted_message_shows_nothing() {
+    let world = World::start().await;
+    let function = history(&world).await;
+    let client = world.client("publisher").await;
+    let body = json!({"user": "ann", "text": "secret", "id": "a"}).to_string();
+    let first = publish_body(&client, "chat.general", &body).await;
+    delete(&world, first, "a", "ann").await;
+    publish_body(&client, "chat.general", &body).await;
+    assert_eq!(shown(&ask(&client, "general", json!({})).await), [(first, "", true)]);
+    let _worker = world.spawn("persist-message").await;
+    indexed(&client, "general").await;
+    publish_body(&client, "chat.general", &body).await;
+    assert_eq!(shown(&ask(&client, "general", json!({})).await), [(first, "", true)]);
+    function.stop().await.unwrap();
+}

@@ -1,0 +1,161 @@
+//! The part of a conversation the log has and PostgreSQL may not have yet, read like `persist-message` reads it.
+
+use std::collections::HashSet;
+
+use futures::future::try_join_all;
+use wire::{Change, Conversation, Incoming, Limits, Message, Seq};
+
+use crate::{Log, LogError, LogMessage};
+
+/// Changes read at once.
+const CHANGES_AT_ONCE: usize = 1_000;
+const CHANGES_BYTES: usize = 1 << 20;
+
+/// A stretch of one conversation's messages as the log has them.
+#[derive(Debug, Default)]
+pub struct Tail {
+    /// Oldest first; what will become dead letters or is repeated within is left out.
+    pub messages: Vec<Message>,
+    /// Sender and id of those whose sender gave an id.
+    pub ids: Vec<(String, String)>,
+    /// Everything of the range was read.
+    pub complete: bool,
+    /// The stretch begins here: below, nothing was read.
+    pub from: Seq,
+    /// The last sequence read, storable or not; `None` when the log had nothing.
+    pub last: Option<Seq>,
+}
+
+/// What was read of one subject.
+struct Stretch {
+    messages: Vec<LogMessage>,
+    complete: bool,
+    from: Seq,
+}
+
+impl Tail {
+    /// The newest messages in `from..before`: at least `need` if there are as many.
+    ///
+    /// # Errors
+    /// The log does not answer.
+    pub async fn newest(
+        log: &Log,
+        conversation: &Conversation,
+        from: Seq,
+        before: Seq,
+        need: usize,
+        limits: Limits,
+    ) -> Result<Tail, LogError> {
+        let subjects = conversation.log_subjects();
+        let read = try_join_all(subjects.iter().map(|subject| newest_of(log, subject, from, before, need, limits))).await?;
+        // Below the highest beginning of those that were cut, some are missing.
+        let begin = read.iter().filter(|stretch| !stretch.complete).map(|stretch| stretch.from).max();
+        let mut tail = merge(read, limits);
+        if let Some(begin) = begin {
+            tail.from = begin;
+            tail.messages.retain(|message| message.seq >= begin);
+        }
+        Ok(tail)
+    }
+
+    /// The oldest messages from `from` on: at least `need` if there are as many, or about `max_bytes`.
+    ///
+    /// # Errors
+    /// The log does not answer.
+    pub async fn oldest(
+        log: &Log,
+        conversation: &Conversation,
+        from: Seq,
+        need: usize,
+        max_bytes: usize,
+        limits: Limits,
+    ) -> Result<Tail, LogError> {
+        let subjects = conversation.log_subjects();
+        let read = try_join_all(subjects.iter().map(|subject| oldest_of(log, subject, from, need, max_bytes, limits))).await?;
+        // Beyond the lowest end of those that were cut, some are missing.
+        let ends = read.iter().filter(|stretch| !stretch.complete);
+        let end = ends.map(|stretch| stretch.messages.last().map_or(from.previous(), |last| last.seq)).min();
+        let mut tail = merge(read, limits);
+        if let Some(end) = end {
+            tail.last = Some(end);
+            tail.messages.retain(|message| message.seq <= end);
+        }
+        Ok(tail)
+    }
+}
+
+/// Every change on `subject` from `from` on, oldest first.
+///
+/// # Errors
+/// The log does not answer.
+pub async fn changes(log: &Log, subject: &str, from: Seq) -> Result<Vec<Change>, LogError> {
+    let mut found = Vec::new();
+    let mut next = from;
+    loop {
+        let window = log.first(subject, next, CHANGES_AT_ONCE, CHANGES_BYTES).await?;
+        let Some(last) = window.messages.last() else { return Ok(found) };
+        next = last.seq.next();
+        let read = |message: &LogMessage| Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok();
+        found.extend(window.messages.iter().filter_map(read));
+        if window.complete {
+            return Ok(found);
+        }
+    }
+}
+
+async fn newest_of(log: &Log, subject: &str, from: Seq, before: Seq, need: usize, limits: Limits) -> Result<Stretch, LogError> {
+    let mut windows: Vec<Vec<LogMessage>> = Vec::new();
+    let (mut before, mut good, mut complete) = (before, 0, false);
+    while good < need && !complete {
+        let window = log.last(subject, from, before, need).await?;
+        complete = window.complete || window.messages.is_empty();
+        before = window.messages.first().map_or(before, |first| first.seq);
+        good += window.messages.iter().filter(|message| parse(message, limits).is_some()).count();
+        windows.push(window.messages);
+    }
+    let messages = windows.into_iter().rev().flatten().collect();
+    let from = if complete { from } else { before };
+    Ok(Stretch { messages, complete, from })
+}
+
+async fn oldest_of(log: &Log, subject: &str, from: Seq, need: usize, max_bytes: usize, limits: Limits) -> Result<Stretch, LogError> {
+    let mut messages = Vec::new();
+    let (mut next, mut good, mut bytes, mut complete) = (from, 0, 0, false);
+    while good < need && bytes < max_bytes && !complete {
+        let window = log.first(subject, next, need, max_bytes).await?;
+        complete = window.complete || window.messages.is_empty();
+        next = window.messages.last().map_or(next, |last| last.seq.next());
+        for message in window.messages {
+            if parse(&message, limits).is_some() {
+                good += 1;
+                bytes += message.payload.len();
+            }
+            messages.push(message);
+        }
+    }
+    Ok(Stretch { messages, complete, from })
+}
+
+fn merge(read: Vec<Stretch>, limits: Limits) -> Tail {
+    let complete = read.iter().all(|stretch| stretch.complete);
+    let from = read.iter().map(|stretch| stretch.from).max().unwrap_or_default();
+    let mut messages: Vec<LogMessage> = read.into_iter().flat_map(|stretch| stretch.messages).collect();
+    messages.sort_by_key(|message| message.seq);
+    let mut tail = Tail { complete, from, last: messages.last().map(|message| message.seq), ..Tail::default() };
+    let mut seen = HashSet::new();
+    for incoming in messages.iter().filter_map(|message| parse(message, limits)) {
+        if let Some(id) = &incoming.id {
+            let key = (incoming.user.clone(), id.clone());
+            if !seen.insert(key.clone()) {
+                continue;
+            }
+            tail.ids.push(key);
+        }
+        tail.messages.push(incoming.into_message());
+    }
+    tail
+}
+
+fn parse(message: &LogMessage, limits: Limits) -> Option<Incoming> {
+    Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()
+}
