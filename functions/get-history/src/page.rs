@@ -7,10 +7,9 @@
 //!
 //! A deletion up to the floor has been applied in the index; one above it is applied here.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::RangeInclusive;
+use std::collections::HashMap;
 
-use runtime::{Ctx, Error, Result, Tail};
+use runtime::{Ctx, Error, Key, Result, Tail, Union};
 use wire::{Change, Code, Cursor, HistoryRequest, Message, Page, Seq, Source};
 
 use crate::index::{Rows, Side, Wanted};
@@ -43,16 +42,15 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         // A tombstone beyond what was read: there may be messages before it that came while we were reading.
         tails = read_tails().await?;
     }
-    let deleted = changes.iter().filter(|change| !change.deletion.derived).map(|change| key(&change.tombstone()));
-    let ids: Vec<Key> = tails.iter().flat_map(|tail| tail.ids.iter().cloned()).chain(deleted).collect();
+    let ids: Vec<Key> = Union::keys(tails.iter().flat_map(|tail| tail.ids.iter().cloned()), &changes);
     let wanted = Wanted { room: &room, sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids };
     let Some((rows, known)) = ctx.index.read(&wanted).await? else {
         return from_the_log_alone(ctx, ask, &sides, max_bytes).await;
     };
-    let above = Above { floor, known: known.into_iter().collect(), changes };
+    let above = Union { floor, known: known.into_iter().collect(), changes };
     let mut source = Source::Index;
     let parts = sides.iter().zip(tails).zip(rows).map(|((side, tail), rows)| {
-        let part = union(*side, tail, rows, &above);
+        let part = read_part(*side, tail, rows, &above);
         if part.from_log {
             source = Source::Both;
         }
@@ -60,22 +58,6 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
     });
     let parts: Vec<Part> = parts.collect();
     Ok(assemble(ask, parts, source))
-}
-
-/// Sender and id.
-type Key = (String, String);
-
-fn key(message: &Message) -> Key {
-    (message.user.clone(), message.id.clone())
-}
-
-/// What the log says beside the tails.
-struct Above<'a> {
-    floor: Seq,
-    /// Where the index has the ids of the tails and of what was deleted.
-    known: HashMap<Key, Seq>,
-    /// Deletions of this conversation above the floor.
-    changes: Vec<&'a Change>,
 }
 
 /// Which sides of the cursor a page reads. The newest page is what lies before the end of all sequences.
@@ -100,7 +82,7 @@ struct Part {
     from_log: bool,
 }
 
-fn union(side: Side, tail: Tail, rows: Rows, above: &Above<'_>) -> Part {
+fn read_part(side: Side, tail: Tail, rows: Rows, above: &Union<'_>) -> Part {
     let end = tail.last.map_or(above.floor, |last| last.max(above.floor));
     // How far each source reaches without a hole; beyond the nearer of the two ends nothing is used.
     let index_reach = rows.messages.last().filter(|_| rows.more).map(|last| last.seq);
@@ -116,56 +98,14 @@ fn union(side: Side, tail: Tail, rows: Rows, above: &Above<'_>) -> Part {
             (Seq::ZERO, reach.map_or(end, |reach| reach.min(end)), reach.is_some_and(|reach| reach < end) || !tail.complete)
         }
     };
-    let within = lowest..=highest;
-    // Nothing was cut: whatever the log has was read, so a tombstone may stand beyond the last message.
-    let open = matches!(side, Side::Older(_)) || !cut;
-    let in_tail: HashMap<Key, Seq> = tail.messages.iter().map(|message| (key(message), message.seq)).collect();
-    let mut merged = BTreeMap::new();
-    let mut stored = HashMap::new();
-    for message in rows.messages {
-        stored.insert(message.seq, message.deleted);
-        // A copy stored the later of two messages with one id first; the earlier one takes its place soon.
-        let displaced = in_tail.get(&key(&message)).is_some_and(|&earlier| earlier < message.seq);
-        if within.contains(&message.seq) && !displaced {
-            merged.insert(message.seq, message);
-        }
-    }
-    let mut from_log = false;
-    for message in tail.messages {
-        let repeated = above.known.get(&key(&message)).is_some_and(|&earlier| earlier < message.seq);
-        if within.contains(&message.seq) && !repeated {
-            from_log |= !stored.contains_key(&message.seq) && above.known.get(&key(&message)) != Some(&message.seq);
-            // What the index knows as deleted was deleted while we were reading.
-            if stored.get(&message.seq) != Some(&true) {
-                merged.insert(message.seq, message);
-            }
-        }
-    }
-    from_log |= bury(&mut merged, above, side, &(lowest..=if open { Seq::MAX } else { highest }));
-    let through = merged.keys().last().map_or(highest, |last| highest.max(*last));
-    Part { messages: merged.into_values().collect(), more: cut, through, from_log }
-}
-
-/// Puts tombstones in the place of what was deleted; whether there was anything the index did not know.
-fn bury(merged: &mut BTreeMap<Seq, Message>, above: &Above<'_>, side: Side, within: &RangeInclusive<Seq>) -> bool {
-    let mut buried = false;
-    for change in &above.changes {
-        for message in merged.values_mut().filter(|message| !message.deleted && change.covers(message)) {
-            (message.text, message.deleted, buried) = (String::new(), true, true);
-        }
-        // Nobody stored it, and the log no longer has it: its place remains all the same.
-        let tombstone = change.tombstone();
-        let asked = match side {
-            Side::Older(before) => tombstone.seq < before,
-            Side::Newer(after) => tombstone.seq > after,
-        };
-        let known = above.known.contains_key(&key(&tombstone)) && !change.deletion.derived;
-        if asked && !known && tombstone.seq > above.floor && within.contains(&tombstone.seq) && !merged.contains_key(&tombstone.seq) {
-            merged.insert(tombstone.seq, tombstone);
-            buried = true;
-        }
-    }
-    buried
+    // Where nothing was cut, whatever the log has was read: a tombstone may stand beyond the last message.
+    let graves = match side {
+        Side::Older(before) => lowest..=before.previous(),
+        Side::Newer(after) => after.next()..=if cut { highest } else { Seq::MAX },
+    };
+    let merged = above.merge(rows.messages, tail.messages, &(lowest..=highest), &graves);
+    let through = merged.messages.keys().last().map_or(highest, |last| highest.max(*last));
+    Part { messages: merged.messages.into_values().collect(), more: cut, through, from_log: merged.from_log }
 }
 
 /// Puts the sides together and cuts them to the limit.
@@ -222,7 +162,7 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
     }
     // Last, so that no text is read after its deletion was not seen.
     let changes = runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next()).await?;
-    let above = Above { floor: first.previous(), known: HashMap::new(), changes: changes.iter().collect() };
+    let above = Union { floor: first.previous(), known: HashMap::new(), changes: changes.iter().collect() };
     let mut parts = Vec::with_capacity(sides.len());
     for (side, tail) in sides.iter().zip(tails) {
         let older = matches!(side, Side::Older(_));
@@ -230,8 +170,11 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
         let through = if tail.complete || older { last.max(read_to) } else { read_to };
         let lowest = if tail.complete { first } else { tail.from };
         let more = !tail.complete || (older && trimmed);
-        let mut merged: BTreeMap<Seq, Message> = tail.messages.into_iter().map(|message| (message.seq, message)).collect();
-        bury(&mut merged, &above, *side, &(lowest..=if older { Seq::MAX } else { through }));
+        let graves = match *side {
+            Side::Older(before) => lowest..=before.previous(),
+            Side::Newer(after) => after.next()..=through,
+        };
+        let merged = above.merge(Vec::new(), tail.messages, &(Seq::ZERO..=Seq::MAX), &graves).messages;
         if older && trimmed && merged.is_empty() {
             return Err(Error::new(Code::Unavailable, TOO_OLD));
         }

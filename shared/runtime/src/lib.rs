@@ -13,6 +13,7 @@ mod requests;
 mod service;
 mod tail;
 mod telemetry;
+mod union;
 
 pub use config::{NatsSettings, Settings, Vars};
 pub use consume::{Delivery, Worker};
@@ -25,6 +26,7 @@ pub use nats::{ApiError, Connection, connect};
 pub use service::{Meter, Reply, Request};
 pub use tail::{Tail, changes};
 pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
+pub use union::{Key, Merged, Union};
 
 /// This function's name, version and description, from its `Cargo.toml`.
 #[macro_export]

@@ -1,0 +1,52 @@
+//! What was found as bytes: no more entries than asked for, no larger than the server takes.
+
+use runtime::{Error, Reply, Result};
+use serde::Serialize;
+use wire::{Code, Seq, SyncPage, header};
+
+use crate::page::Found;
+
+/// What the fields around the lists, the reply's headers and the protocol may take of `max_payload`.
+const ENVELOPE: usize = 2 * 1024;
+
+/// An entry of the page, as long as it may still be cut.
+#[derive(Clone, Copy)]
+struct Entry {
+    seq: Seq,
+    bytes: usize,
+}
+
+/// Ends the page after `limit` entries, in the order of their `seq`, and earlier where it would exceed `max_payload` bytes.
+///
+/// # Errors
+/// 413 when a single message is larger than a reply may be.
+pub fn encode(mut found: Found, limit: usize, max_payload: usize) -> Result<Reply<SyncPage>> {
+    let mut entries = found.messages.iter().map(|message| entry(message.seq, message)).collect::<Result<Vec<Entry>>>()?;
+    entries.extend(found.changes.iter().map(|change| entry(change.seq, change)).collect::<Result<Vec<Entry>>>()?);
+    entries.sort_by_key(|entry| entry.seq);
+    let (mut fitting, mut bytes) = (0, ENVELOPE);
+    for entry in entries.iter().take(limit) {
+        bytes += entry.bytes + 1;
+        if bytes > max_payload {
+            break;
+        }
+        fitting += 1;
+    }
+    if fitting < entries.len() {
+        let Some(last) = entries[..fitting].last() else {
+            let reason =
+                "the next message is larger than the server's max_payload lets a reply be; go on after its seq, which history shows";
+            return Err(Error::new(Code::TooLarge, reason));
+        };
+        (found.through, found.more) = (last.seq, true);
+        found.messages.retain(|message| message.seq <= last.seq);
+        found.changes.retain(|change| change.seq <= last.seq);
+    }
+    let source = (header::SOURCE, found.source.as_str().to_owned());
+    let page = SyncPage { messages: found.messages, changes: found.changes, through: found.through, more: found.more };
+    Ok(Reply::encoded(serde_json::to_vec(&page).map_err(Error::internal)?.into(), vec![source]))
+}
+
+fn entry(seq: Seq, one: &impl Serialize) -> Result<Entry> {
+    Ok(Entry { seq, bytes: serde_json::to_vec(one).map_err(Error::internal)?.len() })
+}

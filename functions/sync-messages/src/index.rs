@@ -1,0 +1,131 @@
+//! The stored part of what happened after a cursor.
+
+use std::time::Duration;
+
+use runtime::{Database, DatabaseError, Key};
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::types::time::OffsetDateTime;
+use tracing::Instrument;
+use wire::{ChangeEntry, ChangeType, Message, Mode, Seq, Status};
+
+/// A page takes a millisecond; a database that takes this long is away.
+const DEADLINE: Duration = Duration::from_millis(1_500);
+
+/// Oldest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
+const MESSAGES: &str = "
+    select seq, sender, recipient, id, text, sent_at, deleted, counted from (
+        select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
+               count(*) over () as counted
+          from (select seq, sender, recipient, id, text, sent_at, deleted
+                  from messages
+                 where room_id = (select id from rooms where name = $1) and seq > $2
+                 order by seq limit $3) page) sized
+     where fits order by seq";
+
+const CHANGES: &str = "
+    select seq, target, sender, id, mode, changed_by from changes
+     where room_id = (select id from rooms where name = $1) and seq > $2
+     order by seq limit $3";
+
+/// Where the ids of some senders are stored already.
+const KNOWN: &str = "
+    select sender, id, seq from messages
+     where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
+
+/// What a page wants from the index.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// The conversation as stored.
+    pub room: &'a str,
+    /// The cursor.
+    pub after: Seq,
+    /// Messages at most, and changes at most.
+    pub rows: usize,
+    /// Bytes of text.
+    pub bytes: usize,
+    /// Senders and ids: are they stored already, and where?
+    pub keys: &'a [Key],
+}
+
+/// What the index has.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Oldest first.
+    pub messages: Vec<Message>,
+    /// There may be messages beyond the last of these.
+    pub more_messages: bool,
+    /// Oldest first.
+    pub changes: Vec<ChangeEntry>,
+    /// There may be changes beyond the last of these.
+    pub more_changes: bool,
+    /// Where the ids asked about are stored.
+    pub known: Vec<(Key, Seq)>,
+}
+
+/// Reads what a page wants; `None` while PostgreSQL is away.
+///
+/// # Errors
+/// The deployment's fault, such as a missing table.
+pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Rows>, DatabaseError> {
+    let span = tracing::info_span!(
+        "select messages",
+        otel.kind = "client",
+        db.system.name = "postgresql",
+        db.operation.name = "select",
+        db.collection.name = "messages",
+    );
+    database.run_if_there(DEADLINE, async |connection| read_rows(connection, wanted).await).instrument(span).await
+}
+
+async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Rows, sqlx::Error> {
+    let (after, limit) = (wanted.after.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
+    let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
+    let found = sqlx::query(MESSAGES).bind(wanted.room).bind(after).bind(limit).bind(bytes).fetch_all(&mut *connection).await?;
+    let mut rows = Rows::default();
+    for row in &found {
+        let counted: i64 = row.try_get("counted")?;
+        // As many as were asked for, or some cut for their bytes: either way something may follow.
+        rows.more_messages = counted >= limit || counted > found.len() as i64;
+        rows.messages.push(message(wanted.room, row)?);
+    }
+    let found = sqlx::query(CHANGES).bind(wanted.room).bind(after).bind(limit).fetch_all(&mut *connection).await?;
+    rows.more_changes = found.len() >= wanted.rows;
+    rows.changes = found.iter().map(change).collect::<Result<_, _>>()?;
+    if !wanted.keys.is_empty() {
+        let (senders, ids): (Vec<&str>, Vec<&str>) = wanted.keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
+        let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
+        rows.known = known.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect();
+    }
+    Ok(rows)
+}
+
+fn message(room: &str, row: &PgRow) -> Result<Message, sqlx::Error> {
+    let to: Option<String> = row.try_get("recipient")?;
+    let sent_at: OffsetDateTime = row.try_get("sent_at")?;
+    Ok(Message {
+        id: row.try_get("id")?,
+        seq: Seq::from_i64(row.try_get("seq")?),
+        room: room.to_owned(),
+        user: row.try_get("sender")?,
+        text: row.try_get("text")?,
+        timestamp: i64::try_from(sent_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
+        status: to.is_some().then_some(Status::Sent),
+        to,
+        deleted: row.try_get("deleted")?,
+    })
+}
+
+fn change(row: &PgRow) -> Result<ChangeEntry, sqlx::Error> {
+    let mode: &str = row.try_get("mode")?;
+    Ok(ChangeEntry {
+        kind: ChangeType::Delete,
+        seq: Seq::from_i64(row.try_get("seq")?),
+        target: Seq::from_i64(row.try_get("target")?),
+        id: row.try_get("id")?,
+        user: row.try_get("sender")?,
+        // The column's check allows no other.
+        mode: Mode::parse(mode).unwrap_or(Mode::Soft),
+        by: row.try_get("changed_by")?,
+    })
+}
