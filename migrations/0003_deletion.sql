@@ -21,6 +21,8 @@ create table changes (
 );
 comment on table changes is 'Deletions, by their position in the log.';
 create index changes_room_seq_idx on changes (room_id, seq);
+-- Whether a message is erased already.
+create index changes_target_idx on changes (target);
 
 -- Where the log holds a message again that is stored already: erasing its text has to reach these places, too.
 create table duplicates (

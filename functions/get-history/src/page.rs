@@ -47,10 +47,10 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
     let Some((rows, known)) = ctx.index.read(&wanted).await? else {
         return from_the_log_alone(ctx, ask, &sides, max_bytes).await;
     };
-    let above = Union { floor, known: known.into_iter().collect(), changes };
+    let above = Union { known: known.into_iter().collect(), changes };
     let mut source = Source::Index;
     let parts = sides.iter().zip(tails).zip(rows).map(|((side, tail), rows)| {
-        let part = read_part(*side, tail, rows, &above);
+        let part = read_part(*side, floor, tail, rows, &above);
         if part.from_log {
             source = Source::Both;
         }
@@ -82,8 +82,8 @@ struct Part {
     from_log: bool,
 }
 
-fn read_part(side: Side, tail: Tail, rows: Rows, above: &Union<'_>) -> Part {
-    let end = tail.last.map_or(above.floor, |last| last.max(above.floor));
+fn read_part(side: Side, floor: Seq, tail: Tail, rows: Rows, above: &Union<'_>) -> Part {
+    let end = tail.last.map_or(floor, |last| last.max(floor));
     // How far each source reaches without a hole; beyond the nearer of the two ends nothing is used.
     let index_reach = rows.messages.last().filter(|_| rows.more).map(|last| last.seq);
     let (lowest, highest, cut) = match side {
@@ -162,7 +162,7 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
     }
     // Last, so that no text is read after its deletion was not seen.
     let changes = runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next()).await?;
-    let above = Union { floor: first.previous(), known: HashMap::new(), changes: changes.iter().collect() };
+    let above = Union { known: HashMap::new(), changes: changes.iter().collect() };
     let mut parts = Vec::with_capacity(sides.len());
     for (side, tail) in sides.iter().zip(tails) {
         let older = matches!(side, Side::Older(_));

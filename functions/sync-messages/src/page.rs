@@ -50,7 +50,7 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
         rows.changes.last().filter(|_| rows.more_changes).map(|last| last.seq),
     ];
     let through = reaches.into_iter().flatten().fold(end, Seq::min);
-    let union = Union { floor, known: rows.known.into_iter().collect(), changes: above };
+    let union = Union { known: rows.known.into_iter().collect(), changes: above };
     let range = ask.after.next()..=through;
     let merged = union.merge(rows.messages, tail.messages, &range, &range);
     // Above the floor the index may have holes; there the log has all of them.
@@ -90,7 +90,7 @@ async fn from_the_log_alone(ctx: &Ctx, ask: &SyncRequest, (first, end): (Seq, Se
     let (tail, changes) = from_log(ctx, ask, below, max_bytes).await?;
     let through = if tail.complete { end } else { tail.last.unwrap_or(below).min(end) };
     let range = ask.after.next()..=through;
-    let union = Union { floor: below, known: HashMap::new(), changes: changes.iter().collect() };
+    let union = Union { known: HashMap::new(), changes: changes.iter().collect() };
     let merged = union.merge(Vec::new(), tail.messages, &range, &range);
     Ok(Found {
         messages: merged.messages.into_values().collect(),

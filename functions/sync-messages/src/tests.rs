@@ -81,7 +81,7 @@ struct Live<'a> {
 impl Live<'_> {
     async fn say(&mut self, text: &str) -> u64 {
         // Every third gives no id.
-        let id = (self.holds.through % 3 != 0).then(|| format!("id-{}", self.holds.through));
+        let id = (!self.holds.through.is_multiple_of(3)).then(|| format!("id-{}", self.holds.through));
         let body = json!({"user": "ann", "text": text, "id": id}).to_string();
         let seq = append(self.publisher, "chat.general", &body).await;
         self.ids.insert(seq, id.unwrap_or_else(|| format!("seq:{seq}")));

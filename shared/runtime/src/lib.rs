@@ -1,6 +1,7 @@
 //! Everything around a handler: configuration, connections, the service API, consuming the log,
 //! errors, telemetry, shutdown. `README.md` beside this crate walks one request through it.
 
+mod append;
 mod config;
 mod consume;
 mod database;
@@ -15,6 +16,7 @@ mod tail;
 mod telemetry;
 mod union;
 
+pub use append::{AppendError, append};
 pub use config::{NatsSettings, Settings, Vars};
 pub use consume::{Delivery, Worker};
 pub use database::{Class, Database, DatabaseError};

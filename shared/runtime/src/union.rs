@@ -17,8 +17,6 @@ pub fn key(message: &Message) -> Key {
 /// applied here.
 #[derive(Debug)]
 pub struct Union<'a> {
-    /// Everything up to here is in the index.
-    pub floor: Seq,
     /// Where the index has the ids of the tail and of what was deleted above the floor.
     pub known: HashMap<Key, Seq>,
     /// Deletions of this conversation above the floor.
@@ -42,7 +40,7 @@ impl Union<'_> {
     }
 
     /// The rows of the index and the messages of the tail as far as they lie `within`, and tombstones in the range `graves`
-    /// for what was erased from the log before anybody stored it.
+    /// for what was erased from the log before anybody stored it. The rows must be all the index has in that range.
     pub fn merge(&self, rows: Vec<Message>, tail: Vec<Message>, within: &RangeInclusive<Seq>, graves: &RangeInclusive<Seq>) -> Merged {
         let in_tail: HashMap<Key, Seq> = tail.iter().map(|message| (key(message), message.seq)).collect();
         let mut merged = Merged::default();
@@ -78,8 +76,8 @@ impl Union<'_> {
             }
             // Nobody stored it, and the log no longer has it: its place remains all the same.
             let tombstone = change.tombstone();
-            let known = !change.deletion.derived && self.known.contains_key(&key(&tombstone));
-            if !known && tombstone.seq > self.floor && graves.contains(&tombstone.seq) && !messages.contains_key(&tombstone.seq) {
+            let elsewhere = !change.deletion.derived && self.known.get(&key(&tombstone)).is_some_and(|&seq| seq != tombstone.seq);
+            if !elsewhere && graves.contains(&tombstone.seq) && !messages.contains_key(&tombstone.seq) {
                 messages.insert(tombstone.seq, tombstone);
                 buried = true;
             }

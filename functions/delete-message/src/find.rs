@@ -1,0 +1,144 @@
+//! Which message is meant: from the index, and what the index does not have yet, from the log.
+
+use runtime::{Ctx, Error, LogMessage, Result, changes};
+use wire::{Code, Conversation, DeleteRequest, Incoming, Message, Mode, Seq, Which, derived_id};
+
+use crate::index::{self, Rows};
+
+/// Messages looked at together in the log.
+const CHUNK: usize = 1_000;
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// How far a message is deleted already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// It is there.
+    There,
+    /// It has a tombstone.
+    Soft,
+    /// Its text is erased.
+    Hard,
+}
+
+impl State {
+    /// What a deletion of this mode makes of a message.
+    pub fn of(mode: Mode) -> State {
+        match mode {
+            Mode::Soft => State::Soft,
+            Mode::Hard => State::Hard,
+        }
+    }
+}
+
+/// The message that is meant.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// As shown, its text aside.
+    pub message: Message,
+    /// The id was made from the position.
+    pub derived: bool,
+    /// When the log received it, in Unix milliseconds.
+    pub received_ms: i64,
+    /// How far it is deleted already.
+    pub state: State,
+}
+
+/// Finds the message.
+///
+/// # Errors
+/// 404, 409 when a moderator's id is not enough, 503 when it cannot be told.
+pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Result<Found> {
+    // The floor first: what it says is stored, the index has when it is read.
+    let floor = ctx.log().floor().await?;
+    let indexed = index::find(ctx.database(), ask, moderates).await?;
+    let from_index = match &indexed {
+        Some(Rows::Several) => {
+            return Err(Error::new(Code::Conflict, "several people have used this id here: name the message by its seq"));
+        }
+        Some(Rows::One(found)) => Some((**found).clone()),
+        Some(Rows::None) | None => None,
+    };
+    let found = match from_index {
+        Some(found) => Some(found),
+        None => in_log(ctx, ask, moderates, indexed.is_some().then_some(floor)).await?,
+    };
+    let Some(mut found) = found else {
+        return Err(match indexed {
+            Some(_) => Error::new(Code::NotFound, "there is no such message here"),
+            None => Error::new(Code::Unavailable, "the database is away, and the log does not hold this message; try again"),
+        });
+    };
+    // What the log has above the floor may be a deletion.
+    for change in changes(ctx.log(), &ask.conversation.change_subject(), floor.next()).await? {
+        if change.covers(&found.message) {
+            found.state = found.state.max(State::of(change.deletion.mode));
+        }
+    }
+    Ok(found)
+}
+
+/// Looks for the message where the index may not reach yet: above `floor`, or, while the database is away, anywhere.
+async fn in_log<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool, floor: Option<Seq>) -> Result<Option<Found>> {
+    let by_seq = match &ask.which {
+        Which::Seq(seq) => Some(*seq),
+        Which::Id(id) => id.strip_prefix("seq:").and_then(|seq| seq.parse().ok()).and_then(Seq::new).filter(|seq| derived_id(*seq) == *id),
+    };
+    if let Some(seq) = by_seq
+        && let Some(found) = at(ctx, &ask.conversation, seq).await?
+        && (matches!(ask.which, Which::Seq(_)) || found.derived)
+    {
+        // Its id may stand under another sequence already; then that one is shown, and is meant.
+        return match index::first_of(ctx.database(), &found).await? {
+            Some(first) if first.message.room == found.message.room => Ok(Some(first)),
+            // Up to the floor the index has whatever can be read; a dead letter cannot be deleted here.
+            Some(_) => Ok(None),
+            None => Ok(Some(found).filter(|found| floor.is_none_or(|floor| found.message.seq > floor))),
+        };
+    }
+    match &ask.which {
+        Which::Seq(_) => Ok(None),
+        Which::Id(id) => by_id(ctx, ask, id, moderates, floor).await,
+    }
+}
+
+/// The message at `seq`, if it is one of the conversation's.
+async fn at<S>(ctx: &Ctx<S>, conversation: &Conversation, seq: Seq) -> Result<Option<Found>> {
+    let found = ctx.log().walk(seq, seq).await?;
+    let message = found.first().filter(|raw| !raw.malformed).and_then(|raw| read(ctx, &raw.message));
+    Ok(message.filter(|found| found.message.room == conversation.name()))
+}
+
+/// The first message with `id`, the asker's own before anybody else's.
+async fn by_id<S>(ctx: &Ctx<S>, ask: &DeleteRequest, id: &str, moderates: bool, floor: Option<Seq>) -> Result<Option<Found>> {
+    let mut others: Option<Found> = None;
+    for subject in ask.conversation.log_subjects() {
+        let mut next = floor.unwrap_or(Seq::ZERO).next();
+        loop {
+            let window = ctx.log().first(&subject, next, CHUNK, CHUNK_BYTES).await?;
+            for found in window.messages.iter().filter_map(|message| read(ctx, message)).filter(|found| !found.derived) {
+                if found.message.id != id {
+                    continue;
+                }
+                if found.message.user == ask.user.as_str() {
+                    return Ok(Some(found));
+                }
+                if others.as_ref().is_some_and(|other| other.message.user != found.message.user) && moderates {
+                    return Err(Error::new(Code::Conflict, "several people have used this id here: name the message by its seq"));
+                }
+                others.get_or_insert(found);
+            }
+            match window.messages.last() {
+                Some(last) if !window.complete => next = last.seq.next(),
+                Some(_) | None => break,
+            }
+        }
+    }
+    Ok(others)
+}
+
+fn read<S>(ctx: &Ctx<S>, message: &LogMessage) -> Option<Found> {
+    let limits = ctx.settings().limits();
+    let read = Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()?;
+    let (derived, received_ms) = (read.id.is_none(), message.received_ms);
+    Some(Found { message: read.into_message(), derived, received_ms, state: State::There })
+}
