@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use runtime::{Connection, Ctx, Error, Log, Result};
+use runtime::{Connection, Ctx, Error, Log, LogMessage, Result};
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::Row as _;
@@ -16,7 +16,7 @@ use sqlx::types::time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 use tracing::Instrument;
-use wire::{Code, Incoming, Limits, Seq, jetstream};
+use wire::{Change, Code, Incoming, Limits, Seq, jetstream};
 
 /// The index answers in a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);
@@ -30,7 +30,7 @@ const MAX_BACKLOG: usize = 500_000;
 
 /// Where the ids of some senders are stored, and as what.
 const KNOWN: &str = "
-    select sender, id, seq, (select name from rooms where rooms.id = room_id) as room, text
+    select sender, id, seq, (select name from rooms where rooms.id = room_id) as room, text, deleted
       from messages
      where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
 
@@ -42,7 +42,8 @@ pub type Key = (String, String);
 pub struct Stored {
     /// The first one with the id.
     pub seq: Seq,
-    /// Room and text, as the index has them; `None` when it has to be read from the log.
+    /// Room and text, as the index has them; `None` when they have to be read from the log, which may still have the text
+    /// of a deleted one.
     pub content: Option<(String, String)>,
 }
 
@@ -129,10 +130,8 @@ impl Known {
                 backlog.through = last.seq;
             }
             for message in &window.messages {
-                if let Some(incoming) = parse(message, limits)
-                    && let Some(id) = incoming.id
-                {
-                    backlog.ids.entry((incoming.user, id)).or_insert(incoming.seq);
+                if let Some((key, seq)) = names(message, limits) {
+                    backlog.ids.entry(key).or_insert(seq);
                 }
             }
             if window.complete || window.messages.is_empty() {
@@ -143,8 +142,18 @@ impl Known {
     }
 }
 
+/// Which id a message of the log uses, and where it stands: its own, or, of a deletion, that of the message, which may be erased.
+fn names(message: &LogMessage, limits: Limits) -> Option<(Key, Seq)> {
+    if Change::is_on(&message.subject) {
+        let deletion = Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok()?.deletion;
+        return (!deletion.derived).then_some(((deletion.user, deletion.id), deletion.target));
+    }
+    let Incoming { user, id, seq, .. } = parse(message, limits)?;
+    Some(((user, id?), seq))
+}
+
 /// A message of the log as `persist-message` reads it; `None` when it becomes a dead letter.
-pub fn parse(message: &runtime::LogMessage, limits: Limits) -> Option<Incoming> {
+pub fn parse(message: &LogMessage, limits: Limits) -> Option<Incoming> {
     Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()
 }
 
@@ -199,6 +208,8 @@ async fn select(connection: &mut PgConnection, keys: &[Key]) -> Result<HashMap<K
 
 fn row(row: &PgRow) -> Result<(Key, Stored), sqlx::Error> {
     let room: Option<String> = row.try_get("room")?;
-    let content = Some((room.unwrap_or_default(), row.try_get("text")?));
+    let text: String = row.try_get("text")?;
+    let deleted: bool = row.try_get("deleted")?;
+    let content = (!deleted).then_some((room.unwrap_or_default(), text));
     Ok(((row.try_get("sender")?, row.try_get("id")?), Stored { seq: Seq::from_i64(row.try_get("seq")?), content }))
 }

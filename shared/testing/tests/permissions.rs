@@ -3,7 +3,7 @@
 use testing::{RawClient, World};
 
 /// What nobody but its owner may publish to.
-const FOREIGN: [&str; 18] = [
+const FOREIGN: [&str; 24] = [
     "chat.general",
     "admin.alerts",
     "dm.alice.bob",
@@ -13,11 +13,17 @@ const FOREIGN: [&str; 18] = [
     "chat.send.alice.general",
     "dm.send.alice.bob",
     "chat.history.general",
+    "dm.history.alice.bob",
+    "chat.sync.general",
+    "dm.sync.alice.bob",
+    "chat.delete.alice.general",
+    "dm.delete.alice.bob",
     "bootstrap.apply",
     "$SRV.PING",
     "$JS.API.STREAM.DELETE.CHAT_MESSAGES",
     "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
     "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
+    "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES",
     "$JS.API.STREAM.SNAPSHOT.CHAT_MESSAGES",
     "$JS.API.CONSUMER.DELETE.CHAT_MESSAGES.persist-message",
     "$JS.API.CONSUMER.CREATE.CHAT_MESSAGES",
@@ -36,9 +42,22 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
         ],
         "send-message" => &["chat.general", "dm.alice.bob"],
-        "publisher" => {
-            &["chat.general", "admin.alerts", "dm.alice.bob", "chat.send.alice.general", "dm.send.alice.bob", "chat.history.general"]
-        }
+        // The rescue of messages no client can read, and the erasing of deleted texts.
+        "persist-message" => &["$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
+        "delete-message" => &["change.chat.general", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
+        "publisher" => &[
+            "chat.general",
+            "admin.alerts",
+            "dm.alice.bob",
+            "chat.send.alice.general",
+            "dm.send.alice.bob",
+            "chat.history.general",
+            "dm.history.alice.bob",
+            "chat.sync.general",
+            "dm.sync.alice.bob",
+            "chat.delete.alice.general",
+            "dm.delete.alice.bob",
+        ],
         "operator" => &["chat.history.general", "bootstrap.apply", "$SRV.PING"],
         _ => &[],
     }
@@ -62,10 +81,22 @@ async fn nobody_hears_what_is_not_theirs() {
     let world = World::bare().await;
     let users: Vec<&String> = world.nats().users().iter().collect();
     for user in &users {
-        let mut subjects: Vec<String> =
-            [">", "_INBOX.>", "chat.*", "dm.*.*", "$JS.>", "$SRV.>", "chat.history.*", "chat.send.>", "bootstrap.*"]
-                .map(str::to_owned)
-                .to_vec();
+        let mut subjects: Vec<String> = [
+            ">",
+            "_INBOX.>",
+            "chat.*",
+            "dm.*.*",
+            "$JS.>",
+            "$SRV.>",
+            "chat.history.*",
+            "chat.send.>",
+            "chat.sync.>",
+            "chat.delete.>",
+            "bootstrap.*",
+            "scrollback.>",
+        ]
+        .map(str::to_owned)
+        .to_vec();
         subjects.extend(users.iter().filter(|other| other != &user).map(|other| format!("_INBOX.{other}.>")));
         if !matches!(user.as_str(), "publisher" | "operator") {
             subjects.push("live.>".to_owned());

@@ -149,3 +149,42 @@ async fn while_the_database_is_away_only_what_may_be_a_resend_waits() {
     assert_eq!(eventually("the database is back", SOON, new).await.seq.get(), first + 2);
     function.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn the_id_of_a_deleted_message_brings_nothing_back() {
+    let (world, _bootstrap) = world_with("duplicate_window", json!(SHORT_WINDOW_NS)).await;
+    let function = start(&world).await;
+    let _delete = world.spawn("delete-message").await;
+    let client = world.client("publisher").await;
+    let delete = async |id: &str, mode: &str| {
+        let body = json!({"id": id, "mode": mode}).to_string();
+        let reply = client.request(wire::DELETE.subject(&["ann", "general"]), body.into()).await.unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&reply.payload).unwrap()["status"], "deleted");
+    };
+    let again = async |id: &str, text: &str| {
+        send(&client, "ann", "general", json!({"text": text, "id": id}))
+            .await
+            .map(|ack| (ack.seq.get(), ack.duplicate))
+            .map_err(|error| error.0)
+    };
+    let soft = send(&client, "ann", "general", json!({"text": "hello", "id": "soft"})).await.unwrap().seq.get();
+    let hard = send(&client, "ann", "general", json!({"text": "hello", "id": "hard"})).await.unwrap().seq.get();
+    delete("soft", "soft").await;
+    delete("hard", "hard").await;
+    forgotten(&client, "ann:hard").await;
+    // Before anything is stored, and afterwards.
+    let check = async || {
+        assert_eq!(again("soft", "hello").await, Ok((soft, true)));
+        assert_eq!(again("soft", "another").await, Err(409));
+        assert_eq!(again("hard", "hello").await, Ok((hard, true)));
+    };
+    check().await;
+    let _worker = world.spawn("persist-message").await;
+    stored(&world, 2).await;
+    check().await;
+    let administrator = world.client("administrator").await;
+    assert_eq!(last_seq(&administrator).await, hard + 2, "two messages, two deletions");
+    administrator.request(jetstream::STREAM_PURGE, "".into()).await.unwrap();
+    assert_eq!(again("soft", "anything").await, Ok((soft, true)), "nothing is left to compare it with");
+    function.stop().await.unwrap();
+}
