@@ -4,7 +4,6 @@ mod known;
 mod trouble;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -33,19 +32,12 @@ async fn start(world: &World) -> Running {
 /// A world whose stream differs from the shipped one.
 async fn world_with(field: &str, value: Value) -> (World, Process) {
     let world = World::builder().bare().administrator().own_postgres().start().await;
-    let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"), world.nats().store_dir().join("config"));
-    for folder in ["streams", "consumers"] {
-        std::fs::create_dir_all(to.join(folder)).unwrap();
-        for file in std::fs::read_dir(from.join(folder)).unwrap() {
-            let file = file.unwrap();
-            let mut object: Value = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
-            if folder == "streams" {
-                object[field] = value.clone();
-            }
-            std::fs::write(to.join(folder).join(file.file_name()), object.to_string()).unwrap();
+    let config = world.shipped_but(|file, object| {
+        if file == "CHAT_MESSAGES.json" {
+            object[field] = value.clone();
         }
-    }
-    let bootstrap = world.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", to.to_str().unwrap())]).await;
+    });
+    let bootstrap = world.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)]).await;
     (world, bootstrap)
 }
 

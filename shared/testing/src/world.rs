@@ -1,7 +1,7 @@
 //! One test's world.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -207,6 +207,41 @@ impl World {
     pub async fn database(&self) -> sqlx::PgPool {
         let connected = PgPoolOptions::new().max_connections(5).acquire_timeout(DATABASE_WITHIN).connect(&self.database_url()).await;
         connected.unwrap_or_else(|error| panic!("PostgreSQL does not answer: {error}"))
+    }
+
+    /// The shipped streams and consumers, each changed by `edit` (its file name, its configuration), in a folder of this world.
+    /// `stream-bootstrap` takes them when started with `BOOTSTRAP_CONFIG` set to it.
+    ///
+    /// # Panics
+    ///
+    /// When the shipped files cannot be read.
+    pub fn shipped_but(&self, edit: impl Fn(&str, &mut serde_json::Value)) -> String {
+        let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"), self.folder.join("config"));
+        for folder in ["streams", "consumers"] {
+            std::fs::create_dir_all(to.join(folder)).expect("a folder in this world's own");
+            for file in std::fs::read_dir(from.join(folder)).expect("the shipped folder") {
+                let file = file.expect("the shipped folder");
+                let text = std::fs::read(file.path()).expect("a shipped file");
+                let mut object = serde_json::from_slice(&text).expect("a shipped file is JSON");
+                edit(&file.file_name().to_string_lossy(), &mut object);
+                std::fs::write(to.join(folder).join(file.file_name()), object.to_string()).expect("a file in this world's own folder");
+            }
+        }
+        to.to_string_lossy().into_owned()
+    }
+
+    /// A running `stream-bootstrap` that lets what a dead worker held come again after two seconds, not thirty.
+    ///
+    /// # Panics
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub async fn with_short_ack_wait(&self) -> Process {
+        let config = self.shipped_but(|_, object| {
+            if let Some(ack_wait) = object.get_mut("ack_wait") {
+                *ack_wait = serde_json::json!(2_000_000_000_u64);
+            }
+        });
+        self.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)]).await
     }
 
     /// Starts a function's real binary with [`vars`](Self::vars) and waits until it answers `$SRV.PING.<name>`.

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -60,28 +59,11 @@ fn check(messages: &[Message], acknowledged: &BTreeMap<u64, String>) {
     assert_eq!(&found, acknowledged);
 }
 
-/// What a dead worker held comes again after the consumer's ack_wait: here after two seconds, not thirty.
-async fn with_short_ack_wait(world: &World) -> testing::Process {
-    let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"), world.nats().store_dir().join("config"));
-    for folder in ["streams", "consumers"] {
-        std::fs::create_dir_all(to.join(folder)).unwrap();
-        for file in std::fs::read_dir(from.join(folder)).unwrap() {
-            let file = file.unwrap();
-            let mut object: Value = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
-            if let Some(ack_wait) = object.get_mut("ack_wait") {
-                *ack_wait = json!(2_000_000_000_u64);
-            }
-            std::fs::write(to.join(folder).join(file.file_name()), object.to_string()).unwrap();
-        }
-    }
-    world.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", to.to_str().unwrap())]).await
-}
-
 #[tokio::test]
 async fn a_worker_killed_in_the_middle_of_a_batch_costs_nothing() {
     let world = World::start().await;
     let client = world.client("publisher").await;
-    let _bootstrap = with_short_ack_wait(&world).await;
+    let _bootstrap = world.with_short_ack_wait().await;
     let _history = world.spawn("get-history").await;
     let small = [("PERSIST_BATCH", "20")];
     let _steady = world.spawn_with("persist-message", &small).await;
