@@ -26,7 +26,11 @@ async fn a_demonstration_one_can_read_in_one_trace() {
     let _functions = tokio::join!(
         world.spawn_with("persist-message", &telemetry),
         world.spawn_with("get-history", &telemetry),
-        world.spawn_with("get-history", &telemetry)
+        world.spawn_with("get-history", &telemetry),
+        world.spawn("send-message"),
+        world.spawn("sync-messages"),
+        world.spawn("delete-message"),
+        world.spawn("relay-outbox")
     );
     let output = demo(&world, &telemetry).output().await.unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -34,6 +38,8 @@ async fn a_demonstration_one_can_read_in_one_trace() {
     assert!(shown.contains("acknowledged: sequence 1 of CHAT_MESSAGES"), "{shown}");
     assert!(shown.contains("$ nats req chat.history.general '{\"limit\":10}'"), "{shown}");
     assert!(shown.contains("Hello from the demonstration") && shown.contains("Scrollback-Source: index"), "{shown}");
+    assert!(shown.contains("\"seq\":2,\"status\":\"sent\",\"duplicate\":true"), "{shown}");
+    assert!(shown.contains("scrollback.message.stored") && shown.contains("(deleted)"), "{shown}");
     let history: Vec<&str> = shown.lines().find(|line| line.trim_start().starts_with("get-history")).unwrap().split_whitespace().collect();
     assert_eq!(history[2], "2", "{shown}");
     assert!(!shown.contains('\u{1b}'), "{shown}");

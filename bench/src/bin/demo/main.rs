@@ -1,5 +1,7 @@
-//! `demo`: a message sent, read, stored, and the services that did it, each step with the command a person would type.
+//! `demo`: messages sent, read, stored, told of, deleted, and the services that did it, each step with the command a person would
+//! type.
 
+mod rely;
 mod services;
 mod show;
 
@@ -22,10 +24,10 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const PAGE: u32 = 10;
 
 const IDENTITY: Identity =
-    Identity { name: "demo", version: env!("CARGO_PKG_VERSION"), description: "Sends a message, reads it back, shows who did it." };
+    Identity { name: "demo", version: env!("CARGO_PKG_VERSION"), description: "Sends messages, reads them back, shows who did it." };
 
 const HELP: &str = "\
-Sends a message, reads it back, waits until it is stored, and lists the services found.
+Sends messages, reads them back, waits until they are stored, syncs, deletes one, and lists the services found.
 
 usage: demo [ROOM]   (general)
 
@@ -94,12 +96,17 @@ async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
     let stop = CancellationToken::new();
     let publisher = connect(&nats, IDENTITY.name, &stop).await?;
     let root = tracing::info_span!("demo");
-    send_and_read(&publisher, room).instrument(root).await?;
+    let steps = async {
+        send_and_read(&publisher, room).await?;
+        // The admin room takes messages from trusted publishers only.
+        if room.as_str() == Room::ADMIN { Ok(()) } else { rely::demonstrate(&publisher, room).await }
+    };
+    steps.instrument(root).await?;
     if operator.operator_user.is_some() {
         let operator = NatsSettings { nats_user: operator.operator_user, nats_pass: operator.operator_pass, nats_creds: None, ..nats };
         let operator = connect(&operator, IDENTITY.name, &stop).await?;
         println!(
-            "4. Who did this? Every copy of every function answers for itself.\n   $ nats micro ls; nats micro stats persist-message\n"
+            "8. Who did this? Every copy of every function answers for itself.\n   $ nats micro ls; nats micro stats persist-message\n"
         );
         services::list(operator.client()).await?;
     }
