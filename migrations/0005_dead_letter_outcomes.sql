@@ -5,10 +5,13 @@ alter table dead_letters
     add column outcome text check (outcome in ('retried', 'dropped', 'erased')),
     add column outcome_at timestamptz,
     add column outcome_seq bigint,
-    add constraint dead_letters_outcome_check check ((outcome is null) = (outcome_at is null));
+    add constraint dead_letters_outcome_time check ((outcome is null) = (outcome_at is null));
 
 -- Erased letters are all alike, and may be more than one.
 drop index dead_letters_seq_key;
 create unique index dead_letters_seq_key on dead_letters (seq, reason, sha256(headers), sha256(payload))
     where outcome is distinct from 'erased';
 create index dead_letters_waiting_idx on dead_letters (id) where outcome is null;
+-- By position: the key above no longer holds every letter, so neither the highest position nor the letters at one are
+-- found through it.
+create index dead_letters_seq_idx on dead_letters (seq);

@@ -1,6 +1,7 @@
 //! Everything around a handler: configuration, connections, the service API, consuming the log,
 //! errors, telemetry, shutdown. `README.md` beside this crate walks one request through it.
 
+mod append_again;
 mod config;
 mod consume;
 mod database;
@@ -13,6 +14,7 @@ mod requests;
 mod service;
 mod telemetry;
 
+pub use append_again::{Again, AgainError, append_again};
 pub use config::{NatsSettings, Settings, Vars};
 pub use consume::{Delivery, Worker};
 pub use database::{Class, Database, DatabaseError};
