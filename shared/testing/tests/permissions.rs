@@ -3,7 +3,7 @@
 use testing::{RawClient, World};
 
 /// What nobody but its owner may publish to.
-const FOREIGN: [&str; 18] = [
+const FOREIGN: [&str; 19] = [
     "chat.general",
     "admin.alerts",
     "dm.alice.bob",
@@ -14,6 +14,7 @@ const FOREIGN: [&str; 18] = [
     "dm.send.alice.bob",
     "chat.history.general",
     "bootstrap.apply",
+    "deadletters.retry",
     "$SRV.PING",
     "$JS.API.STREAM.DELETE.CHAT_MESSAGES",
     "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
@@ -35,11 +36,12 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
         ],
+        "manage-dead-letters" => &["chat.general", "admin.alerts", "dm.alice.bob", "change.chat.general"],
         "send-message" => &["chat.general", "dm.alice.bob"],
         "publisher" => {
             &["chat.general", "admin.alerts", "dm.alice.bob", "chat.send.alice.general", "dm.send.alice.bob", "chat.history.general"]
         }
-        "operator" => &["chat.history.general", "bootstrap.apply", "$SRV.PING"],
+        "operator" => &["chat.history.general", "bootstrap.apply", "deadletters.retry", "$SRV.PING"],
         _ => &[],
     }
 }
@@ -63,7 +65,7 @@ async fn nobody_hears_what_is_not_theirs() {
     let users: Vec<&String> = world.nats().users().iter().collect();
     for user in &users {
         let mut subjects: Vec<String> =
-            [">", "_INBOX.>", "chat.*", "dm.*.*", "$JS.>", "$SRV.>", "chat.history.*", "chat.send.>", "bootstrap.*"]
+            [">", "_INBOX.>", "chat.*", "dm.*.*", "$JS.>", "$SRV.>", "chat.history.*", "chat.send.>", "bootstrap.*", "deadletters.>"]
                 .map(str::to_owned)
                 .to_vec();
         subjects.extend(users.iter().filter(|other| other != &user).map(|other| format!("_INBOX.{other}.>")));
