@@ -51,7 +51,7 @@ impl LogMessage {
     /// The header `Nats-Msg-Id`, as the message came with it first.
     pub fn message_id(&self) -> Option<&str> {
         let headers = self.headers.as_ref()?;
-        // Appended again above the fence, a message has an id of the fence's own in front of JetStream.
+        // Appended again, a message has an id of ours in front of JetStream.
         headers.get(wire::header::ORIGINAL_ID).or_else(|| headers.get(wire::header::MESSAGE_ID)).map(|id| id.as_str())
     }
 }
