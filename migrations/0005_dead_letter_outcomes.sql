@@ -12,3 +12,6 @@ drop index dead_letters_seq_key;
 create unique index dead_letters_seq_key on dead_letters (seq, reason, sha256(headers), sha256(payload))
     where outcome is distinct from 'erased';
 create index dead_letters_waiting_idx on dead_letters (id) where outcome is null;
+-- By position: the key above no longer holds every letter, so neither the highest position nor the letters at one are
+-- found through it.
+create index dead_letters_seq_idx on dead_letters (seq);

@@ -2,23 +2,17 @@
 
 use std::time::Duration;
 
-use async_nats::header::{HeaderMap, HeaderValue};
-use runtime::{Connection, Log, LogMessage, RawMessage, parse_headers};
-use serde::Deserialize;
+use runtime::{Again, AppendError, Connection, Log, LogMessage, RawMessage, append_again, parse_headers};
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{FromRow, Row};
+use sqlx::{Connection as _, FromRow, Row};
 use time::OffsetDateTime;
-use wire::{Incoming, Limits, Reason, STREAM, Seq, header, overlap};
+use wire::{Incoming, Limits, Reason, Seq, header, overlap};
 
 use crate::trouble::Trouble;
 
 /// Letters read at once; each may weigh `max_payload`.
 const CHUNK: i64 = 16;
-/// What our own headers add to a message that is appended again.
-const HEADER_ROOM: usize = 512;
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// JetStream's `err_code` of a message larger than the stream takes.
-const TOO_LARGE: u64 = 10_054;
 
 /// A message is stored when its row is there, or one of the same sender and id. Its row is the one with its
 /// place, author and the log's own time of receipt. Not its text: that may have been erased since, and must not come
@@ -35,8 +29,10 @@ const STORED: &str = "
                select from messages
                 where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, false))";
 
+/// Letters that stay: those of another reason, and those with an outcome.
 const LETTERS_AT: &str = "
-    select seq, headers, payload from dead_letters where seq = any($1::bigint[]) and reason <> $2";
+    select seq, headers, payload, received_at, outcome is not distinct from 'erased' as erased
+      from dead_letters where seq = any($1::bigint[]) and (reason <> $2 or outcome is not null)";
 
 const TAKE: &str = "
     insert into dead_letters (seq, subject, headers, payload, reason, received_at)
@@ -45,11 +41,17 @@ const TAKE: &str = "
      order by seq
     on conflict do nothing";
 
-/// By number of the letter: letters of an earlier fence come first, then each in the order of its log.
+/// By number of the letter: letters of an earlier fence come first, then each in the order of its log. Whoever gave a
+/// letter an outcome decided that it is not appended.
 const WAITING: &str = "
     select id, seq, subject, headers, payload, received_at,
            encode(sha256(sha256(headers) || sha256(payload)), 'hex') as digest
-      from dead_letters where reason = $1 order by id limit $2";
+      from dead_letters where reason = $1 and outcome is null order by id limit $2";
+
+/// Held until the log has it: whoever erases a letter waits, or it is not appended.
+const HOLD: &str = "select id from dead_letters where id = $1 and outcome is null for update";
+
+const WAITING_COUNT: &str = "select count(*) from dead_letters where reason = $1 and outcome is null";
 
 const SET_ASIDE: &str = "
     with letter as (delete from dead_letters where id = $1 returning *)
@@ -82,12 +84,33 @@ impl FromRow<'_, PgRow> for Letter {
     }
 }
 
+/// A letter that stays.
+struct Kept {
+    seq: i64,
+    headers: Vec<u8>,
+    payload: Vec<u8>,
+    received_at: OffsetDateTime,
+    erased: bool,
+}
+
+impl FromRow<'_, PgRow> for Kept {
+    fn from_row(row: &PgRow) -> Result<Kept, sqlx::Error> {
+        Ok(Kept {
+            seq: row.try_get("seq")?,
+            headers: row.try_get("headers")?,
+            payload: row.try_get("payload")?,
+            received_at: row.try_get("received_at")?,
+            erased: row.try_get("erased")?,
+        })
+    }
+}
+
 /// How many letters wait to be appended again.
 ///
 /// # Errors
 /// The database does not answer.
 pub async fn waiting(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("select count(*) from dead_letters where reason = $1").bind(Reason::BelowFence.as_str()).fetch_one(connection).await
+    sqlx::query_scalar(WAITING_COUNT).bind(Reason::BelowFence.as_str()).fetch_one(connection).await
 }
 
 /// Writes those of `found` that nobody stored to the dead letters; how many are new there. What cannot be
@@ -130,20 +153,24 @@ pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection,
         for letter in letters {
             // Only the first one can be in the log already: whoever appended it died before removing the letter.
             let there = std::mem::take(&mut first) && is_appended(log, &letter).await?;
-            if there || is_stored(connection, &letter, limits).await? {
-                remove(connection, &letter).await?;
-                continue;
-            }
-            match publish(nats, &letter).await? {
-                None => {
-                    remove(connection, &letter).await?;
-                    appended += 1;
+            let mut held = connection.begin().await?;
+            if sqlx::query(HOLD).bind(letter.id).fetch_optional(&mut *held).await?.is_none() {
+                // It got an outcome since it was read.
+            } else if there || is_stored(&mut held, &letter, limits).await? {
+                remove(&mut held, &letter).await?;
+            } else {
+                match publish(nats, &letter).await? {
+                    None => {
+                        remove(&mut held, &letter).await?;
+                        appended += 1;
+                    }
+                    Some((reason, detail)) => {
+                        sqlx::query(SET_ASIDE).bind(letter.id).bind(reason.as_str()).bind(detail).execute(&mut *held).await?;
+                        aside += 1;
+                    }
                 }
-                Some((reason, detail)) => {
-                    sqlx::query(SET_ASIDE).bind(letter.id).bind(reason.as_str()).bind(detail).execute(&mut *connection).await?;
-                    aside += 1;
-                }
             }
+            held.commit().await?;
         }
     }
     let mut done = Vec::new();
@@ -181,12 +208,20 @@ async fn stored(connection: &mut PgConnection, messages: &[&LogMessage], limits:
 /// The sequences among `found` under which a dead letter, other than a waiting one, holds the same message.
 async fn dead(connection: &mut PgConnection, found: &[RawMessage]) -> Result<Vec<i64>, sqlx::Error> {
     let seqs: Vec<i64> = found.iter().map(|raw| raw.message.seq.as_i64()).collect();
-    let letters: Vec<(i64, Vec<u8>, Vec<u8>)> =
-        sqlx::query_as(LETTERS_AT).bind(seqs).bind(Reason::BelowFence.as_str()).fetch_all(connection).await?;
-    let same = |raw: &RawMessage, (seq, headers, payload): &(i64, Vec<u8>, Vec<u8>)| {
+    let letters: Vec<Kept> = sqlx::query_as(LETTERS_AT).bind(seqs).bind(Reason::BelowFence.as_str()).fetch_all(connection).await?;
+    let same = |raw: &RawMessage, letter: &Kept| {
         // A worker writes headers as it read them: same lines, not always the same bytes.
-        let headers = || *headers == raw.header_block || (!raw.malformed && parse_headers(headers).ok() == raw.message.headers);
-        *seq == raw.message.seq.as_i64() && *payload == raw.message.payload && headers()
+        let headers =
+            || letter.headers == raw.header_block || (!raw.malformed && parse_headers(&letter.headers).ok() == raw.message.headers);
+        // Of an erased letter the bytes are gone, and must not come back out of an old log: its place and time are left.
+        let bytes = || {
+            if letter.erased {
+                letter.received_at == instant(raw.message.received_ms)
+            } else {
+                letter.payload == raw.message.payload && headers()
+            }
+        };
+        letter.seq == raw.message.seq.as_i64() && bytes()
     };
     let known = found.iter().filter(|raw| letters.iter().any(|letter| same(raw, letter)));
     Ok(known.map(|raw| raw.message.seq.as_i64()).collect())
@@ -239,59 +274,17 @@ async fn remove(connection: &mut PgConnection, letter: &Letter) -> Result<(), sq
     sqlx::query("delete from dead_letters where id = $1").bind(letter.id).execute(connection).await.map(|_| ())
 }
 
-#[derive(Debug, Deserialize)]
-struct PublishAck {
-    #[serde(default)]
-    stream: String,
-    error: Option<PublishError>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PublishError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
 /// Appends one letter, or says why that can never be.
 async fn publish(nats: &Connection, letter: &Letter) -> Result<Option<(Reason, String)>, Trouble> {
-    let client = nats.client();
-    if letter.headers.len() + letter.payload.len() + HEADER_ROOM > client.server_info().max_payload {
-        return Ok(Some((Reason::PayloadTooLarge, "no room for the fence's headers below max_payload".to_owned())));
+    let id = fence_id(letter);
+    // Empty: its sequence shall serve as its id, as before.
+    let again = Again { subject: &letter.subject, headers: &letter.headers, payload: &letter.payload, message_id: &id, unnamed: "" };
+    match append_again(nats, again, ACK_TIMEOUT).await {
+        Ok(_) => Ok(None),
+        Err(AppendError::MalformedHeaders(_)) => Ok(Some((Reason::MalformedHeaders, String::new()))),
+        Err(AppendError::TooLarge(why)) => Ok(Some((Reason::PayloadTooLarge, why))),
+        Err(error) => Err(Trouble::LettersWait(error.to_string())),
     }
-    let Some(headers) = headers(letter) else { return Ok(Some((Reason::MalformedHeaders, String::new()))) };
-    let request = async_nats::Request::new().headers(headers).payload(letter.payload.clone().into()).timeout(Some(ACK_TIMEOUT));
-    let unanswered = |why: &dyn std::fmt::Display| Trouble::LettersWait(format!("the log does not acknowledge ({why})"));
-    let reply = client.send_request(letter.subject.clone(), request).await.map_err(|error| unanswered(&error.kind()))?;
-    let ack: PublishAck = serde_json::from_slice(&reply.payload).map_err(|_| unanswered(&"something else answered"))?;
-    match ack.error {
-        None if ack.stream == STREAM => Ok(None),
-        None => Err(unanswered(&"something else answered")),
-        Some(PublishError { err_code: TOO_LARGE, description }) => Ok(Some((Reason::PayloadTooLarge, description))),
-        Some(PublishError { description, .. }) => Err(unanswered(&description)),
-    }
-}
-
-/// The headers the message came with, fit to be sent again; `None` when they cannot be read.
-///
-/// Those that give JetStream orders are left out: what they expected was long ago. `Nats-Msg-Id` is the fence's,
-/// so that a letter sent twice is appended once, and the original one moves aside. It could not stay: JetStream
-/// remembers it for two minutes beyond the purge and would answer "duplicate" for a message that is gone (tried on 2.15.1).
-fn headers(letter: &Letter) -> Option<HeaderMap> {
-    let original = if letter.headers.is_empty() { HeaderMap::new() } else { parse_headers(&letter.headers).ok()? };
-    let first_id = original.get(header::ORIGINAL_ID).or_else(|| original.get(header::MESSAGE_ID)).cloned();
-    let mut headers = HeaderMap::new();
-    for (name, values) in original.iter() {
-        let text: &str = name.as_ref();
-        let order = text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("Nats-"));
-        if !order && text != header::ORIGINAL_ID {
-            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
-        }
-    }
-    headers.insert(header::ORIGINAL_ID, first_id.unwrap_or_else(HeaderValue::new));
-    headers.insert(header::MESSAGE_ID, fence_id(letter).as_str());
-    Some(headers)
 }
 
 /// The same for the same letter, whoever sends it.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use wire::{Code, STREAM, Seq};
 
-use crate::{Connection, Error};
+use crate::{Connection, Error, MalformedHeaders};
 
 /// JetStream's `err_code` of a message larger than the stream takes.
 const TOO_LARGE: u64 = 10_054;
@@ -18,6 +18,9 @@ const FULL: [u64; 4] = [10_077, 10_002, 10_047, 10_023];
 /// Why the log did not take a message.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
+    /// The headers it came with cannot be sent.
+    #[error(transparent)]
+    MalformedHeaders(#[from] MalformedHeaders),
     /// Larger than the server or the stream takes; in whose words.
     #[error("{0}")]
     TooLarge(String),
@@ -38,6 +41,7 @@ pub enum AppendError {
 impl From<AppendError> for Error {
     fn from(error: AppendError) -> Error {
         let (code, reason) = match &error {
+            AppendError::MalformedHeaders(_) => (Code::BadRequest, "no client can read the headers of this"),
             AppendError::TooLarge(_) => (Code::TooLarge, "this is larger than the log takes"),
             AppendError::Full(_) => (Code::Unavailable, "the log is full; try again when the operator has made room"),
             AppendError::Refused(_) => (Code::Unavailable, "the log refuses this; the operator's log says why; try again"),

@@ -2,6 +2,7 @@
 //! errors, telemetry, shutdown. `README.md` beside this crate walks one request through it.
 
 mod append;
+mod append_again;
 mod config;
 mod consume;
 mod database;
@@ -17,6 +18,7 @@ mod telemetry;
 mod union;
 
 pub use append::{AppendError, append};
+pub use append_again::{Again, append_again};
 pub use config::{NatsSettings, Settings, Vars};
 pub use consume::{Delivery, Worker};
 pub use database::{Class, Database, DatabaseError};

@@ -3,7 +3,7 @@
 use testing::{RawClient, World};
 
 /// What nobody but its owner may publish to.
-const FOREIGN: [&str; 24] = [
+const FOREIGN: &[&str] = &[
     "chat.general",
     "admin.alerts",
     "dm.alice.bob",
@@ -19,6 +19,7 @@ const FOREIGN: [&str; 24] = [
     "chat.delete.alice.general",
     "dm.delete.alice.bob",
     "bootstrap.apply",
+    "deadletters.retry",
     "$SRV.PING",
     "$JS.API.STREAM.DELETE.CHAT_MESSAGES",
     "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
@@ -41,6 +42,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
         ],
+        "manage-dead-letters" => &["chat.general", "admin.alerts", "dm.alice.bob", "change.chat.general"],
         "send-message" => &["chat.general", "dm.alice.bob"],
         // The rescue of messages no client can read, and the erasing of deleted texts.
         "persist-message" => &["$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
@@ -58,7 +60,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "chat.delete.alice.general",
             "dm.delete.alice.bob",
         ],
-        "operator" => &["chat.history.general", "bootstrap.apply", "$SRV.PING"],
+        "operator" => &["chat.history.general", "bootstrap.apply", "deadletters.retry", "$SRV.PING"],
         _ => &[],
     }
 }
@@ -67,7 +69,7 @@ fn own(user: &str) -> &'static [&'static str] {
 async fn nobody_publishes_what_is_not_theirs() {
     let world = World::bare().await;
     for user in world.nats().users() {
-        for subject in FOREIGN {
+        for &subject in FOREIGN {
             let mut client = RawClient::connect(world.nats(), user).await;
             client.publish_raw(subject, None, None, b"").await;
             let refused = client.flush().await.is_err();
@@ -93,6 +95,7 @@ async fn nobody_hears_what_is_not_theirs() {
             "chat.sync.>",
             "chat.delete.>",
             "bootstrap.*",
+            "deadletters.>",
             "scrollback.>",
         ]
         .map(str::to_owned)

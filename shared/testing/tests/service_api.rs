@@ -9,7 +9,8 @@ use futures::StreamExt;
 use serde_json::Value;
 use testing::{World, eventually};
 
-const FUNCTIONS: [&str; 6] = ["delete-message", "get-history", "persist-message", "send-message", "stream-bootstrap", "sync-messages"];
+const FUNCTIONS: &[&str] =
+    &["delete-message", "get-history", "manage-dead-letters", "persist-message", "send-message", "stream-bootstrap", "sync-messages"];
 
 /// Every reply to one discovery request, until it has been quiet for a moment.
 async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> Vec<Value> {
@@ -40,6 +41,7 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
     let running = tokio::join!(
         world.spawn("get-history"),
         world.spawn("get-history"),
+        world.spawn("manage-dead-letters"),
         world.spawn("persist-message"),
         world.spawn("send-message"),
         world.spawn("stream-bootstrap"),
@@ -58,8 +60,8 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
             assert_eq!(reply["metadata"]["project"], "scrollback");
         }
         let names: BTreeSet<&str> = all.iter().map(|reply| reply["name"].as_str().unwrap()).collect();
-        assert_eq!(names, BTreeSet::from(FUNCTIONS));
-        for name in FUNCTIONS {
+        assert_eq!(names, FUNCTIONS.iter().copied().collect());
+        for &name in FUNCTIONS {
             let copies = if name == "get-history" { 2 } else { 1 };
             let named = replies(&operator, &format!("$SRV.{verb}.{name}"), copies).await;
             assert_eq!(named.len(), copies, "{verb} {name}");

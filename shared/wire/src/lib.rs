@@ -7,6 +7,7 @@ mod body;
 mod bootstrap;
 mod change;
 mod conversation;
+mod dead_letters;
 mod delete;
 mod error;
 mod history;
@@ -22,6 +23,10 @@ pub use body::MAX_PAGE;
 pub use bootstrap::{Applied, Check, Difference, Fence, NoRequest};
 pub use change::{Change, ChangeEntry, ChangeType, Deletion, Mode, change_subject, event_subject};
 pub use conversation::{Conversation, Direct};
+pub use dead_letters::{
+    DropLetter, DroppedLetter, Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, Retried, RetryLetter, RetryOutcome,
+    ShowLetter, ShownLetter, SubjectPattern,
+};
 pub use delete::{DeleteRequest, Deleted, DeletedStatus, Which};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
 pub use history::{Cursor, HistoryRequest, Page, Source};
@@ -31,9 +36,10 @@ pub use reason::Reason;
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
-    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, CHANGES, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC,
-    EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM,
-    STREAM_SUBJECTS, SYNC, WORKER, direct_subject, discovery_subjects, jetstream, live_subject, overlap,
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE,
+    DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX,
+    LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, WORKER, direct_subject,
+    discovery_subjects, is_in_log, jetstream, live_subject, overlap,
 };
 pub use sync::{SyncPage, SyncRequest};
 
@@ -47,7 +53,8 @@ pub mod header {
     pub const SOURCE: &str = "Scrollback-Source";
     /// JetStream's deduplication id; a message's id when its body names none.
     pub const MESSAGE_ID: &str = "Nats-Msg-Id";
-    /// The `Nats-Msg-Id` a message came with before stream-bootstrap appended it again; empty when it came with none.
+    /// The `Nats-Msg-Id` a message came with before it was appended again, from below the fence or from the dead letters. A
+    /// message from below the fence that came with none has it empty; a retried letter has one that names the letter.
     pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
     /// ADR-32: the sentence for the caller.
     pub const SERVICE_ERROR: &str = "Nats-Service-Error";

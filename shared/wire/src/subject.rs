@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 use crate::conversation::direct_name;
 use crate::{
-    Applied, Check, DeleteRequest, Deleted, Direct, HistoryRequest, NoRequest, Page, Reason, Refusal, Room, SendAck, SendRequest, SyncPage,
-    SyncRequest, User,
+    Applied, Check, DeleteRequest, Deleted, Direct, DropLetter, DroppedLetter, HistoryRequest, LetterPage, ListLetters, NoRequest, Page,
+    Reason, Refusal, Retried, RetryLetter, Room, SendAck, SendRequest, ShowLetter, ShownLetter, SyncPage, SyncRequest, User,
 };
 
 /// The log.
@@ -100,6 +100,18 @@ pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
 /// Mends it.
 pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> =
     Endpoint::new("apply", "bootstrap.apply", "bootstrap.apply", "Mends what bootstrap.check finds");
+/// What could not be stored, page by page.
+pub const DEADLETTERS_LIST: Endpoint<ListLetters, LetterPage> =
+    Endpoint::new("list", "deadletters.list", "deadletters.list", "What could not be stored, by id, without the bytes");
+/// One dead letter with its bytes.
+pub const DEADLETTERS_SHOW: Endpoint<ShowLetter, ShownLetter> =
+    Endpoint::new("show", "deadletters.show", "deadletters.show", "One dead letter with its headers and its payload");
+/// Appends a dead letter to the log again.
+pub const DEADLETTERS_RETRY: Endpoint<RetryLetter, Retried> =
+    Endpoint::new("retry", "deadletters.retry", "deadletters.retry", "Appends a dead letter to the log again and says what became of it");
+/// A dead letter need not be looked at any more.
+pub const DEADLETTERS_DROP: Endpoint<DropLetter, DroppedLetter> =
+    Endpoint::new("drop", "deadletters.drop", "deadletters.drop", "Takes a dead letter off the list of those that wait; its row stays");
 
 /// Every copy of every function answers what it offers.
 pub const DISCOVER_INFO: &str = "$SRV.INFO";
@@ -249,6 +261,20 @@ pub fn discovery_subjects(name: &str, id: &str) -> Vec<(&'static str, String)> {
         .collect()
 }
 
+/// Whether the log takes in what is published to `subject`. Wildcards in `subject` are letters like others.
+pub fn is_in_log(subject: &str) -> bool {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    let matches = |pattern: &str| {
+        let wanted: Vec<&str> = pattern.split('.').collect();
+        let (wanted, enough) = match wanted.split_last() {
+            Some((&">", before)) => (before.to_vec(), tokens.len() > before.len()),
+            _ => (wanted.clone(), tokens.len() == wanted.len()),
+        };
+        enough && wanted.iter().zip(&tokens).all(|(wanted, token)| *wanted == "*" || wanted == token)
+    };
+    tokens.iter().all(|token| !token.is_empty()) && STREAM_SUBJECTS.iter().any(|pattern| matches(pattern))
+}
+
 /// Whether some subject matches both patterns.
 pub fn overlap(one: &str, other: &str) -> bool {
     let (mut left, mut right) = (one.split('.'), other.split('.'));
@@ -288,6 +314,10 @@ mod tests {
             DM_DELETE.subject(&["ann", "bob"]),
             BOOTSTRAP_CHECK.subject(&[]),
             BOOTSTRAP_APPLY.subject(&[]),
+            DEADLETTERS_LIST.subject(&[]),
+            DEADLETTERS_SHOW.subject(&[]),
+            DEADLETTERS_RETRY.subject(&[]),
+            DEADLETTERS_DROP.subject(&[]),
         ] {
             assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
         }
@@ -304,6 +334,10 @@ mod tests {
             DM_SYNC.subscription,
             DELETE.subscription,
             DM_DELETE.subscription,
+            DEADLETTERS_LIST.subscription,
+            DEADLETTERS_SHOW.subscription,
+            DEADLETTERS_RETRY.subscription,
+            DEADLETTERS_DROP.subscription,
         ] {
             for stream in STREAM_SUBJECTS {
                 assert!(!overlap(stream, subscription), "{stream} and {subscription}");
@@ -319,6 +353,18 @@ mod tests {
         assert!(!overlap("chat.*", "chat.history.*"));
         assert!(!overlap("chat.>", "chat"));
         assert!(!overlap("dm.*.*", "chat.inbox.*"));
+    }
+
+    #[test]
+    fn the_log_takes_in_its_own_subjects() {
+        for taken in ["chat.general", "chat.*", "chat.>", "admin.a", "dm.ann.bob", "change.chat.general", "change.x"] {
+            assert!(is_in_log(taken), "{taken}");
+        }
+        for foreign in
+            ["", "chat", "chat.", "chat.history.general", "dm.ann", "dm.>", "dm.ann.", "change", "change.", "events.v1.x", ">", "*.*"]
+        {
+            assert!(!is_in_log(foreign), "{foreign}");
+        }
     }
 
     #[test]

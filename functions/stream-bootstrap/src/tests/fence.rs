@@ -1,5 +1,7 @@
 //! Logs that begin again below what is stored: deleted, made by hand, restored; interrupted at every step.
 
+mod outcomes;
+
 use async_nats::{Client, HeaderMap};
 use serde_json::{Value, json};
 use sqlx::PgPool;

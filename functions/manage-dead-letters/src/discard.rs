@@ -1,0 +1,29 @@
+//! A letter need not be looked at any more.
+
+use runtime::{Ctx, Reply, Request, Result};
+use wire::{DropLetter, DroppedLetter, LetterOutcome};
+
+use crate::{missing, patience, settled};
+
+const DROP: &str = "
+    update dead_letters set outcome = 'dropped', outcome_at = now() where id = $1 and outcome is null";
+
+const OUTCOME: &str = "select outcome, outcome_seq from dead_letters where id = $1";
+
+pub async fn discard(ctx: Ctx, request: Request<DropLetter>) -> Result<Reply<DroppedLetter>> {
+    let DropLetter(id) = request.ask;
+    // Two statements: a letter that is being retried is waited for, and only a new look tells what became of it.
+    let found = ctx.database().run(patience(&ctx), async |connection| {
+        let dropped = sqlx::query(DROP).bind(id.get()).execute(&mut *connection).await?.rows_affected();
+        if dropped > 0 {
+            tracing::info!(letter = id.get(), "a dead letter was dropped");
+        }
+        sqlx::query_as(OUTCOME).bind(id.get()).fetch_optional(connection).await
+    });
+    let found: Option<(String, Option<i64>)> = found.await?;
+    let (outcome, outcome_seq) = found.ok_or_else(|| missing(id))?;
+    if LetterOutcome::parse(&outcome) != Some(LetterOutcome::Dropped) {
+        return Err(settled(id, &outcome, outcome_seq));
+    }
+    Reply::json(&DroppedLetter { id, outcome: LetterOutcome::Dropped })
+}

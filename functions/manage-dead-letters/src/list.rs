@@ -1,0 +1,124 @@
+//! One page of letters, by id.
+
+use runtime::{Ctx, Error, Reply, Request, Result};
+use sqlx::postgres::PgRow;
+use sqlx::{Postgres, QueryBuilder, Row};
+use time::OffsetDateTime;
+use wire::{Code, Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, Seq, SubjectPattern};
+
+use crate::patience;
+
+/// What the reply's headers and the protocol may take of `max_payload`.
+pub const HEADER_ROOM: usize = 2 * 1024;
+
+/// A letter without its bytes.
+macro_rules! columns {
+    () => {
+        "id, seq, subject, reason, detail, octet_length(payload)::bigint as bytes, received_at, stored_at, outcome, outcome_at, outcome_seq"
+    };
+}
+pub(crate) use columns;
+
+pub async fn list(ctx: Ctx, request: Request<ListLetters>) -> Result<Reply<LetterPage>> {
+    let found = ctx.database().run(patience(&ctx), async |connection| {
+        let rows = query(&request.ask).build().fetch_all(connection).await?;
+        rows.iter().map(read).collect::<Result<Vec<Letter>, sqlx::Error>>()
+    });
+    let mut letters = found.await?;
+    let wanted = usize::try_from(request.ask.limit).unwrap_or(usize::MAX);
+    let more = letters.len() > wanted;
+    letters.truncate(wanted);
+    encode(&letters, more, ctx.nats().client().server_info().max_payload)
+}
+
+/// Written out for each request: an index is only used for what is said in so many words. One letter more than wanted
+/// tells whether there is more.
+fn query(ask: &ListLetters) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::new(concat!("select ", columns!(), " from dead_letters where id > "));
+    query.push_bind(ask.after);
+    match ask.outcome {
+        OutcomeFilter::All => {}
+        OutcomeFilter::Waiting => _ = query.push(" and outcome is null"),
+        OutcomeFilter::Only(outcome) => _ = query.push(" and outcome = ").push_bind(outcome.as_str()),
+    }
+    if let Some(reason) = ask.reason {
+        query.push(" and reason = ").push_bind(reason.as_str());
+    }
+    if let Some(pattern) = &ask.subject {
+        query.push(" and subject ~ ").push_bind(regex(pattern));
+    }
+    query.push(" order by id limit ").push_bind(i64::from(ask.limit) + 1);
+    query
+}
+
+/// The pattern as an anchored regular expression of PostgreSQL, in which only the wildcards mean anything.
+fn regex(pattern: &SubjectPattern) -> String {
+    let token = |token: &str| match token {
+        "*" => r"[^.]+".to_owned(),
+        // Only ever the last one.
+        ">" => ".+".to_owned(),
+        name => name.chars().flat_map(|c| r".^$*+?()[]{}|\".contains(c).then_some('\\').into_iter().chain([c])).collect(),
+    };
+    let tokens: Vec<String> = pattern.tokens().map(token).collect();
+    format!("^{}$", tokens.join(r"\."))
+}
+
+/// A letter from a row of [`columns!`].
+pub fn read(row: &PgRow) -> Result<Letter, sqlx::Error> {
+    let outcome: Option<String> = row.try_get("outcome")?;
+    Ok(Letter {
+        // Identities begin at 1.
+        id: LetterId::new(row.try_get("id")?).ok_or(sqlx::Error::RowNotFound)?,
+        seq: Seq::from_i64(row.try_get("seq")?),
+        subject: row.try_get("subject")?,
+        reason: row.try_get("reason")?,
+        detail: row.try_get("detail")?,
+        bytes: row.try_get::<i64, _>("bytes")?.unsigned_abs(),
+        received_at: unix_ms(row.try_get("received_at")?),
+        stored_at: unix_ms(row.try_get("stored_at")?),
+        outcome: outcome.as_deref().and_then(LetterOutcome::parse),
+        outcome_seq: row.try_get::<Option<i64>, _>("outcome_seq")?.map(Seq::from_i64),
+        outcome_at: row.try_get::<Option<OffsetDateTime>, _>("outcome_at")?.map(unix_ms),
+    })
+}
+
+fn unix_ms(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
+}
+
+/// Writes the page; ends it early where it would exceed `max_payload` bytes: subjects can be long.
+fn encode(letters: &[Letter], mut more: bool, max_payload: usize) -> Result<Reply<LetterPage>> {
+    let room = max_payload.saturating_sub(HEADER_ROOM);
+    let mut body = br#"{"letters":["#.to_vec();
+    for (number, letter) in letters.iter().enumerate() {
+        let written = serde_json::to_vec(letter).map_err(Error::internal)?;
+        if body.len() + written.len() + 1 > room {
+            if number == 0 {
+                let reason = format!("dead letter {} is larger than the server's max_payload lets a reply be; list after it", letter.id);
+                return Err(Error::new(Code::TooLarge, reason));
+            }
+            more = true;
+            break;
+        }
+        if number > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(&written);
+    }
+    body.extend_from_slice(format!(r#"],"more":{more}}}"#).as_bytes());
+    Ok(Reply::encoded(body.into(), Vec::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_wildcards_mean_anything() {
+        let regex = |pattern| regex(&SubjectPattern::parse(pattern).unwrap());
+        assert_eq!(regex("chat.*"), r"^chat\.[^.]+$");
+        assert_eq!(regex("dm.*.>"), r"^dm\.[^.]+\..+$");
+        assert_eq!(regex("chat.a*"), r"^chat\.a\*$");
+        assert_eq!(regex(r"chat.(a|b)[c]{2}^$?+\d"), r"^chat\.\(a\|b\)\[c\]\{2\}\^\$\?\+\\d$");
+    }
+}

@@ -1,0 +1,42 @@
+//! One letter with its bytes.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use runtime::{Ctx, Error, Reply, Request, Result};
+use sqlx::Row;
+use wire::{Code, Letter, ShowLetter, ShownLetter};
+
+use crate::list::{self, HEADER_ROOM, columns};
+use crate::{missing, patience};
+
+const LETTER: &str = concat!("select ", columns!(), ", headers, payload from dead_letters where id = $1");
+
+pub async fn show(ctx: Ctx, request: Request<ShowLetter>) -> Result<Reply<ShownLetter>> {
+    let ShowLetter(id) = request.ask;
+    let found = ctx.database().run(patience(&ctx), async |connection| {
+        let row = sqlx::query(LETTER).bind(id.get()).fetch_optional(connection).await?;
+        let read = |row| Ok((list::read(&row)?, row.try_get("headers")?, row.try_get("payload")?));
+        row.map(read).transpose()
+    });
+    let found: Option<(Letter, Vec<u8>, Vec<u8>)> = found.await?;
+    let (letter, headers, payload) = found.ok_or_else(|| missing(id))?;
+    let mut shown = ShownLetter { letter, headers: BASE64.encode(headers), payload: BASE64.encode(&payload), text: None };
+    let room = ctx.nats().client().server_info().max_payload.saturating_sub(HEADER_ROOM);
+    shown.text = String::from_utf8(payload).ok();
+    if size(&shown)? > room {
+        // The same once more, for the eye: the first to go.
+        shown.text = None;
+    }
+    if size(&shown)? > room {
+        let reason = format!(
+            "dead letter {id} is larger than the server's max_payload lets a reply be; read it with psql: it is the row of \
+             dead_letters with this id"
+        );
+        return Err(Error::new(Code::TooLarge, reason));
+    }
+    Reply::json(&shown)
+}
+
+fn size(shown: &ShownLetter) -> Result<usize> {
+    serde_json::to_vec(shown).map(|body| body.len()).map_err(Error::internal)
+}
