@@ -5,7 +5,7 @@ alter table dead_letters
     add column outcome text check (outcome in ('retried', 'dropped', 'erased')),
     add column outcome_at timestamptz,
     add column outcome_seq bigint,
-    add constraint dead_letters_outcome_check check ((outcome is null) = (outcome_at is null));
+    add constraint dead_letters_outcome_time check ((outcome is null) = (outcome_at is null));
 
 -- Erased letters are all alike, and may be more than one.
 drop index dead_letters_seq_key;

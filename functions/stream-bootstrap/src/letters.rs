@@ -300,6 +300,6 @@ fn fence_id(letter: &Letter) -> String {
 }
 
 /// Unix milliseconds as a point in time.
-fn instant(ms: i64) -> OffsetDateTime {
+pub fn instant(ms: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

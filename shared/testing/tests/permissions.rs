@@ -3,7 +3,7 @@
 use testing::{RawClient, World};
 
 /// What nobody but its owner may publish to.
-const FOREIGN: [&str; 18] = [
+const FOREIGN: [&str; 19] = [
     "chat.general",
     "admin.alerts",
     "dm.alice.bob",
@@ -21,6 +21,7 @@ const FOREIGN: [&str; 18] = [
     "$JS.API.STREAM.SNAPSHOT.CHAT_MESSAGES",
     "$JS.API.CONSUMER.DELETE.CHAT_MESSAGES.persist-message",
     "$JS.API.CONSUMER.CREATE.CHAT_MESSAGES",
+    "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
     "$SYS.REQ.SERVER.PING",
 ];
 
@@ -34,6 +35,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "change.chat.general",
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
+            "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
         ],
         "send-message" => &["chat.general", "dm.alice.bob"],
         "publisher" => {

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::conversation::direct_name;
 use crate::{
-    Applied, Check, DeleteRequest, Deleted, Direct, HistoryRequest, NoRequest, Page, Reason, Refusal, Room, SendAck, SendRequest, SyncPage,
+    Applied, Audit, AuditRequest, Check, DeleteRequest, Deleted, Direct, HistoryRequest, NoRequest, Page, Reason, Refusal, ReplayRequest, Replayed, Room, SendAck, SendRequest, SyncPage,
     SyncRequest, User,
 };
 
@@ -55,6 +55,8 @@ pub mod jetstream {
     pub const CONSUMER_CREATE: &str = "$JS.API.CONSUMER.DURABLE.CREATE.CHAT_MESSAGES.persist-message";
     /// Holds back deliveries of the shared consumer for a while.
     pub const CONSUMER_PAUSE: &str = "$JS.API.CONSUMER.PAUSE.CHAT_MESSAGES.persist-message";
+    /// Begins the shared consumer anew at a sequence: what was acknowledged from there on is delivered again.
+    pub const CONSUMER_RESET: &str = "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message";
     /// Pulls from the shared consumer.
     pub const CONSUMER_NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.CHAT_MESSAGES.persist-message";
 
@@ -100,6 +102,12 @@ pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
 /// Mends it.
 pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> =
     Endpoint::new("apply", "bootstrap.apply", "bootstrap.apply", "Mends what bootstrap.check finds");
+/// What became of the log's messages.
+pub const BOOTSTRAP_AUDIT: Endpoint<AuditRequest, Audit> =
+    Endpoint::new("audit", "bootstrap.audit", "bootstrap.audit", "What became of every message the log holds, part by part");
+/// Delivers the log again.
+pub const BOOTSTRAP_REPLAY: Endpoint<ReplayRequest, Replayed> =
+    Endpoint::new("replay", "bootstrap.replay", "bootstrap.replay", "Delivers the log again, from a sequence on, to be stored again");
 
 /// Every copy of every function answers what it offers.
 pub const DISCOVER_INFO: &str = "$SRV.INFO";
@@ -288,6 +296,8 @@ mod tests {
             DM_DELETE.subject(&["ann", "bob"]),
             BOOTSTRAP_CHECK.subject(&[]),
             BOOTSTRAP_APPLY.subject(&[]),
+            BOOTSTRAP_AUDIT.subject(&[]),
+            BOOTSTRAP_REPLAY.subject(&[]),
         ] {
             assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
         }
@@ -304,6 +314,10 @@ mod tests {
             DM_SYNC.subscription,
             DELETE.subscription,
             DM_DELETE.subscription,
+            BOOTSTRAP_CHECK.subscription,
+            BOOTSTRAP_APPLY.subscription,
+            BOOTSTRAP_AUDIT.subscription,
+            BOOTSTRAP_REPLAY.subscription,
         ] {
             for stream in STREAM_SUBJECTS {
                 assert!(!overlap(stream, subscription), "{stream} and {subscription}");
