@@ -44,7 +44,14 @@ pub async fn newest(log: &Log, conversation: &Conversation, from: Seq, before: S
 ///
 /// # Errors
 /// The log does not answer.
-pub async fn oldest(log: &Log, conversation: &Conversation, from: Seq, need: usize, max_bytes: usize, limits: Limits) -> Result<Tail, LogError> {
+pub async fn oldest(
+    log: &Log,
+    conversation: &Conversation,
+    from: Seq,
+    need: usize,
+    max_bytes: usize,
+    limits: Limits,
+) -> Result<Tail, LogError> {
     let subject = conversation.log_subjects().swap_remove(0);
     let mut messages = Vec::new();
     let (mut next, mut good, mut bytes, mut complete) = (from, 0, 0, false);

@@ -77,8 +77,16 @@ struct Found {
 }
 
 enum Content {
-    Message { sender: String, id: String, derived: bool },
-    Change { target: i64, sender: String, id: String },
+    Message {
+        sender: String,
+        id: String,
+        derived: bool,
+    },
+    Change {
+        target: i64,
+        sender: String,
+        id: String,
+    },
     /// Nothing that can be stored: a dead letter, if the promise holds.
     Unfit,
 }

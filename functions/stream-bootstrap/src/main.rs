@@ -5,6 +5,7 @@
 mod audit;
 mod bootstrap;
 mod compare;
+mod deletions;
 mod fence;
 mod letters;
 mod object;

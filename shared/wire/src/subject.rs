@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 use crate::conversation::direct_name;
 use crate::{
-    Applied, Audit, AuditRequest, Check, DeleteRequest, Deleted, Direct, HistoryRequest, NoRequest, Page, Reason, Refusal, ReplayRequest, Replayed, Room, SendAck, SendRequest, SyncPage,
-    SyncRequest, User,
+    Applied, Audit, AuditRequest, Check, DeleteRequest, Deleted, Direct, HistoryRequest, NoRequest, Page, Reason, Refusal, ReplayRequest,
+    Replayed, Room, SendAck, SendRequest, SyncPage, SyncRequest, User,
 };
 
 /// The log.
