@@ -87,11 +87,23 @@ async fn a_row_that_is_another_messages_is_no_success() {
     let world = World::start().await;
     let (_bootstrap, _worker) = tokio::join!(world.spawn("stream-bootstrap"), world.spawn("persist-message"));
     let (publisher, database) = (world.client("publisher").await, world.database().await);
-    say(&publisher, 3).await;
-    stored(&database, 3).await;
-    sqlx::raw_sql("update messages set sender = 'zoe' where seq = 2").execute(&database).await.unwrap();
+    let twice = json!({"user": "ann", "text": "said twice", "id": "a-1"}).to_string();
+    for _ in 0..2 {
+        publisher.request("chat.general", twice.clone().into()).await.unwrap();
+    }
+    say(&publisher, 1).await;
+    stored(&database, 2).await;
+    // The second one is stored, under the first one's sequence; what stands in its place is wrong all the same.
+    sqlx::raw_sql(
+        "insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
+         select 2, room_id, 'zoe', id, derived, text, sent_at, received_at from messages",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
     let (code, shown, _) = run(index(&world, "operator", &["audit"], &[])).await;
     assert_eq!(code, 1);
+    assert!(shown.contains("   0  MISSING\n"), "{shown}");
     assert!(shown.ends_with("sequence 2, chat.general: another message is stored here\n"), "{shown}");
 }
 

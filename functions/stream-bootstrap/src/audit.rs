@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use runtime::{Ctx, LogMessage};
+use runtime::{Ctx, Log, LogMessage};
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use wire::{Audit, AuditCounts, AuditRequest, Change, Incoming, Limits, Offender, Seq};
@@ -47,18 +47,14 @@ pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Troubl
     let from = asked.from.max(first);
     let mut page = Page { counts: AuditCounts::default(), offenders: Vec::new(), room: asked.offenders };
     let mut next = from;
-    // What is appended meanwhile is for the next part, or an audit would never end while people talk.
     while next <= last {
-        let mut found = ctx.log().every(next, CHUNK, CHUNK_BYTES).await?;
-        found.retain(|(message, _)| message.seq <= last);
-        let Some((end, _)) = found.last() else {
+        let messages = read(ctx.log(), next, last).await?;
+        let Some(end) = messages.last().map(|found| found.message.seq) else {
             next = last.next();
             break;
         };
-        let end = end.seq;
         // Before the index is looked at: what lies at or below this floor was committed before.
         let floor = ctx.log().floor().await?;
-        let messages: Vec<Found> = found.into_iter().map(Found::read).collect();
         let left = deadline.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
         let index = ctx.database().run(left, async |connection| Index::read(connection, &messages).await).await?;
         messages.iter().for_each(|found| page.count(found, &index, floor));
@@ -67,7 +63,14 @@ pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Troubl
             break;
         }
     }
-    Ok(Audit { from, through: next.previous(), more: next <= last, counts: page.counts, offenders: page.offenders })
+    Ok(Audit { from, through: next.previous().min(last), more: next <= last, counts: page.counts, offenders: page.offenders })
+}
+
+/// The next messages up to `last`. What is appended meanwhile is for another part, or an audit would never end while
+/// people talk.
+async fn read(log: &Log, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
+    let found = log.every(from, CHUNK, CHUNK_BYTES).await?;
+    Ok(found.into_iter().filter(|(message, _)| message.seq <= last).map(Found::read).collect())
 }
 
 /// A message of the log, as far as the index would know it.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use wire::{Change, FENCE_SUBJECT, Seq};
 
-use super::fence::{Entry, body, entries, lift, publish, received_ms, store, take, texts, without_log};
+use super::fence::{Entry, body, entries, lift, publish, received_ms, store, texts, without_log};
 use super::{api, log_with, start};
 
 /// What delete-message appends when `sender` deletes the message at `target`; without an `id` of its own.
@@ -80,16 +80,8 @@ async fn a_deletion_follows_a_message_that_went_ahead() {
     let deletion = deletion(&admin, 1, "ann", None).await;
     let received = received_ms(&admin, 1).await;
     api(&admin, "STREAM.UPDATE.CHAT_MESSAGES", log_with(json!({"subjects": [FENCE_SUBJECT]}))).await;
-    take(&database, 1, "deleted").await;
-    let change = "
-        insert into dead_letters (seq, subject, headers, payload, reason, received_at)
-        values (2, 'change.chat.general', '', convert_to($1, 'utf8'), 'below_fence', now())";
-    sqlx::query(change).bind(&deletion).execute(&database).await.unwrap();
-    sqlx::query("update dead_letters set received_at = 'epoch'::timestamptz + $1 * interval '1 ms' where seq = 1")
-        .bind(received)
-        .execute(&database)
-        .await
-        .unwrap();
+    letter(&database, 1, "chat.general", &body("ann", "deleted"), received).await;
+    letter(&database, 2, "change.chat.general", &deletion, received).await;
     lift(&admin).await;
     let digest: String =
         sqlx::query_scalar("select encode(sha256(sha256(headers) || sha256(payload)), 'hex') from dead_letters where seq = 1")
@@ -103,6 +95,28 @@ async fn a_deletion_follows_a_message_that_went_ahead() {
     start(&world).await.unwrap().stop().await.unwrap();
     assert_eq!(targets(&admin).await, [(501, "seq:501".to_owned(), received_ms(&admin, 501).await)]);
     assert_eq!(entries(&admin).await.len(), 2);
+}
+
+async fn letter(database: &PgPool, seq: i64, subject: &str, payload: &str, received_ms: i64) {
+    let letter = "
+        insert into dead_letters (seq, subject, headers, payload, reason, received_at)
+        values ($1, $2, '', convert_to($3, 'utf8'), 'below_fence', 'epoch'::timestamptz + $4 * interval '1 ms')";
+    sqlx::query(letter).bind(seq).bind(subject).bind(payload).bind(received_ms).execute(database).await.unwrap();
+}
+
+/// Two lost logs had a message of the same sender in the same place, and one of them is deleted.
+#[tokio::test]
+async fn a_deletion_follows_the_message_of_its_own_log() {
+    let (world, admin, database) = with_log().await;
+    publish(&admin, "chat.general", &[], &body("ann", "deleted")).await;
+    let (received, deletion) = (received_ms(&admin, 1).await, deletion(&admin, 1, "ann", None).await);
+    api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
+    letter(&database, 1, "chat.general", &body("ann", "of an earlier log"), received - 1).await;
+    letter(&database, 1, "chat.general", &body("ann", "deleted"), received).await;
+    letter(&database, 2, "change.chat.general", &deletion, received).await;
+    start(&world).await.unwrap().stop().await.unwrap();
+    assert_eq!(texts(&entries(&admin).await)[..2], [(501, "of an earlier log"), (502, "deleted")]);
+    assert_eq!(targets(&admin).await, [(502, "seq:502".to_owned(), received_ms(&admin, 502).await)]);
 }
 
 async fn store_change(database: &PgPool, seq: i64, target: i64, id: &str, received_ms: i64) {

@@ -183,7 +183,7 @@ async fn close(admin: &Client) {
     api(admin, "CONSUMER.PAUSE.CHAT_MESSAGES.persist-message", json!({"pause_until": "2999-01-01T00:00:00Z"})).await;
 }
 
-pub(super) async fn take(database: &PgPool, seq: i64, text: &str) {
+async fn take(database: &PgPool, seq: i64, text: &str) {
     let letter = "
         insert into dead_letters (seq, subject, headers, payload, reason, received_at)
         values ($1, 'chat.general', '', convert_to($2, 'utf8'), 'below_fence', now())";
