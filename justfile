@@ -67,6 +67,28 @@ import +FILES:
     export NATS_URL=nats://127.0.0.1:${SCROLLBACK_NATS_PORT:-4222} NATS_USER=publisher NATS_PASS=$PUBLISHER_PASSWORD
     exec cargo run --quiet --release --locked --manifest-path "$root/Cargo.toml" --package bench --bin import -- "$@"
 
+# Store the log again from sequence FROM on (0: from its first), wait for it, and audit
+[no-cd]
+replay FROM: (_index "replay" FROM)
+
+# Look up every message of the log in PostgreSQL; exit code 1 when one is missing
+[no-cd]
+audit: (_index "audit")
+
+[no-cd]
+_index +ARGS:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    root={{ quote(justfile_directory()) }}
+    if "$root/dev" status >/dev/null; then exec "$root/dev" "$@"; fi
+    if [[ -z $(docker compose --project-directory "$root" ps --status running --quiet nats 2>/dev/null) ]]; then
+        echo "nothing is up: run ./dev up or just up first" >&2
+        exit 1
+    fi
+    source "$root/.env"
+    export NATS_URL=nats://127.0.0.1:${SCROLLBACK_NATS_PORT:-4222} NATS_USER=operator NATS_PASS=$OPERATOR_PASSWORD
+    exec cargo run --quiet --release --locked --manifest-path "$root/Cargo.toml" --package bench --bin index -- "$@"
+
 # Run N copies of the function NAME in Docker
 scale NAME N:
     docker compose up --detach --no-recreate --scale "$1=$2" "$1"

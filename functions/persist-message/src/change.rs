@@ -79,8 +79,8 @@ pub async fn make(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &
     }
     let hard: Vec<&ChangeRow> = changes.iter().filter(|row| row.is_hard()).collect();
     if !hard.is_empty() {
-        erase_letters(connection, &hard).await?;
         made.erase = erasures(connection, &hard).await?;
+        made.erase.extend(erase_letters(connection, &hard).await?);
     }
     Ok(made)
 }
@@ -135,25 +135,30 @@ async fn erasures(connection: &mut PgConnection, hard: &[&ChangeRow]) -> Result<
     Ok(targets.chain(copies.into_iter().map(Erasure::of_duplicate)).collect())
 }
 
-async fn erase_letters(connection: &mut PgConnection, hard: &[&ChangeRow]) -> Result<(), sqlx::Error> {
-    type Found = (i64, i64, String, Vec<u8>, Vec<u8>, OffsetDateTime);
+/// Empties the letters that hold the texts; the log may still hold them where the letters came from, too.
+async fn erase_letters(connection: &mut PgConnection, hard: &[&ChangeRow]) -> Result<Vec<Erasure>, sqlx::Error> {
+    type Letter = (i64, i64, String, Vec<u8>, Vec<u8>, OffsetDateTime);
     let reasons: Vec<&str> = WHOLE.iter().map(|reason| reason.as_str()).collect();
-    let letters: Vec<Found> = sqlx::query_as(LETTERS).bind(reasons).fetch_all(&mut *connection).await?;
-    let concerned = |(_, seq, subject, headers, payload, received_at): &Found| {
+    let letters: Vec<Letter> = sqlx::query_as(LETTERS).bind(reasons).fetch_all(&mut *connection).await?;
+    let concerned = |(_, seq, subject, headers, payload, received_at): &Letter| {
         let headers = parse_headers(headers).ok();
         let seq = Seq::from_i64(*seq);
         let received_ms = i64::try_from(received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
         // Whatever the limits are today: a text that was once too long is a text.
         let limits = Limits { text_bytes: payload.len() };
         let message_id = headers.as_ref().and_then(runtime::message_id);
-        let message = Incoming::parse(subject, message_id, payload, seq, received_ms, limits).ok();
-        let is = |row: &&ChangeRow, message: &Incoming| {
+        let message = Incoming::parse(subject, message_id, payload, seq, received_ms, limits).ok()?;
+        let is = |row: &&&ChangeRow| {
             let deletion = &row.change.deletion;
             // Without an id, only the time tells it from another message in the same place of a log that was made anew.
-            Erasure::of_target(deletion).is(message) && (!deletion.derived || deletion.received == received_ms)
+            Erasure::of_target(deletion).is(&message) && (!deletion.derived || deletion.received == received_ms)
         };
-        message.is_some_and(|message| hard.iter().any(|row| is(row, &message)))
+        hard.iter().find(is).map(|row| Erasure::of_target(&row.change.deletion).at(seq))
     };
-    let ids: Vec<i64> = letters.iter().filter(|letter| concerned(letter)).map(|letter| letter.0).collect();
-    if ids.is_empty() { Ok(()) } else { sqlx::query(ERASE_LETTERS).bind(ids).execute(connection).await.map(|_| ()) }
+    let found: Vec<(i64, Erasure)> = letters.iter().filter_map(|letter| Some((letter.0, concerned(letter)?))).collect();
+    let (ids, erasures): (Vec<i64>, Vec<Erasure>) = found.into_iter().unzip();
+    if !ids.is_empty() {
+        sqlx::query(ERASE_LETTERS).bind(ids).execute(connection).await?;
+    }
+    Ok(erasures)
 }

@@ -18,6 +18,11 @@ impl Erasure {
         Erasure { seq: deletion.target, user: deletion.user.clone(), id: deletion.id.clone(), derived: deletion.derived }
     }
 
+    /// The same text in another place.
+    pub fn at(self, seq: Seq) -> Erasure {
+        Erasure { seq, ..self }
+    }
+
     /// A row of `duplicates`.
     pub fn of_duplicate((seq, user, id): (i64, String, String)) -> Erasure {
         Erasure { seq: Seq::from_i64(seq), user, id, derived: false }

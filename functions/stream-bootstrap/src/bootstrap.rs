@@ -7,11 +7,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
-use wire::{Check, Difference, Reason, Seq, jetstream};
+use wire::{Check, Difference, Reason, Replayed, Seq, jetstream};
 
 use crate::shipped::{Shipped, subjects, swallowed};
 use crate::trouble::Trouble;
-use crate::{compare::Config, fence, letters, schema};
+use crate::{compare::Config, fence, letters, replay, schema};
 
 /// The first one that appends atomically and keeps what it acknowledged.
 const OLDEST_SERVER: [u64; 3] = [2, 14, 3];
@@ -75,13 +75,34 @@ impl Bootstrap {
     /// # Errors
     /// A server does not answer, or refuses.
     pub async fn apply(&self) -> Result<Vec<String>, Trouble> {
+        self.alone(async |connection| self.apply_locked(connection).await).await
+    }
+
+    /// Applies everything, so that a database that was lost has its tables again, and delivers the log again from
+    /// `from` on. Letters that wait for room in the log do not stand in the way.
+    ///
+    /// # Errors
+    /// As [`apply`](Bootstrap::apply); `from` is beyond the log.
+    pub async fn replay(&self, from: Seq) -> Result<(Vec<String>, Replayed), Trouble> {
+        self.alone(async |connection| {
+            let done = match self.apply_locked(connection).await {
+                Err(Trouble::LettersWait(_)) => Vec::new(),
+                outcome => outcome?,
+            };
+            Ok((done, replay::replay(self.ctx.log(), self.ctx.nats(), connection, from).await?))
+        })
+        .await
+    }
+
+    /// Runs `work` on a connection that holds the lock. [`Trouble::Busy`] when another copy holds it.
+    async fn alone<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Trouble>) -> Result<T, Trouble> {
         // Asked first with a short limit: waiting for a connection may take half a minute, without a word.
         self.ctx.database().run(PING_LIMIT, ping).await?;
         let mut outcome = Err(Trouble::Busy);
         let released = self.ctx.database().run(APPLY_LIMIT, async |connection: &mut PgConnection| {
             let locked: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await?;
             if locked {
-                outcome = self.apply_locked(connection).await;
+                outcome = work(connection).await;
             }
             unlock(connection).await
         });

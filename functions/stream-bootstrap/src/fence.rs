@@ -29,7 +29,11 @@ const CHUNK: u64 = 64;
 /// The highest sequence PostgreSQL knows. Letters that wait below the fence count like the others: they were
 /// taken from below it, so they never raise it.
 const STORED: &str = "
-    select greatest((select max(seq) from messages), (select max(seq) from dead_letters), 0)";
+    select greatest((select max(seq) from messages), (select max(seq) from dead_letters),
+                    (select max(seq) from changes), (select max(seq) from duplicates), 0)";
+const MADE: &str = "
+    select bool_and(to_regclass(name) is not null)
+      from unnest(array['messages', 'dead_letters', 'changes', 'duplicates']) as names (name)";
 
 #[derive(Debug, Deserialize)]
 struct StreamInfo {
@@ -47,14 +51,12 @@ pub fn is_log(object: &Object) -> bool {
     matches!(&object.kind, Kind::Stream { name } if name == STREAM)
 }
 
-/// The highest sequence PostgreSQL knows; `None` before the first migration.
+/// The highest sequence PostgreSQL knows; `None` before the tables are made.
 ///
 /// # Errors
 /// The database does not answer.
 pub async fn stored(connection: &mut PgConnection) -> Result<Option<Seq>, sqlx::Error> {
-    let made: bool = sqlx::query_scalar("select to_regclass('messages') is not null and to_regclass('dead_letters') is not null")
-        .fetch_one(&mut *connection)
-        .await?;
+    let made: bool = sqlx::query_scalar(MADE).fetch_one(&mut *connection).await?;
     if !made {
         return Ok(None);
     }
@@ -93,7 +95,7 @@ pub async fn keep(
         return Ok(Vec::new());
     }
     let (mut done, refusal) = close(nats, shipped).await?;
-    let paused = pause(nats).await?;
+    let paused = pause(nats, PAUSE).await?;
     // Again: a worker may have finished what it had taken from the lost log.
     let stored = self::stored(connection).await?.unwrap_or(stored).max(stored);
     let taken = take(log, nats, connection, stored, shipped, limits).await?;
@@ -149,9 +151,12 @@ fn is_closed(config: &Config) -> bool {
 }
 
 /// Keeps workers from storing what is being taken: nothing is delivered any more, and what was delivered before
-/// gets its time. Whether there was a consumer to hold back.
-async fn pause(nats: &Connection) -> Result<bool, Trouble> {
-    let until = (OffsetDateTime::now_utc() + PAUSE).format(&Rfc3339).unwrap_or_default();
+/// gets its time. For `limit` at most, should nobody resume. Whether there was a consumer to hold back.
+///
+/// # Errors
+/// JetStream does not answer.
+pub async fn pause(nats: &Connection, limit: Duration) -> Result<bool, Trouble> {
+    let until = (OffsetDateTime::now_utc() + limit).format(&Rfc3339).unwrap_or_default();
     if !hold(nats, &json!({ "pause_until": until })).await? {
         return Ok(false);
     }
@@ -173,7 +178,11 @@ async fn pause(nats: &Connection) -> Result<bool, Trouble> {
     Ok(true)
 }
 
-async fn resume(nats: &Connection) -> Result<(), Trouble> {
+/// Deliveries go on.
+///
+/// # Errors
+/// JetStream does not answer.
+pub async fn resume(nats: &Connection) -> Result<(), Trouble> {
     hold(nats, &json!({})).await.map(|_| ())
 }
 

@@ -6,8 +6,9 @@ use runtime::{Again, AppendError, Connection, Log, LogMessage, RawMessage, appen
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection as _, FromRow, Row};
 use time::OffsetDateTime;
-use wire::{Incoming, Limits, Reason, Seq, header, overlap};
+use wire::{Change, Incoming, Limits, Reason, Seq, header, overlap};
 
+use crate::deletions::{Deletions, Moved};
 use crate::trouble::Trouble;
 
 /// Letters read at once; each may weigh `max_payload`.
@@ -16,7 +17,8 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A message is stored when its row is there, or one of the same sender and id. Its row is the one with its
 /// place, author and the log's own time of receipt. Not its text: that may have been erased since, and must not come
-/// back; and whoever said "hello" in the same place of the lost log and of this one said it twice.
+/// back; and whoever said "hello" in the same place of the lost log and of this one said it twice. A message is stored
+/// as well when its deletion is: by its id where it has one of its own (the tombstone is a row), else by its place.
 const STORED: &str = "
     select asked.seq
       from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::timestamptz[])
@@ -27,7 +29,16 @@ const STORED: &str = "
                   and (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, asked.derived))
         or not asked.derived and exists (
                select from messages
-                where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, false))";
+                where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, false))
+        or asked.derived and exists (
+               select from changes join rooms on rooms.id = changes.room_id
+                where (changes.target, changes.sender, changes.id, rooms.name) = (asked.seq, asked.sender, asked.id, asked.room))
+           and not exists (
+               select from messages where messages.seq = asked.seq and messages.received_at <> asked.received_at)";
+
+const CHANGES_STORED: &str = "
+    select changes.seq from changes
+      join unnest($1::bigint[], $2::timestamptz[]) as asked (seq, received_at) using (seq, received_at)";
 
 /// Letters that stay: those of another reason, and those with an outcome.
 const LETTERS_AT: &str = "
@@ -105,6 +116,18 @@ impl FromRow<'_, PgRow> for Kept {
     }
 }
 
+impl Letter {
+    fn message(&self) -> LogMessage {
+        LogMessage {
+            seq: Seq::from_i64(self.seq),
+            subject: self.subject.clone(),
+            headers: parse_headers(&self.headers).ok(),
+            payload: self.payload.clone().into(),
+            received_ms: i64::try_from(self.received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
+        }
+    }
+}
+
 /// How many letters wait to be appended again.
 ///
 /// # Errors
@@ -144,6 +167,7 @@ pub async fn take(connection: &mut PgConnection, found: &[RawMessage], log_subje
 /// The log does not take a message now, or the database does not answer. What is left waits for the next time.
 pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection, limits: Limits) -> Result<Vec<String>, Trouble> {
     let (mut appended, mut aside, mut first) = (0_u64, 0_u64, true);
+    let mut deletions = Deletions::waiting(connection).await?;
     loop {
         let letters: Vec<Letter> =
             sqlx::query_as(WAITING).bind(Reason::BelowFence.as_str()).bind(CHUNK).fetch_all(&mut *connection).await?;
@@ -152,25 +176,33 @@ pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection,
         }
         for letter in letters {
             // Only the first one can be in the log already: whoever appended it died before removing the letter.
-            let there = std::mem::take(&mut first) && is_appended(log, &letter).await?;
+            let there = if std::mem::take(&mut first) { appended_at(log, &letter).await? } else { None };
             let mut held = connection.begin().await?;
             if sqlx::query(HOLD).bind(letter.id).fetch_optional(&mut *held).await?.is_none() {
                 // It got an outcome since it was read.
-            } else if there || is_stored(&mut held, &letter, limits).await? {
-                remove(&mut held, &letter).await?;
-            } else {
-                match publish(nats, &letter).await? {
-                    None => {
-                        remove(&mut held, &letter).await?;
-                        appended += 1;
-                    }
-                    Some((reason, detail)) => {
-                        sqlx::query(SET_ASIDE).bind(letter.id).bind(reason.as_str()).bind(detail).execute(&mut *held).await?;
-                        aside += 1;
-                    }
-                }
+                continue;
             }
+            let place = match there {
+                Some(place) => Ok(Some(place)),
+                None if is_stored(&mut held, &letter, limits).await? => Ok(None),
+                None => publish(nats, &letter).await?.map(Some),
+            };
+            appended += u64::from(there.is_none() && matches!(place, Ok(Some(_))));
+            let followed = match place {
+                Ok(Some(place)) => settle(log, &mut held, &letter, place, &deletions, limits).await?,
+                Ok(None) => remove(&mut held, &letter).await.map(|()| false)?,
+                Err((reason, detail)) => {
+                    sqlx::query(SET_ASIDE).bind(letter.id).bind(reason.as_str()).bind(detail).execute(&mut *held).await?;
+                    aside += 1;
+                    false
+                }
+            };
             held.commit().await?;
+            if followed {
+                // They may be among those that were read already.
+                deletions = Deletions::waiting(connection).await?;
+                break;
+            }
         }
     }
     let mut done = Vec::new();
@@ -183,8 +215,54 @@ pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection,
     Ok(done)
 }
 
+/// Removes a letter that stands in the log again, at `place`, and lets its deletions follow it there; whether there were
+/// any. Within one transaction: both or neither.
+async fn settle(
+    log: &Log,
+    connection: &mut PgConnection,
+    letter: &Letter,
+    place: Seq,
+    deletions: &Deletions,
+    limits: Limits,
+) -> Result<bool, Trouble> {
+    let message = letter.message();
+    let Ok(parsed) = Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits)
+    else {
+        remove(connection, letter).await?;
+        return Ok(false);
+    };
+    let Incoming { room, user, id, .. } = &parsed;
+    let moved = Moved { room, sender: user, id: id.as_deref(), from: message.seq, received_ms: message.received_ms };
+    if !deletions.concern(&moved) {
+        remove(connection, letter).await?;
+        return Ok(false);
+    }
+    // Its time of receipt is another now, and whoever stores tells messages apart by it.
+    let received_ms = log.next(&letter.subject, place).await?.map_or(moved.received_ms, |raw| raw.message.received_ms);
+    deletions.follow(connection, &moved, place, received_ms).await?;
+    remove(connection, letter).await?;
+    Ok(true)
+}
+
 /// The sequences among `messages` under which PostgreSQL has that very message.
 async fn stored(connection: &mut PgConnection, messages: &[&LogMessage], limits: Limits) -> Result<Vec<i64>, sqlx::Error> {
+    let mut known = stored_messages(connection, messages, limits).await?;
+    let changes: Vec<&&LogMessage> = messages
+        .iter()
+        .filter(|message| Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).is_ok())
+        .collect();
+    if !changes.is_empty() {
+        let found: Vec<i64> = sqlx::query_scalar(CHANGES_STORED)
+            .bind(changes.iter().map(|change| change.seq.as_i64()).collect::<Vec<i64>>())
+            .bind(changes.iter().map(|change| instant(change.received_ms)).collect::<Vec<OffsetDateTime>>())
+            .fetch_all(connection)
+            .await?;
+        known.extend(found);
+    }
+    Ok(known)
+}
+
+async fn stored_messages(connection: &mut PgConnection, messages: &[&LogMessage], limits: Limits) -> Result<Vec<i64>, sqlx::Error> {
     let read = |message: &&LogMessage| {
         let parsed =
             Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()?;
@@ -246,43 +324,36 @@ fn reason(raw: &RawMessage, log_subjects: &[String]) -> Reason {
 
 /// A worker may have held the message while it was being taken.
 async fn is_stored(connection: &mut PgConnection, letter: &Letter, limits: Limits) -> Result<bool, Trouble> {
-    let message = LogMessage {
-        seq: Seq::from_i64(letter.seq),
-        subject: letter.subject.clone(),
-        headers: parse_headers(&letter.headers).ok(),
-        payload: letter.payload.clone().into(),
-        received_ms: i64::try_from(letter.received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
-    };
-    Ok(!stored(connection, &[&message], limits).await?.is_empty())
+    Ok(!stored(connection, &[&letter.message()], limits).await?.is_empty())
 }
 
-/// Whether the log holds the letter already. What was appended again lies above everything that was purged, so
+/// Where the log holds the letter already. What was appended again lies above everything that was purged, so
 /// looking from the letter's own sequence on finds it.
-async fn is_appended(log: &Log, letter: &Letter) -> Result<bool, Trouble> {
+async fn appended_at(log: &Log, letter: &Letter) -> Result<Option<Seq>, Trouble> {
     let mut from = Seq::from_i64(letter.seq).next();
     while let Some(raw) = log.next(&letter.subject, from).await? {
         let id = raw.message.headers.as_ref().and_then(|headers| headers.get(header::MESSAGE_ID));
         if id.is_some_and(|id| id.as_str() == fence_id(letter)) {
-            return Ok(true);
+            return Ok(Some(raw.message.seq));
         }
         from = raw.message.seq.next();
     }
-    Ok(false)
+    Ok(None)
 }
 
 async fn remove(connection: &mut PgConnection, letter: &Letter) -> Result<(), sqlx::Error> {
     sqlx::query("delete from dead_letters where id = $1").bind(letter.id).execute(connection).await.map(|_| ())
 }
 
-/// Appends one letter, or says why that can never be.
-async fn publish(nats: &Connection, letter: &Letter) -> Result<Option<(Reason, String)>, Trouble> {
+/// Appends one letter and says where it is now, or why that can never be.
+async fn publish(nats: &Connection, letter: &Letter) -> Result<Result<Seq, (Reason, String)>, Trouble> {
     let id = fence_id(letter);
     // Empty: its sequence shall serve as its id, as before.
     let again = Again { subject: &letter.subject, headers: &letter.headers, payload: &letter.payload, message_id: &id, unnamed: "" };
     match append_again(nats, again, ACK_TIMEOUT).await {
-        Ok(_) => Ok(None),
-        Err(AppendError::MalformedHeaders(_)) => Ok(Some((Reason::MalformedHeaders, String::new()))),
-        Err(AppendError::TooLarge(why)) => Ok(Some((Reason::PayloadTooLarge, why))),
+        Ok(place) => Ok(Ok(place)),
+        Err(AppendError::MalformedHeaders(_)) => Ok(Err((Reason::MalformedHeaders, String::new()))),
+        Err(AppendError::TooLarge(why)) => Ok(Err((Reason::PayloadTooLarge, why))),
         Err(error) => Err(Trouble::LettersWait(error.to_string())),
     }
 }
@@ -293,6 +364,6 @@ fn fence_id(letter: &Letter) -> String {
 }
 
 /// Unix milliseconds as a point in time.
-fn instant(ms: i64) -> OffsetDateTime {
+pub fn instant(ms: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

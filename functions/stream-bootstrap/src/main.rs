@@ -1,11 +1,15 @@
 //! Keeps the log, its consumer and the database schema as shipped, and sequences above what is stored.
-//! Answers `bootstrap.check` and `bootstrap.apply`, and does both by itself at start and from time to time.
+//! Answers `bootstrap.check` and `bootstrap.apply`, and does both by itself at start and from time to time;
+//! `bootstrap.audit` and `bootstrap.replay` when asked.
 
+mod audit;
 mod bootstrap;
 mod compare;
+mod deletions;
 mod fence;
 mod letters;
 mod object;
+mod replay;
 mod schema;
 mod shipped;
 #[cfg(test)]
@@ -20,7 +24,10 @@ use bootstrap::{Bootstrap, Own};
 use runtime::{Ctx, Error, Fatal, Function, Meter, Reply, Request, Result, this};
 use shipped::Shipped;
 use trouble::Trouble;
-use wire::{Applied, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, Check, NoRequest};
+use wire::{
+    Applied, Audit, AuditRequest, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, Check, NoRequest, ReplayRequest,
+    Replayed,
+};
 
 /// Between attempts while something is away, or another copy is applying.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -43,7 +50,9 @@ fn function() -> Function<State> {
   BOOTSTRAP_INTERVAL_MS    how often everything is looked at (30000)",
         )
         .answer(BOOTSTRAP_CHECK, check)
-        .answer(BOOTSTRAP_APPLY, apply);
+        .answer(BOOTSTRAP_APPLY, apply)
+        .answer(BOOTSTRAP_AUDIT, audit_log)
+        .answer(BOOTSTRAP_REPLAY, replay_log);
     function.work("reconcile", "timer", "Looks from time to time, and mends what differs", reconcile)
 }
 
@@ -82,19 +91,41 @@ async fn check(ctx: Ctx<State>, _: Request<NoRequest>) -> Result<Reply<Check>> {
 }
 
 async fn apply(ctx: Ctx<State>, _: Request<NoRequest>) -> Result<Reply<Applied>> {
+    let done = to_the_end(&ctx, |bootstrap| async move { bootstrap.apply().await }).await?;
+    tell(&done);
+    Reply::json(&Applied { done })
+}
+
+async fn audit_log(ctx: Ctx<State>, request: Request<AuditRequest>) -> Result<Reply<Audit>> {
+    Reply::json(&audit::audit(&ctx, request.ask).await?)
+}
+
+async fn replay_log(ctx: Ctx<State>, request: Request<ReplayRequest>) -> Result<Reply<Replayed>> {
+    let from = request.ask.from;
+    let (done, replayed) = to_the_end(&ctx, move |bootstrap| async move { bootstrap.replay(from).await }).await?;
+    tell(&done);
+    tracing::info!(from = %replayed.from, through = %replayed.through, "the log is delivered again");
+    Reply::json(&replayed)
+}
+
+/// Waits while another copy is at it. On its own: a fence or a replay that is half done must not be left so because
+/// a caller's deadline has passed.
+async fn to_the_end<T, W, F>(ctx: &Ctx<State>, work: W) -> Result<T>
+where
+    T: Send + 'static,
+    W: Fn(Arc<Bootstrap>) -> F + Send + 'static,
+    F: Future<Output = Result<T, Trouble>> + Send,
+{
     let (bootstrap, stop) = (ctx.bootstrap.clone(), ctx.stop().clone());
-    // On its own: a fence that is half done must not be left so because a caller's deadline has passed.
-    let applying = tokio::spawn(async move {
+    let working = tokio::spawn(async move {
         loop {
-            match bootstrap.apply().await {
+            match work(bootstrap.clone()).await {
                 Err(Trouble::Busy) if !stop.is_cancelled() => tokio::time::sleep(PAUSE).await,
                 outcome => return outcome,
             }
         }
     });
-    let done = applying.await.map_err(Error::internal)??;
-    tell(&done);
-    Reply::json(&Applied { done })
+    Ok(working.await.map_err(Error::internal)??)
 }
 
 async fn reconcile(ctx: Ctx<State>, meter: Meter) -> Result<(), Fatal> {

@@ -1,6 +1,9 @@
 //! From nothing, again, side by side, and against what an operator or another version did: on real servers.
 
+mod audit;
+mod deletions;
 mod fence;
+mod replay;
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -31,6 +31,9 @@ const DIRECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 const DETOUR: Duration = Duration::from_secs(5);
 /// JSON gets under way at once while walking.
 const JSON_CONCURRENCY: usize = 32;
+/// Messages the JSON API is asked for before somebody looks at the clock.
+const MAX_WALK: usize = 256;
+const EVERY_SUBJECT: &str = ">";
 
 /// One message of the log.
 #[derive(Debug, Clone)]
@@ -340,6 +343,31 @@ impl Log {
             .try_collect()
             .await?;
         Ok(found.into_iter().flatten().collect())
+    }
+
+    /// The oldest messages from `from` on, whatever their subject, about `need` and `max_bytes` at most: malformed ones,
+    /// too, which [`first`](Log::first) skips; each with whether it is malformed. Empty when there are no more.
+    ///
+    /// # Errors
+    /// The log does not answer.
+    pub async fn every(&self, from: Seq, need: usize, max_bytes: usize) -> Result<Vec<(LogMessage, bool)>, LogError> {
+        if !self.on_detour().await {
+            match self.first_direct(EVERY_SUBJECT, from, need, max_bytes).await {
+                // A direct get that succeeds has met nothing malformed.
+                Ok(window) => return Ok(window.messages.into_iter().map(|message| (message, false)).collect()),
+                Err(error) => self.take_detour(&error).await,
+            }
+        }
+        // Number by number, many at once; not before the first one there is, for a log may have wide gaps.
+        let Some(first) = self.next(EVERY_SUBJECT, from).await? else { return Ok(Vec::new()) };
+        let from = first.message.seq;
+        let to = from.get().saturating_add(need.clamp(1, MAX_WALK) as u64 - 1);
+        let mut found = self.walk(from, Seq::new(to).unwrap_or(Seq::MAX)).await?;
+        if found.is_empty() {
+            // Removed meanwhile; the log goes on all the same.
+            found.push(first);
+        }
+        Ok(found.into_iter().map(|raw| (raw.message, raw.malformed)).collect())
     }
 
     /// The first message of `subject` from `from` on, malformed or not.

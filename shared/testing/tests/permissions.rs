@@ -28,6 +28,7 @@ const FOREIGN: &[&str] = &[
     "$JS.API.STREAM.SNAPSHOT.CHAT_MESSAGES",
     "$JS.API.CONSUMER.DELETE.CHAT_MESSAGES.persist-message",
     "$JS.API.CONSUMER.CREATE.CHAT_MESSAGES",
+    "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
     "$SYS.REQ.SERVER.PING",
 ];
 
@@ -41,6 +42,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "change.chat.general",
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
+            "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
         ],
         "manage-dead-letters" => &["chat.general", "admin.alerts", "dm.alice.bob", "change.chat.general"],
         "send-message" => &["chat.general", "dm.alice.bob"],

@@ -3,6 +3,7 @@
 //! No I/O here, no clock and no randomness: everything is a value or a check of one. The contract in
 //! words is `README.md` beside this crate.
 
+mod audit;
 mod body;
 mod bootstrap;
 mod change;
@@ -19,6 +20,7 @@ mod service;
 mod subject;
 mod sync;
 
+pub use audit::{Audit, AuditCounts, AuditRequest, Offender, ReplayRequest, Replayed};
 pub use body::MAX_PAGE;
 pub use bootstrap::{Applied, Check, Difference, Fence, NoRequest};
 pub use change::{Change, ChangeEntry, ChangeType, Deletion, Mode, change_subject, event_subject};
@@ -36,10 +38,10 @@ pub use reason::Reason;
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
-    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE,
-    DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX,
-    LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, WORKER, direct_subject,
-    discovery_subjects, is_in_log, jetstream, live_subject, overlap,
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST,
+    DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC, EVENTS_STREAM,
+    Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC,
+    WORKER, direct_subject, discovery_subjects, is_in_log, jetstream, live_subject, overlap,
 };
 pub use sync::{SyncPage, SyncRequest};
 

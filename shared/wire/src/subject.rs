@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 
 use crate::conversation::direct_name;
 use crate::{
-    Applied, Check, DeleteRequest, Deleted, Direct, DropLetter, DroppedLetter, HistoryRequest, LetterPage, ListLetters, NoRequest, Page,
-    Reason, Refusal, Retried, RetryLetter, Room, SendAck, SendRequest, ShowLetter, ShownLetter, SyncPage, SyncRequest, User,
+    Applied, Audit, AuditRequest, Check, DeleteRequest, Deleted, Direct, DropLetter, DroppedLetter, HistoryRequest, LetterPage,
+    ListLetters, NoRequest, Page, Reason, Refusal, ReplayRequest, Replayed, Retried, RetryLetter, Room, SendAck, SendRequest, ShowLetter,
+    ShownLetter, SyncPage, SyncRequest, User,
 };
 
 /// The log.
@@ -55,6 +56,8 @@ pub mod jetstream {
     pub const CONSUMER_CREATE: &str = "$JS.API.CONSUMER.DURABLE.CREATE.CHAT_MESSAGES.persist-message";
     /// Holds back deliveries of the shared consumer for a while.
     pub const CONSUMER_PAUSE: &str = "$JS.API.CONSUMER.PAUSE.CHAT_MESSAGES.persist-message";
+    /// Begins the shared consumer anew at a sequence: what was acknowledged from there on is delivered again.
+    pub const CONSUMER_RESET: &str = "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message";
     /// Pulls from the shared consumer.
     pub const CONSUMER_NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.CHAT_MESSAGES.persist-message";
 
@@ -112,6 +115,12 @@ pub const DEADLETTERS_RETRY: Endpoint<RetryLetter, Retried> =
 /// A dead letter need not be looked at any more.
 pub const DEADLETTERS_DROP: Endpoint<DropLetter, DroppedLetter> =
     Endpoint::new("drop", "deadletters.drop", "deadletters.drop", "Takes a dead letter off the list of those that wait; its row stays");
+/// What became of the log's messages.
+pub const BOOTSTRAP_AUDIT: Endpoint<AuditRequest, Audit> =
+    Endpoint::new("audit", "bootstrap.audit", "bootstrap.audit", "What became of every message the log holds, part by part");
+/// Delivers the log again.
+pub const BOOTSTRAP_REPLAY: Endpoint<ReplayRequest, Replayed> =
+    Endpoint::new("replay", "bootstrap.replay", "bootstrap.replay", "Delivers the log again, from a sequence on, to be stored again");
 
 /// Every copy of every function answers what it offers.
 pub const DISCOVER_INFO: &str = "$SRV.INFO";
@@ -318,6 +327,8 @@ mod tests {
             DEADLETTERS_SHOW.subject(&[]),
             DEADLETTERS_RETRY.subject(&[]),
             DEADLETTERS_DROP.subject(&[]),
+            BOOTSTRAP_AUDIT.subject(&[]),
+            BOOTSTRAP_REPLAY.subject(&[]),
         ] {
             assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
         }
@@ -338,6 +349,10 @@ mod tests {
             DEADLETTERS_SHOW.subscription,
             DEADLETTERS_RETRY.subscription,
             DEADLETTERS_DROP.subscription,
+            BOOTSTRAP_CHECK.subscription,
+            BOOTSTRAP_APPLY.subscription,
+            BOOTSTRAP_AUDIT.subscription,
+            BOOTSTRAP_REPLAY.subscription,
         ] {
             for stream in STREAM_SUBJECTS {
                 assert!(!overlap(stream, subscription), "{stream} and {subscription}");

@@ -11,7 +11,7 @@ use wire::{FENCE_SUBJECT, header};
 use super::{SOON, api, bare, check, log_config, log_with, start, start_with};
 
 /// Servers with schema and without a log, and the highest sequence stored is 500.
-async fn without_log() -> (World, Client, PgPool) {
+pub(super) async fn without_log() -> (World, Client, PgPool) {
     let world = bare().await;
     start(&world).await.unwrap().stop().await.unwrap();
     let (admin, database) = (world.client("administrator").await, world.database().await);
@@ -21,7 +21,7 @@ async fn without_log() -> (World, Client, PgPool) {
 }
 
 /// A row of room `general`, as a worker would store it; its text is erased since.
-async fn store(database: &PgPool, seq: i64, sender: &str, id: Option<&str>, received_ms: i64) {
+pub(super) async fn store(database: &PgPool, seq: i64, sender: &str, id: Option<&str>, received_ms: i64) {
     sqlx::query("insert into rooms (name) values ('general') on conflict do nothing").execute(database).await.unwrap();
     let row = "
         insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
@@ -31,18 +31,18 @@ async fn store(database: &PgPool, seq: i64, sender: &str, id: Option<&str>, rece
 }
 
 /// When the log took a message, as a worker would store it.
-async fn received_ms(admin: &Client, seq: u64) -> i64 {
+pub(super) async fn received_ms(admin: &Client, seq: u64) -> i64 {
     let stream = async_nats::jetstream::new(admin.clone()).get_stream("CHAT_MESSAGES").await.unwrap();
     let message = stream.get_raw_message(seq).await.unwrap();
     (message.time.unix_timestamp_nanos() / 1_000_000).try_into().unwrap()
 }
 
-fn body(user: &str, text: &str) -> String {
+pub(super) fn body(user: &str, text: &str) -> String {
     json!({"user": user, "text": text}).to_string()
 }
 
 /// Publishes and gives the acknowledged sequence.
-async fn publish(client: &Client, subject: &str, headers: &[(&str, &str)], body: &str) -> u64 {
+pub(super) async fn publish(client: &Client, subject: &str, headers: &[(&str, &str)], body: &str) -> u64 {
     let mut map = HeaderMap::new();
     headers.iter().for_each(|(name, value)| map.insert(*name, *value));
     let reply = client.request_with_headers(subject.to_owned(), map, body.to_owned().into()).await.unwrap();
@@ -52,15 +52,15 @@ async fn publish(client: &Client, subject: &str, headers: &[(&str, &str)], body:
 
 /// A message of the log.
 #[derive(Debug)]
-struct Entry {
-    seq: u64,
-    subject: String,
+pub(super) struct Entry {
+    pub(super) seq: u64,
+    pub(super) subject: String,
     headers: String,
     text: String,
 }
 
 /// Everything the log holds. The text is the body's `text`, or the body where there is none.
-async fn entries(admin: &Client) -> Vec<Entry> {
+pub(super) async fn entries(admin: &Client) -> Vec<Entry> {
     let mut found = Vec::new();
     let stream = async_nats::jetstream::new(admin.clone()).get_stream("CHAT_MESSAGES").await.unwrap();
     let state = stream.cached_info().state.clone();
@@ -74,7 +74,7 @@ async fn entries(admin: &Client) -> Vec<Entry> {
     found
 }
 
-fn texts(entries: &[Entry]) -> Vec<(u64, &str)> {
+pub(super) fn texts(entries: &[Entry]) -> Vec<(u64, &str)> {
     entries.iter().map(|entry| (entry.seq, entry.text.as_str())).collect()
 }
 
@@ -192,7 +192,7 @@ async fn take(database: &PgPool, seq: i64, text: &str) {
     sqlx::query(letter).bind(seq).bind(body("ann", text)).execute(database).await.unwrap();
 }
 
-async fn lift(admin: &Client) {
+pub(super) async fn lift(admin: &Client) {
     api(admin, "STREAM.PURGE.CHAT_MESSAGES", json!({"seq": 501})).await;
 }
 
