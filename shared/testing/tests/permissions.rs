@@ -3,13 +3,14 @@
 use testing::{RawClient, World};
 
 /// What nobody but its owner may publish to.
-const FOREIGN: [&str; 18] = [
+const FOREIGN: [&str; 19] = [
     "chat.general",
     "admin.alerts",
     "dm.alice.bob",
     "change.chat.general",
     "live.chat.general",
     "events.v1.chat.general",
+    "scrollback.outbox",
     "chat.send.alice.general",
     "dm.send.alice.bob",
     "chat.history.general",
@@ -35,6 +36,8 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
         ],
+        "persist-message" => &["scrollback.outbox"],
+        "relay-outbox" => &["events.v1.chat.general"],
         "send-message" => &["chat.general", "dm.alice.bob"],
         "publisher" => {
             &["chat.general", "admin.alerts", "dm.alice.bob", "chat.send.alice.general", "dm.send.alice.bob", "chat.history.general"]
@@ -68,7 +71,7 @@ async fn nobody_hears_what_is_not_theirs() {
                 .to_vec();
         subjects.extend(users.iter().filter(|other| other != &user).map(|other| format!("_INBOX.{other}.>")));
         if !matches!(user.as_str(), "publisher" | "operator") {
-            subjects.push("live.>".to_owned());
+            subjects.extend(["live.>", "events.v1.>"].map(str::to_owned));
         }
         for subject in subjects {
             let mut client = RawClient::connect(world.nats(), user).await;

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use serde_json::Value;
 use testing::{World, eventually};
 
-const FUNCTIONS: [&str; 4] = ["get-history", "persist-message", "send-message", "stream-bootstrap"];
+const FUNCTIONS: [&str; 5] = ["get-history", "persist-message", "relay-outbox", "send-message", "stream-bootstrap"];
 
 /// Every reply to one discovery request, until it has been quiet for a moment.
 async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> Vec<Value> {
@@ -41,14 +41,15 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
         world.spawn("get-history"),
         world.spawn("get-history"),
         world.spawn("persist-message"),
+        world.spawn("relay-outbox"),
         world.spawn("send-message"),
         world.spawn("stream-bootstrap")
     );
     let operator = world.client("operator").await;
     for verb in ["PING", "INFO", "STATS"] {
         let schema = schema(verb);
-        let all = replies(&operator, &format!("$SRV.{verb}"), 5).await;
-        assert_eq!(all.len(), 5, "{verb}");
+        let all = replies(&operator, &format!("$SRV.{verb}"), 6).await;
+        assert_eq!(all.len(), 6, "{verb}");
         for reply in &all {
             let wrong: Vec<String> = schema.iter_errors(reply).map(|error| error.to_string()).collect();
             assert!(wrong.is_empty(), "{verb}: {wrong:?} in {reply}");

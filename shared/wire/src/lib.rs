@@ -9,6 +9,7 @@ mod change;
 mod conversation;
 mod delete;
 mod error;
+mod event;
 mod history;
 mod message;
 mod name;
@@ -24,6 +25,7 @@ pub use change::{Change, ChangeEntry, ChangeType, Deletion, Mode, change_subject
 pub use conversation::{Conversation, Direct};
 pub use delete::{DeleteRequest, Deleted, DeletedStatus, Which};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
+pub use event::{DeletedEvent, Event, StoredEvent, sequence};
 pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
@@ -32,7 +34,7 @@ pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
     Ask, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, CHANGES, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC,
-    EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM,
+    EVENTS, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM,
     STREAM_SUBJECTS, SYNC, WORKER, direct_subject, discovery_subjects, jetstream, live_subject, overlap,
 };
 pub use sync::{SyncPage, SyncRequest};
@@ -49,6 +51,8 @@ pub mod header {
     pub const MESSAGE_ID: &str = "Nats-Msg-Id";
     /// The `Nats-Msg-Id` a message came with before stream-bootstrap appended it again; empty when it came with none.
     pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
+    /// CloudEvents' extension `sequence`: the position in the log, with leading zeros.
+    pub const SEQUENCE: &str = "ce-sequence";
     /// ADR-32: the sentence for the caller.
     pub const SERVICE_ERROR: &str = "Nats-Service-Error";
     /// ADR-32: the code, as a number.
