@@ -124,8 +124,8 @@ impl Publisher {
     /// published then: look again.
     pub async fn publish(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
         for events in events.chunks(LARGEST_BATCH) {
-            let known = events.len() > MOST_SINGLY && !self.batch(events).await?;
-            if known || events.len() <= MOST_SINGLY {
+            let done = events.len() > MOST_SINGLY && self.batch(events).await?;
+            if !done {
                 self.singly(events).await?;
             }
         }
