@@ -7,9 +7,10 @@ use async_nats::{Request, RequestErrorKind, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use runtime::{ApiError, Connection, parse_headers};
+use runtime::{ApiError, Connection, inject_trace, parse_headers, remote_parent};
 use serde::Deserialize;
 use serde_json::json;
+use tracing::Span;
 use wire::{EVENTS, EVENTS_STREAM, Event, Seq, header, jetstream};
 
 use crate::trouble::Trouble;
@@ -17,6 +18,7 @@ use crate::trouble::Trouble;
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+const TRACEPARENT: &str = "traceparent";
 const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
 
 /// The server refuses larger ones.
@@ -40,6 +42,8 @@ pub struct Outgoing {
     subject: String,
     headers: HeaderMap,
     payload: Bytes,
+    /// In the sender's trace, until it is published.
+    _span: Option<Span>,
 }
 
 impl Outgoing {
@@ -52,8 +56,28 @@ impl Outgoing {
             headers.insert(name, value.parse::<HeaderValue>().map_err(|error| unwritable(error.to_string()))?);
         }
         let payload = serde_json::to_vec(event).map_err(|error| unwritable(error.to_string()))?.into();
-        Ok(Outgoing { subject: event.subject(), headers, payload })
+        let subject = event.subject();
+        let span = headers.get(TRACEPARENT).is_some().then(|| send_span(&subject, event.seq(), &mut headers));
+        Ok(Outgoing { subject, headers, payload, _span: span })
     }
+}
+
+/// Below whatever sent the message; what follows from the event stands below this.
+fn send_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
+    let span = tracing::info_span!(
+        parent: None,
+        "send",
+        otel.name = format!("send {subject}"),
+        otel.kind = "producer",
+        messaging.system = "nats",
+        messaging.operation.name = "send",
+        messaging.operation.r#type = "send",
+        messaging.destination.name = subject,
+        scrollback.seq = seq.get(),
+    );
+    remote_parent(&span, Some(headers));
+    inject_trace(&span, headers);
+    span
 }
 
 /// Where the stream stands.
