@@ -279,7 +279,7 @@ async fn what_jetstream_remembers_is_not_told_again() {
     relay.kill().await;
     admin.request("$JS.API.STREAM.PURGE.CHAT_EVENTS", "".into()).await.unwrap();
     sqlx::query("update relayed set seq = 0").execute(&database).await.unwrap();
-    insert_rows(&mut *database.acquire().await.unwrap(), 1, 30, 1).await;
+    insert_rows(&mut database.acquire().await.unwrap(), 1, 30, 1).await;
     store(&database, 31, 33, 1).await;
     let _relay = world.spawn("relay-outbox").await;
     assert_eq!(told(&admin, &database, 3).await, [31, 32, 33]);
@@ -329,7 +329,7 @@ async fn nothing_is_told_twice_after_a_replay() {
     // The stream has dropped everything, for its age say: the table remembers.
     relay.kill().await;
     admin.request("$JS.API.STREAM.PURGE.CHAT_EVENTS", "".into()).await.unwrap();
-    insert_rows(&mut *database.acquire().await.unwrap(), 1, 2_600, 6).await;
+    insert_rows(&mut database.acquire().await.unwrap(), 1, 2_600, 6).await;
     store(&database, 2_601, 2_700, 3).await;
     let _relay = world.spawn("relay-outbox").await;
     assert_eq!(told(&admin, &database, 100).await, (2_601..=2_700).collect::<Vec<u64>>());
