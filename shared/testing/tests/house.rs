@@ -69,7 +69,7 @@ fn subjects_stand_in_wire_and_nowhere_else() {
                 "\"_INBOX",
                 "\"_R_",
                 "\"events.",
-                "\"scrollback.",
+                "\"scrollback.outbox",
             ] {
                 assert!(!line.contains(literal), "{}:{}: {line}", path.display(), number + 1);
             }
