@@ -10,7 +10,10 @@ use crate::compare::Config;
 use crate::object::{Kind, Object};
 
 /// File name and content. A test holds these lists against the directories.
-const STREAMS: [(&str, &str); 1] = [("CHAT_MESSAGES.json", include_str!("../../../nats/streams/CHAT_MESSAGES.json"))];
+const STREAMS: [(&str, &str); 2] = [
+    ("CHAT_EVENTS.json", include_str!("../../../nats/streams/CHAT_EVENTS.json")),
+    ("CHAT_MESSAGES.json", include_str!("../../../nats/streams/CHAT_MESSAGES.json")),
+];
 const CONSUMERS: [(&str, &str); 1] =
     [("CHAT_MESSAGES.persist-message.json", include_str!("../../../nats/consumers/CHAT_MESSAGES.persist-message.json"))];
 
@@ -132,11 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shipped_is_the_log_and_its_worker() {
+    fn what_is_shipped_is_the_log_its_worker_and_the_events() {
         let shipped = Shipped::read(None).unwrap();
-        assert_eq!(shipped.streams().map(|log| subjects(&log.config)).collect::<Vec<_>>(), [wire::STREAM_SUBJECTS]);
+        let subjects: Vec<Vec<String>> = shipped.streams().map(|stream| subjects(&stream.config)).collect();
+        assert_eq!(subjects, [vec![wire::EVENTS.to_owned()], wire::STREAM_SUBJECTS.map(str::to_owned).to_vec()]);
         let labels: Vec<String> = shipped.objects().iter().map(|object| object.kind.to_string()).collect();
-        assert_eq!(labels, ["stream CHAT_MESSAGES", "consumer CHAT_MESSAGES/persist-message"]);
+        assert_eq!(labels, ["stream CHAT_EVENTS", "stream CHAT_MESSAGES", "consumer CHAT_MESSAGES/persist-message"]);
     }
 
     #[test]

@@ -131,13 +131,21 @@ impl Log {
             return Ok(floor);
         }
         let asked = Instant::now();
-        let floor = match self.consumer().await {
-            Ok(info) => Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX),
-            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => Seq::ZERO,
-            Err(error) => return Err(error.into()),
-        };
+        let floor = self.floor_now().await?;
         *cached = Some((asked, floor));
         Ok(floor)
+    }
+
+    /// The floor as it is, for whoever waits for it to move.
+    ///
+    /// # Errors
+    /// As [`Log::floor`].
+    pub async fn floor_now(&self) -> Result<Seq, LogError> {
+        match self.consumer().await {
+            Ok(info) => Ok(Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX)),
+            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => Ok(Seq::ZERO),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(crate) async fn consumer(&self) -> Result<ConsumerInfo, ApiError> {

@@ -10,6 +10,7 @@ const FOREIGN: &[&str] = &[
     "change.chat.general",
     "live.chat.general",
     "events.v1.chat.general",
+    "scrollback.outbox",
     "chat.send.alice.general",
     "dm.send.alice.bob",
     "chat.history.general",
@@ -47,7 +48,8 @@ fn own(user: &str) -> &'static [&'static str] {
         "manage-dead-letters" => &["chat.general", "admin.alerts", "dm.alice.bob", "change.chat.general"],
         "send-message" => &["chat.general", "dm.alice.bob"],
         // The rescue of messages no client can read, and the erasing of deleted texts.
-        "persist-message" => &["$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
+        "persist-message" => &["$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES", "scrollback.outbox"],
+        "relay-outbox" => &["events.v1.chat.general"],
         "delete-message" => &["change.chat.general", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
         "publisher" => &[
             "chat.general",
@@ -104,7 +106,7 @@ async fn nobody_hears_what_is_not_theirs() {
         .to_vec();
         subjects.extend(users.iter().filter(|other| other != &user).map(|other| format!("_INBOX.{other}.>")));
         if !matches!(user.as_str(), "publisher" | "operator") {
-            subjects.push("live.>".to_owned());
+            subjects.extend(["live.>", "events.v1.>"].map(str::to_owned));
         }
         for subject in subjects {
             let mut client = RawClient::connect(world.nats(), user).await;

@@ -9,8 +9,16 @@ use futures::StreamExt;
 use serde_json::Value;
 use testing::{World, eventually};
 
-const FUNCTIONS: &[&str] =
-    &["delete-message", "get-history", "manage-dead-letters", "persist-message", "send-message", "stream-bootstrap", "sync-messages"];
+const FUNCTIONS: &[&str] = &[
+    "delete-message",
+    "get-history",
+    "manage-dead-letters",
+    "persist-message",
+    "relay-outbox",
+    "send-message",
+    "stream-bootstrap",
+    "sync-messages",
+];
 
 /// Every reply to one discovery request, until it has been quiet for a moment.
 async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> Vec<Value> {
@@ -43,6 +51,7 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
         world.spawn("get-history"),
         world.spawn("manage-dead-letters"),
         world.spawn("persist-message"),
+        world.spawn("relay-outbox"),
         world.spawn("send-message"),
         world.spawn("stream-bootstrap"),
         world.spawn("sync-messages"),

@@ -80,6 +80,32 @@ async fn an_acknowledged_send_stands_in_the_trace_of_its_request() {
 }
 
 #[tokio::test]
+async fn an_event_stands_in_the_trace_of_its_message() {
+    let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
+    let mut quick = receiver.vars();
+    quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
+    let (_send, _worker, _relay) = tokio::join!(
+        world.spawn_with("send-message", &quick),
+        world.spawn_with("persist-message", &quick),
+        world.spawn_with("relay-outbox", &quick)
+    );
+    let publisher = world.client("publisher").await;
+    let mut events = publisher.subscribe("events.v1.>").await.unwrap();
+    publisher.request("chat.send.ann.general", r#"{"text":"hello"}"#.into()).await.unwrap();
+    let spans = receiver
+        .wait_for("send and event", Duration::from_secs(15), |spans| {
+            ["send chat.general", "send events.v1.chat.general"].iter().all(|name| spans.iter().any(|span| span.name == *name))
+        })
+        .await;
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
+    let (send, event) = (named("send chat.general"), named("send events.v1.chat.general"));
+    assert_eq!((&event.trace_id, event.parent_span_id.as_ref()), (&send.trace_id, Some(&send.span_id)));
+    let headers = events.next().await.unwrap().headers.unwrap();
+    let names = |header: &str, span: &str| headers.get(header).unwrap().as_str().contains(span);
+    assert!(names("traceparent", &event.span_id) && names("ce-traceparent", &send.span_id), "{headers:?}");
+}
+
+#[tokio::test]
 async fn no_text_appears_in_any_signal_or_log() {
     let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
     let mut vars = receiver.vars();

@@ -11,6 +11,7 @@ mod conversation;
 mod dead_letters;
 mod delete;
 mod error;
+mod event;
 mod history;
 mod message;
 mod name;
@@ -31,6 +32,7 @@ pub use dead_letters::{
 };
 pub use delete::{DeleteRequest, Deleted, DeletedStatus, Which};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
+pub use event::{DeletedEvent, Event, StoredEvent, sequence};
 pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
@@ -39,9 +41,9 @@ pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
     Ask, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST,
-    DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC, EVENTS_STREAM,
-    Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC,
-    WORKER, direct_subject, discovery_subjects, is_in_log, jetstream, live_subject, overlap,
+    DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC, EVENTS,
+    EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM,
+    STREAM_SUBJECTS, SYNC, WORKER, direct_subject, discovery_subjects, is_in_log, jetstream, live_subject, overlap,
 };
 pub use sync::{SyncPage, SyncRequest};
 
@@ -58,6 +60,8 @@ pub mod header {
     /// The `Nats-Msg-Id` a message came with before it was appended again, from below the fence or from the dead letters. A
     /// message from below the fence that came with none has it empty; a retried letter has one that names the letter.
     pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
+    /// CloudEvents' extension `sequence`: the position in the log, with leading zeros.
+    pub const SEQUENCE: &str = "ce-sequence";
     /// ADR-32: the sentence for the caller.
     pub const SERVICE_ERROR: &str = "Nats-Service-Error";
     /// ADR-32: the code, as a number.

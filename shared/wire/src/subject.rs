@@ -20,6 +20,8 @@ pub const STREAM_SUBJECTS: [&str; 4] = ["chat.*", "admin.*", "dm.*.*", "change.>
 pub const CHANGES: &str = "change.>";
 /// What was stored, deleted, delivered, read: the stream relay-outbox publishes to.
 pub const EVENTS_STREAM: &str = "CHAT_EVENTS";
+/// What that stream takes in.
+pub const EVENTS: &str = "events.v1.>";
 /// Whoever wrote to the outbox says so here, so that nobody has to look all the time.
 pub const OUTBOX_WAKE: &str = "scrollback.outbox";
 
@@ -61,7 +63,7 @@ pub mod jetstream {
     /// Pulls from the shared consumer.
     pub const CONSUMER_NEXT: &str = "$JS.API.CONSUMER.MSG.NEXT.CHAT_MESSAGES.persist-message";
 
-    /// Does `verb` (`INFO`, `CREATE`, `UPDATE`) with any stream.
+    /// Does `verb` (`INFO`, `CREATE`, `UPDATE`, `MSG.GET`) with any stream.
     pub fn stream(verb: &str, stream: &str) -> String {
         format!("$JS.API.STREAM.{verb}.{stream}")
     }
@@ -302,8 +304,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_request_matches_the_log() {
-        for stream in STREAM_SUBJECTS {
+    fn no_request_matches_the_log_or_the_events() {
+        for stream in STREAM_SUBJECTS.into_iter().chain([EVENTS]) {
             for request in REQUEST_SUBJECTS {
                 assert!(!overlap(stream, request), "{stream} would swallow {request}");
             }

@@ -1,0 +1,292 @@
+//! Publishing to `CHAT_EVENTS`, each event once and in order, whoever else believes to be the one who does.
+
+use std::time::Duration;
+
+use async_nats::header::{HeaderMap, HeaderValue};
+use async_nats::{Request, RequestErrorKind, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use runtime::{ApiError, Connection, inject_trace, parse_headers, remote_parent};
+use serde::Deserialize;
+use serde_json::json;
+use tracing::Span;
+use wire::{EVENTS, EVENTS_STREAM, Event, Seq, header, jetstream};
+
+use crate::trouble::Trouble;
+
+const BATCH_ID: &str = "Nats-Batch-Id";
+const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+const TRACEPARENT: &str = "traceparent";
+const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
+
+/// The server refuses larger ones.
+const LARGEST_BATCH: usize = 1_000;
+/// A batch costs the server as much as about a dozen single publishes, one after the other.
+const MOST_SINGLY: usize = 8;
+/// An acknowledgement takes milliseconds; after this nobody knows.
+const ACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// `err_code`s of JetStream that decide what comes next.
+mod code {
+    /// The stream's last sequence is not the expected one.
+    pub const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
+    /// A batch holds an event the stream knows: nothing of it was stored.
+    pub const KNOWN_EVENT: u64 = 10_201;
+}
+
+/// An event, ready to be published.
+#[derive(Debug)]
+pub struct Outgoing {
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+    /// In the sender's trace, until it is published.
+    _span: Option<Span>,
+}
+
+impl Outgoing {
+    /// # Errors
+    /// It cannot be written, which no event is known to cause.
+    pub fn new(event: &Event, time: &str, traceparent: Option<&str>) -> Result<Outgoing, Trouble> {
+        let unwritable = |what: String| Trouble::Publish(format!("event {} cannot be written: {what}", event.id()));
+        let mut headers = HeaderMap::new();
+        for (name, value) in event.headers(time, traceparent) {
+            headers.insert(name, value.parse::<HeaderValue>().map_err(|error| unwritable(error.to_string()))?);
+        }
+        let payload = serde_json::to_vec(event).map_err(|error| unwritable(error.to_string()))?.into();
+        let subject = event.subject();
+        let span = headers.get(TRACEPARENT).is_some().then(|| send_span(&subject, event.seq(), &mut headers));
+        Ok(Outgoing { subject, headers, payload, _span: span })
+    }
+}
+
+/// Below whatever sent the message; what follows from the event stands below this.
+fn send_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
+    let span = tracing::info_span!(
+        parent: None,
+        "send",
+        otel.name = format!("send {subject}"),
+        otel.kind = "producer",
+        messaging.system = "nats",
+        messaging.operation.name = "send",
+        messaging.operation.r#type = "send",
+        messaging.destination.name = subject,
+        scrollback.seq = seq.get(),
+    );
+    remote_parent(&span, Some(headers));
+    inject_trace(&span, headers);
+    span
+}
+
+/// Where the stream stands.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    /// Its own last sequence.
+    last: u64,
+    /// The log is told up to here.
+    watermark: Seq,
+}
+
+/// The one who publishes events.
+#[derive(Debug)]
+pub struct Publisher {
+    nats: Connection,
+    /// As it was when we last published or looked. Should another copy have published since, the stream refuses ours.
+    at: Option<Position>,
+}
+
+impl Publisher {
+    pub fn new(nats: Connection) -> Publisher {
+        Publisher { nats, at: None }
+    }
+
+    /// Looks again before anything is published.
+    pub fn forget(&mut self) {
+        self.at = None;
+    }
+
+    /// The log is told up to `seq`, with what has no event.
+    pub fn reached(&mut self, seq: Seq) {
+        if let Some(at) = &mut self.at {
+            at.watermark = at.watermark.max(seq);
+        }
+    }
+
+    /// Up to where the log is told: as the last event says, or the table, whose word is `relayed`, if the stream has
+    /// dropped what was told later.
+    ///
+    /// # Errors
+    /// JetStream does not answer, or has no such stream.
+    pub async fn watermark(&mut self, relayed: Seq) -> Result<Seq, Trouble> {
+        match self.at {
+            Some(at) if at.watermark == relayed => Ok(relayed),
+            Some(_) | None => {
+                let at = self.look(relayed).await?;
+                self.at = Some(at);
+                Ok(at.watermark)
+            }
+        }
+    }
+
+    async fn look(&self, relayed: Seq) -> Result<Position, Trouble> {
+        // In this order: an event that comes in between is known as told, and makes the stream refuse what we publish.
+        let info: StreamInfo = self.nats.api(&jetstream::stream("INFO", EVENTS_STREAM), &json!({})).await?;
+        let told = match self.nats.api::<Got>(&jetstream::stream("MSG.GET", EVENTS_STREAM), &json!({ "last_by_subj": EVENTS })).await {
+            Ok(got) => got.message.sequence()?,
+            Err(error) if error.is(ApiError::NO_MESSAGE) => Seq::ZERO,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Position { last: info.state.last_seq, watermark: told.max(relayed) })
+    }
+
+    /// Publishes all of them in this order.
+    ///
+    /// # Errors
+    /// [`Trouble::Superseded`] when the stream is not as we know it; [`Trouble::Publish`] when it does not take them. Some may be
+    /// published then: look again.
+    pub async fn publish(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
+        for events in events.chunks(LARGEST_BATCH) {
+            let done = events.len() > MOST_SINGLY && self.batch(events).await?;
+            if !done {
+                self.singly(events).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn singly(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
+        for event in events {
+            let mut headers = event.headers.clone();
+            headers.insert(EXPECTED_LAST, self.last()?);
+            let ack = self.ask(event, headers).await?;
+            // An event that is known stands where it stood, and moves nothing.
+            if !ack.duplicate {
+                self.moved(ack.seq);
+            }
+        }
+        Ok(())
+    }
+
+    /// All of them with one flush, or none, where one is known: false then.
+    async fn batch(&mut self, events: &[Outgoing]) -> Result<bool, Trouble> {
+        let Some((last, before)) = events.split_last() else { return Ok(true) };
+        let client = self.nats.client().clone();
+        let id = client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned();
+        let mut expected = Some(self.last()?);
+        let mut headers = |event: &Outgoing, sequence: usize| {
+            let mut headers = event.headers.clone();
+            headers.insert(BATCH_ID, id.as_str());
+            headers.insert(BATCH_SEQUENCE, HeaderValue::from(sequence));
+            if let Some(last) = expected.take() {
+                headers.insert(EXPECTED_LAST, last);
+            }
+            headers
+        };
+        for (index, event) in before.iter().enumerate() {
+            let sent = client.publish_with_headers(event.subject.clone(), headers(event, index + 1), event.payload.clone());
+            sent.await.map_err(|error| Trouble::Publish(error.to_string()))?;
+        }
+        let mut commit = headers(last, events.len());
+        commit.insert(BATCH_COMMIT, HeaderValue::from(1));
+        let ack = self.ask(last, commit).await?;
+        if ack.duplicate {
+            return Ok(false);
+        }
+        if ack.count != events.len() {
+            return Err(Trouble::Publish(format!("a batch of {} was acknowledged as {}", events.len(), ack.count)));
+        }
+        self.moved(ack.seq);
+        Ok(true)
+    }
+
+    async fn ask(&self, event: &Outgoing, headers: HeaderMap) -> Result<Ack, Trouble> {
+        let request = Request::new().headers(headers).payload(event.payload.clone()).timeout(Some(ACK_TIMEOUT));
+        match self.nats.client().send_request(event.subject.clone(), request).await {
+            Ok(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(no_stream()),
+            Ok(reply) => read(&reply.payload),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(no_stream()),
+            Err(error) => Err(Trouble::Publish(error.to_string())),
+        }
+    }
+
+    /// The stream's last sequence, as far as we know.
+    fn last(&self) -> Result<HeaderValue, Trouble> {
+        self.at.map(|at| HeaderValue::from(at.last)).ok_or(Trouble::Superseded)
+    }
+
+    fn moved(&mut self, last: u64) {
+        if let Some(at) = &mut self.at {
+            at.last = last;
+        }
+    }
+}
+
+fn no_stream() -> Trouble {
+    Trouble::Publish("JetStream or the stream is not there".to_owned())
+}
+
+#[derive(Debug, Deserialize)]
+struct Ack {
+    #[serde(default)]
+    stream: String,
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    /// How many events a batch held.
+    #[serde(default)]
+    count: usize,
+    error: Option<AckError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct AckError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// Reads JetStream's answer; a batch with a known event reads as a duplicate.
+fn read(payload: &[u8]) -> Result<Ack, Trouble> {
+    let mut ack: Ack = serde_json::from_slice(payload).map_err(|_| Trouble::Publish("what answers is not JetStream".to_owned()))?;
+    match ack.error.take() {
+        None if ack.stream == EVENTS_STREAM => Ok(ack),
+        None => Err(Trouble::Publish(format!("stream {} took an event", ack.stream))),
+        Some(error) if error.err_code == code::KNOWN_EVENT => Ok(Ack { duplicate: true, ..ack }),
+        Some(error) if code::WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Trouble::Superseded),
+        Some(AckError { err_code, description }) => Err(Trouble::Publish(format!("JetStream says: {description} ({err_code})"))),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct StreamInfo {
+    state: State,
+}
+
+#[derive(Debug, Deserialize)]
+struct State {
+    last_seq: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Got {
+    message: LastEvent,
+}
+
+/// As the JSON API gives it.
+#[derive(Debug, Deserialize)]
+struct LastEvent {
+    #[serde(default)]
+    hdrs: String,
+}
+
+impl LastEvent {
+    fn sequence(&self) -> Result<Seq, Trouble> {
+        let headers = BASE64.decode(&self.hdrs).ok().and_then(|block| parse_headers(&block).ok());
+        let sequence = headers.as_ref().and_then(|headers| headers.get(header::SEQUENCE)).and_then(|value| wire::sequence(value.as_str()));
+        sequence.ok_or_else(|| Trouble::Publish("the last event does not say which it is".to_owned()))
+    }
+}
