@@ -138,7 +138,12 @@ impl Ingest<'_> {
         let rows = copy_rows(messages as u64);
         let mut connection = self.database.acquire().await.expect("a connection");
         let begun = Instant::now();
-        let mut copy = connection.copy_in_raw("copy copied from stdin (format binary)").await.expect("COPY begins");
+        let mut copy = connection
+            .copy_in_raw(
+                "copy copied (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at) from stdin (format binary)",
+            )
+            .await
+            .expect("COPY begins");
         copy.send(rows).await.expect("COPY takes it");
         assert_eq!(copy.finish().await.expect("COPY ends"), messages as u64);
         per_second(messages, begun.elapsed())

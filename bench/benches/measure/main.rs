@@ -1,7 +1,7 @@
 //! What Scrollback costs and what it brings, side by side with its limits, in one run on real servers.
 //!
-//! `just bench` runs the release binaries, about three minutes; `just bench --quick` shows that it works. Progress goes to
-//! standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
+//! `just bench` runs the release binaries, about six minutes; `just bench --quick` shows that it works, `just bench send` measures
+//! one part. Progress goes to standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
 //! slows the machine down for a while slows all of them; what is printed is the median of the rounds.
 
 #![expect(clippy::expect_used, reason = "a measurement that fails measures nothing")]
@@ -11,6 +11,7 @@ mod history;
 mod ingest;
 mod naive;
 mod numbers;
+mod send;
 
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ pub struct Plan {
     pub asking: Duration,
 }
 
+/// What can be asked for by name.
+const PARTS: [&str; 4] = ["footprint", "ingest", "history", "send"];
+
 const FULL: Plan = Plan { rounds: 3, messages: 100_000, naive_messages: 10_000, asking: Duration::from_millis(1_500) };
 const QUICK: Plan = Plan { rounds: 1, messages: 20_000, naive_messages: 1_000, asking: Duration::from_millis(300) };
 
@@ -40,15 +44,21 @@ fn main() {
     }
     let plan = if arguments.iter().any(|argument| argument == "--quick") { QUICK } else { FULL };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a tokio runtime");
-    runtime.block_on(measure(&plan));
+    let parts: Vec<&str> = PARTS.into_iter().filter(|part| arguments.iter().any(|argument| argument == part)).collect();
+    runtime.block_on(measure(&plan, if parts.is_empty() { &PARTS } else { &parts }));
 }
 
-async fn measure(plan: &Plan) {
+async fn measure(plan: &Plan, parts: &[&str]) {
     let world = World::builder().administrator().start().await;
     println!("{}\n", machine(&world).await);
-    footprint::measure(&world, plan).await;
-    ingest::measure(&world, plan).await;
-    history::measure(&world, plan).await;
+    for &part in parts {
+        match part {
+            "footprint" => footprint::measure(&world, plan).await,
+            "ingest" => ingest::measure(&world, plan).await,
+            "history" => history::measure(&world, plan).await,
+            _ => send::measure(&world, plan).await,
+        }
+    }
 }
 
 /// Where the figures come from; without it they mean nothing.

@@ -1,0 +1,151 @@
+//! Acknowledged sending, beside plain JetStream publishers on the same server: what many senders gain from sharing a flush, and what
+//! one alone pays for the way through send-message.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap};
+use serde_json::json;
+use testing::World;
+use wire::{SEND, STREAM, header};
+
+use crate::Plan;
+use crate::numbers::{median, milliseconds, per_second, percentile, rounded, table};
+
+const ROOM: &str = "flush";
+const SIDE_BY_SIDE: [usize; 4] = [1, 8, 64, 256];
+const CONNECTIONS: usize = 8;
+/// No limit: these are no people.
+const UNLIMITED: [(&str, &str); 2] = [("SEND_BURST", "1000000000"), ("SEND_RATE_PER_SECOND", "1000000000")];
+
+/// How a message is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Straight into the log, with JetStream's acknowledgement.
+    Plain,
+    /// Through send-message, which makes the id.
+    Made,
+    /// Through send-message, with an id of the client's, which it looks up.
+    Given,
+}
+
+#[derive(Default)]
+struct Figures {
+    rate: Vec<f64>,
+    p50: Vec<f64>,
+}
+
+pub async fn measure(world: &World, plan: &Plan) {
+    // What is sent is stored meanwhile, as ever: it takes its share of the machine from every way alike.
+    let worker = world.spawn("persist-message").await;
+    let on_disk = rows(world, plan, &UNLIMITED).await;
+    print("Acknowledged sending", &on_disk);
+    let folder = batches_in_memory(world);
+    // A batch costs little more than a message then: a few pay already.
+    let in_memory = rows(world, plan, &[UNLIMITED[0], UNLIMITED[1], ("SEND_MIN_BATCH", "4")]).await;
+    print("Acknowledged sending, the folder in which nats-server stages batches in memory, SEND_MIN_BATCH=4", &in_memory);
+    worker.terminate().await;
+    // A folder left in memory is a leak until the next boot.
+    std::fs::remove_dir_all(folder).expect("our own folder");
+}
+
+type Row = (Way, usize, Figures);
+
+async fn rows(world: &World, plan: &Plan, settings: &[(&str, &str)]) -> Vec<Row> {
+    let function = world.spawn_with("send-message", settings).await;
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(world.client("publisher").await);
+    }
+    let clients: Arc<[Client]> = clients.into();
+    let ways = [Way::Plain, Way::Made, Way::Given];
+    let mut rows: Vec<Row> =
+        SIDE_BY_SIDE.iter().flat_map(|&side_by_side| ways.map(|way| (way, side_by_side, Figures::default()))).collect();
+    for round in 0..=plan.rounds {
+        eprintln!("send: round {round} of {}{}", plan.rounds, if round == 0 { " (warming up)" } else { "" });
+        for (way, side_by_side, figures) in &mut rows {
+            let (rate, latencies) = send(&clients, *way, *side_by_side, plan.asking).await;
+            if round > 0 {
+                figures.rate.push(rate);
+                figures.p50.push(percentile(&latencies, 0.5).as_secs_f64());
+            }
+        }
+    }
+    function.terminate().await;
+    rows
+}
+
+/// Sends for a while, always that many at once; acknowledgements a second, and how long each took, sorted.
+async fn send(clients: &Arc<[Client]>, way: Way, side_by_side: usize, sending: Duration) -> (f64, Vec<Duration>) {
+    let begun = Instant::now();
+    let senders = (0..side_by_side).map(|sender| {
+        let clients = clients.clone();
+        tokio::spawn(async move {
+            let (client, user) = (&clients[sender % CONNECTIONS], format!("user-{sender}"));
+            let mut latencies = Vec::new();
+            while begun.elapsed() < sending {
+                let asked = Instant::now();
+                let number = latencies.len();
+                let id = format!("{:x}-{number}", begun.elapsed().as_nanos());
+                let text = "Somebody says something of an ordinary length, as people do in a chat room all day long.";
+                let (subject, body) = match way {
+                    Way::Plain => (format!("chat.{ROOM}"), json!({"user": user, "text": text, "id": id})),
+                    Way::Made => (SEND.subject(&[&user, ROOM]), json!({"text": text})),
+                    Way::Given => (SEND.subject(&[&user, ROOM]), json!({"text": text, "id": id})),
+                };
+                let mut headers = HeaderMap::new();
+                if way == Way::Plain {
+                    headers.insert(header::MESSAGE_ID, format!("{user}:{id}"));
+                }
+                let reply = client.request_with_headers(subject, headers, body.to_string().into()).await.expect("an answer");
+                latencies.push(asked.elapsed());
+                let answer: serde_json::Value = serde_json::from_slice(&reply.payload).expect("JSON");
+                assert!(answer["seq"].as_u64() > Some(0) && answer["duplicate"] != true, "{way:?}: {answer}");
+            }
+            latencies
+        })
+    });
+    let mut latencies: Vec<Duration> =
+        futures::future::join_all(senders).await.into_iter().flat_map(|sent| sent.expect("no panic")).collect();
+    let rate = per_second(latencies.len(), begun.elapsed());
+    latencies.sort_unstable();
+    (rate, latencies)
+}
+
+/// Puts the folder in which the server stages batches of the log into memory; where it is.
+fn batches_in_memory(world: &World) -> PathBuf {
+    let target = PathBuf::from(format!("/dev/shm/scrollback-bench-{}", std::process::id()));
+    std::fs::create_dir(&target).expect("/dev/shm is there");
+    let stream = world.nats().store_dir().join("jetstream/CHAT/streams").join(STREAM);
+    let batches = stream.join("batches");
+    // Between two batches it is empty, or not there.
+    let _ = std::fs::remove_dir_all(&batches);
+    std::os::unix::fs::symlink(&target, &batches).expect("the stream's own folder");
+    target
+}
+
+fn print(title: &str, rows: &[Row]) {
+    let of = |way: Way, side_by_side: usize| &rows.iter().find(|row| (row.0, row.1) == (way, side_by_side)).expect("measured").2;
+    let lines: Vec<Vec<String>> = rows
+        .iter()
+        .map(|(way, side_by_side, figures)| {
+            let plain = of(Way::Plain, *side_by_side);
+            let (rate, p50) = (median(&figures.rate), median(&figures.p50));
+            let name = match way {
+                Way::Plain => "plain JetStream publishers",
+                Way::Made => "send-message",
+                Way::Given => "send-message, with ids of the clients'",
+            };
+            vec![
+                name.to_owned(),
+                side_by_side.to_string(),
+                rounded(rate),
+                format!("{:.2} ×", rate / median(&plain.rate)),
+                milliseconds(Duration::from_secs_f64(p50)),
+                format!("{:.2} ×", p50 / median(&plain.p50)),
+            ]
+        })
+        .collect();
+    table(title, &["way", "side by side", "acknowledged/s", "of plain", "p50", "of plain"], &lines);
+}
