@@ -63,3 +63,23 @@ alter table outbox
 drop index outbox_first_seq_idx;
 create index outbox_first_seq_idx on outbox (first_seq, id) where receipts is null;
 create index outbox_receipts_idx on outbox (first_seq, id) where receipts is not null;
+
+-- The questions operators ask.
+create view direct_messages as
+    select messages.seq, rooms.name as room, sender, recipient, deleted, sent_at, received_at,
+           case when messages.seq <= receipts.read then 'read'
+                when messages.seq <= users.delivered then 'delivered'
+                else 'sent' end as status
+      from messages
+      join rooms on rooms.id = messages.room_id
+      left join users on users.name = recipient
+      left join receipts on (receipts.reader, receipts.room) = (recipient, rooms.name)
+     where recipient is not null;
+comment on view direct_messages is 'Every direct message and how far it came, without its text.';
+
+create view undelivered as
+    select recipient, count(*) as messages, min(received_at) as oldest
+      from messages left join users on users.name = recipient
+     where recipient is not null and not deleted and seq > coalesce(users.delivered, 0)
+     group by recipient;
+comment on view undelivered is 'How much waits for each user. Reads every direct message that waits.';

@@ -175,6 +175,30 @@ async fn a_wrong_request_says_what_to_mend() {
     function.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn an_operator_sees_what_was_delivered_and_what_waits() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let _worker = world.spawn("persist-message").await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    for number in 1..=3 {
+        say(&client, "dm.ann.bob", "ann", &number.to_string()).await;
+    }
+    say(&client, "dm.bob.carol", "bob", "4").await;
+    say(&client, "chat.general", "bob", "5").await;
+    stored(&world, 5).await;
+    deliver(&client, "bob", 2).await;
+    read_direct(&client, "bob", "ann", 1).await;
+    let status: Vec<String> = sqlx::query_scalar("select status from direct_messages order by seq").fetch_all(&database).await.unwrap();
+    assert_eq!(status, ["read", "delivered", "sent", "sent"]);
+    let waits: Vec<(String, i64)> =
+        sqlx::query_as("select recipient, messages from undelivered order by recipient").fetch_all(&database).await.unwrap();
+    assert_eq!(waits, [("bob".to_owned(), 1), ("carol".to_owned(), 1)]);
+    let people: Vec<String> = sqlx::query_scalar("select name from users order by name").fetch_all(&database).await.unwrap();
+    assert_eq!(people, ["ann", "bob", "carol"]);
+    function.stop().await.unwrap();
+}
+
 /// Permissions pin the caller's token; what a third person asks in their own name shows nothing and moves nothing.
 #[tokio::test]
 async fn nobody_but_the_two() {

@@ -49,6 +49,8 @@ async fn bob_was_away_and_everything_is_restarted_all_the_time() {
 
 async fn tell(restarts: bool) {
     let world = World::builder().administrator().start().await;
+    // What a worker was handed while it ended comes again soon.
+    let _bootstrap = world.with_short_ack_wait().await;
     let mut all = All { world: &world, running: Vec::new(), restarts };
     all.start().await;
     let client = world.client("publisher").await;

@@ -112,3 +112,29 @@ async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
     assert_eq!((&listed[0]["room"], &listed[499]["room"]), (&json!("dm.bob.peer-509"), &json!("dm.bob.peer-010")));
     function.stop().await.unwrap();
 }
+
+/// Workers commit before they acknowledge, and in any order: what is in the log above the floor may be in the index already, or another
+/// copy of it with the same id.
+#[tokio::test]
+async fn what_is_in_log_and_index_counts_once() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    for number in 1..=4 {
+        append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": format!("id-{number}")})).await;
+        append(&client, "chat.general", json!({"user": "ann", "text": "hello", "id": format!("general-{number}")})).await;
+    }
+    // A copy of the third's id, later in the log.
+    append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": "id-3"})).await;
+    read_room(&client, "bob", "general", 2).await;
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 3), of("dm.ann.bob", 4)], 7));
+    store(&database, 1, 1, "dm.ann.bob", "ann", Some("bob")).await;
+    store(&database, 9, 1, "dm.ann.bob", "ann", Some("bob")).await;
+    store(&database, 4, 1, "general", "ann", None).await;
+    sqlx::query("update messages set id = case seq when 9 then 'id-3' when 4 then 'general-2' else id end")
+        .execute(&database)
+        .await
+        .unwrap();
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 3), of("dm.ann.bob", 4)], 7));
+    function.stop().await.unwrap();
+}
