@@ -139,3 +139,36 @@ async fn what_is_in_log_and_index_counts_once() {
     assert_eq!(unread(&client, "bob").await, (vec![of("general", 4), of("dm.ann.bob", 4)], 8));
     function.stop().await.unwrap();
 }
+
+/// Stored long ago, deleted a moment ago: the index does not know of it yet, with the message's own id or one made from its place.
+#[tokio::test]
+async fn what_was_deleted_a_moment_ago_is_not_unread() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    for subject in ["dm.ann.bob", "chat.general"] {
+        for id in ["first", "second"] {
+            append(&client, subject, json!({"user": "ann", "text": "hello", "id": format!("{subject}-{id}")})).await;
+        }
+        say(&client, subject, "ann", "third").await;
+    }
+    let worker = world.spawn("persist-message").await;
+    stored(&world, 6).await;
+    assert!(worker.terminate().await.success());
+    read_room(&client, "bob", "general", 0).await;
+    read_room(&client, "bob", "general", 4).await;
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 2), of("dm.ann.bob", 3)], 5));
+    append(&bootstrap, "change.dm.ann.bob", deletion("dm.ann.bob", 3, Some("bob"))).await;
+    append(&bootstrap, "change.chat.general", deletion("general", 6, None)).await;
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 1), of("dm.ann.bob", 2)], 3));
+    // By the place of a copy, which is nobody's in the index.
+    let copy = append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": "dm.ann.bob-second"})).await;
+    for (room, target, to) in [("dm.ann.bob", copy, Some("bob")), ("general", 5, None)] {
+        let mut body = deletion(room, target, to);
+        let subject = to.map_or("chat.general", |_| "dm.ann.bob");
+        (body["id"], body["derived"]) = (json!(format!("{subject}-second")), json!(false));
+        append(&bootstrap, &format!("change.{subject}"), body).await;
+    }
+    assert_eq!(unread(&client, "bob").await, (vec![of("dm.ann.bob", 1)], 1));
+    function.stop().await.unwrap();
+}
