@@ -119,6 +119,8 @@ fn found(row: &PgRow) -> Result<Found, sqlx::Error> {
         timestamp: unix_ms(row.try_get("sent_at")?),
         to: row.try_get("recipient")?,
         status: None,
+        delivered_at: None,
+        read_at: None,
         deleted,
     };
     Ok(Found { message, derived: row.try_get("derived")?, received_ms: unix_ms(row.try_get("received_at")?), state })

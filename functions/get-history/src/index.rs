@@ -1,5 +1,6 @@
 //! The stored part of a room, and what to do while PostgreSQL is away.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use runtime::{Database, DatabaseError};
@@ -7,7 +8,7 @@ use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
 use tracing::Instrument;
-use wire::{Message, Seq, Status};
+use wire::{Marks, Message, Seq, Status};
 
 /// A page takes a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);
@@ -38,6 +39,19 @@ const NEWER: &str = "
 const KNOWN: &str = "
     select sender, id, seq from messages
      where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
+
+/// How far people have got.
+const MARKS: &str = "select person, delivered, read from marks($1, $2)";
+
+/// When messages were delivered and read: when the mark of their recipient first reached them. Who has read a message, has it.
+const TIMES: &str = "
+    select least(delivered.at, read.at), read.at
+      from unnest($2::bigint[], $3::text[]) with ordinality as asked (seq, recipient, place)
+      left join lateral (select at from receipt_moves
+                          where reader = recipient and room is null and through >= asked.seq order by through limit 1) delivered on true
+      left join lateral (select at from receipt_moves
+                          where reader = recipient and room = $1 and through >= asked.seq order by through limit 1) read on true
+     order by place";
 
 /// Which stored part of a room.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +89,19 @@ pub struct Wanted<'a> {
     pub bytes: usize,
     /// Senders and ids of the tail: are they stored already, and where?
     pub ids: &'a [(String, String)],
+    /// How far have they got in the room?
+    pub people: &'a [&'a str],
+}
+
+/// What the index has.
+#[derive(Debug, Default)]
+pub struct Indexed {
+    /// As many as were asked for.
+    pub sides: Vec<Rows>,
+    /// Where the ids asked about are stored.
+    pub known: Vec<Known>,
+    /// How far the people asked about have got.
+    pub marks: HashMap<String, Marks>,
 }
 
 /// Where a sender's id is stored.
@@ -89,12 +116,30 @@ impl Index {
     ///
     /// # Errors
     /// The deployment's fault, such as a missing table.
-    pub async fn read(&self, wanted: &Wanted<'_>) -> Result<Option<(Vec<Rows>, Vec<Known>)>, DatabaseError> {
+    pub async fn read(&self, wanted: &Wanted<'_>) -> Result<Option<Indexed>, DatabaseError> {
         self.database.run_if_there(DEADLINE, async |connection| read(connection, wanted).await).await
+    }
+
+    /// Puts into direct messages of `room` when they were delivered and read, where that is known; nothing while PostgreSQL is away.
+    ///
+    /// # Errors
+    /// As [`read`](Index::read).
+    pub async fn time(&self, room: &str, messages: &mut [Message]) -> Result<(), DatabaseError> {
+        type Times = (Option<OffsetDateTime>, Option<OffsetDateTime>);
+        let seqs: Vec<i64> = messages.iter().map(|message| message.seq.as_i64()).collect();
+        let recipients: Vec<Option<&str>> = messages.iter().map(|message| message.to.as_deref()).collect();
+        let times = self.database.run_if_there(DEADLINE, async |connection| {
+            sqlx::query_as::<_, Times>(TIMES).bind(room).bind(&seqs).bind(&recipients).fetch_all(connection).await
+        });
+        let times = times.await?.unwrap_or_default();
+        for (message, (delivered, read)) in messages.iter_mut().zip(times) {
+            (message.delivered_at, message.read_at) = (delivered.map(unix_ms), read.map(unix_ms));
+        }
+        Ok(())
     }
 }
 
-async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Vec<Rows>, Vec<Known>), sqlx::Error> {
+async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Indexed, sqlx::Error> {
     let span = tracing::info_span!(
         "select messages",
         otel.kind = "client",
@@ -107,7 +152,7 @@ async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Vec
         for side in wanted.sides {
             sides.push(read_side(connection, wanted, *side).await?);
         }
-        Ok((sides, known(connection, wanted.ids).await?))
+        Ok(Indexed { sides, known: known(connection, wanted.ids).await?, marks: marks(connection, wanted).await? })
     }
     .instrument(span)
     .await
@@ -140,11 +185,27 @@ fn message(room: &str, row: &PgRow) -> Result<Message, sqlx::Error> {
         room: room.to_owned(),
         user: row.try_get("sender")?,
         text: row.try_get("text")?,
-        timestamp: i64::try_from(sent_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
+        timestamp: unix_ms(sent_at),
         status: to.is_some().then_some(Status::Sent),
+        delivered_at: None,
+        read_at: None,
         to,
         deleted: row.try_get("deleted")?,
     })
+}
+
+/// Unix milliseconds.
+fn unix_ms(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
+}
+
+async fn marks(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<HashMap<String, Marks>, sqlx::Error> {
+    if wanted.people.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let found: Vec<(String, i64, i64)> = sqlx::query_as(MARKS).bind(wanted.room).bind(wanted.people).fetch_all(connection).await?;
+    let read = |(person, delivered, read)| (person, Marks { delivered: Seq::from_i64(delivered), read: Seq::from_i64(read) });
+    Ok(found.into_iter().map(read).collect())
 }
 
 async fn known(connection: &mut PgConnection, ids: &[(String, String)]) -> Result<Vec<Known>, sqlx::Error> {

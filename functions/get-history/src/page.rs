@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 
 use runtime::{Ctx, Error, Key, Result, Tail, Union};
-use wire::{Change, Code, Cursor, HistoryRequest, Message, Page, Seq, Source};
+use wire::{Change, Code, Cursor, HistoryRequest, Marks, Message, Page, Seq, Source};
 
 use crate::index::{Rows, Side, Wanted};
 use crate::{Shared, changes_above};
@@ -21,6 +21,7 @@ use crate::{Shared, changes_above};
 /// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
 pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> Result<Page> {
     let (log, limits, room) = (ctx.log(), ctx.settings().limits(), ask.conversation.name());
+    let subjects = ask.conversation.log_subjects();
     let floor = log.floor().await?;
     let sides = sides(ask.cursor);
     // One more than asked for tells whether there is more.
@@ -29,8 +30,8 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         let mut tails = Vec::with_capacity(sides.len());
         for side in &sides {
             tails.push(match *side {
-                Side::Older(before) => Tail::newest(log, &ask.conversation, floor.next(), before, need, limits).await?,
-                Side::Newer(after) => Tail::oldest(log, &ask.conversation, floor.max(after).next(), need, max_bytes, limits).await?,
+                Side::Older(before) => Tail::newest(log, &subjects, floor.next(), before, need, limits).await?,
+                Side::Newer(after) => Tail::oldest(log, &subjects, floor.max(after).next(), need, max_bytes, limits).await?,
             });
         }
         Ok::<_, Error>(tails)
@@ -43,13 +44,14 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         tails = read_tails().await?;
     }
     let ids: Vec<Key> = Union::keys(tails.iter().flat_map(|tail| tail.ids.iter().cloned()), &changes);
-    let wanted = Wanted { room: &room, sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids };
-    let Some((rows, known)) = ctx.index.read(&wanted).await? else {
+    let people = ask.conversation.people();
+    let wanted = Wanted { room: &room, sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids, people: &people };
+    let Some(indexed) = ctx.index.read(&wanted).await? else {
         return from_the_log_alone(ctx, ask, &sides, max_bytes).await;
     };
-    let above = Union { known: known.into_iter().collect(), changes };
+    let above = Union { known: indexed.known.into_iter().collect(), changes };
     let mut source = Source::Index;
-    let parts = sides.iter().zip(tails).zip(rows).map(|((side, tail), rows)| {
+    let parts = sides.iter().zip(tails).zip(indexed.sides).map(|((side, tail), rows)| {
         let part = read_part(*side, floor, tail, rows, &above);
         if part.from_log {
             source = Source::Both;
@@ -57,7 +59,14 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         part
     });
     let parts: Vec<Part> = parts.collect();
-    Ok(assemble(ask, parts, source))
+    let mut page = assemble(ask, parts, source);
+    for message in &mut page.messages {
+        Marks::show(message, |to| indexed.marks.get(to).copied().unwrap_or_default());
+    }
+    if ask.receipts {
+        ctx.index.time(&room, &mut page.messages).await?;
+    }
+    Ok(page)
 }
 
 /// Which sides of the cursor a page reads. The newest page is what lies before the end of all sequences.
@@ -150,13 +159,14 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
     let (log, limits, conversation) = (ctx.log(), ctx.settings().limits(), &ask.conversation);
     let (first, last) = log.range().await?;
     let trimmed = first > Seq::ZERO.next();
+    let subjects = conversation.log_subjects();
     let need = ask.limit as usize + 1;
     let mut tails = Vec::with_capacity(sides.len());
     for side in sides {
         let tail = match *side {
-            Side::Older(before) => Tail::newest(log, conversation, Seq::ZERO.next(), before, need, limits).await?,
+            Side::Older(before) => Tail::newest(log, &subjects, Seq::ZERO.next(), before, need, limits).await?,
             Side::Newer(after) if trimmed && after.next() < first => return Err(Error::new(Code::Unavailable, TOO_OLD)),
-            Side::Newer(after) => Tail::oldest(log, conversation, after.next(), need, max_bytes, limits).await?,
+            Side::Newer(after) => Tail::oldest(log, &subjects, after.next(), need, max_bytes, limits).await?,
         };
         tails.push(tail);
     }

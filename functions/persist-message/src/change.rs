@@ -22,8 +22,9 @@ const TOMBSTONES: &str = "
 
 const CHANGES: &str = "
     with made as (
-        insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
-        select * from unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[])
+        insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at, recipient)
+        select * from unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
+                             $11::text[])
         on conflict (seq) do nothing
         returning seq
     ), noted as (
@@ -118,6 +119,7 @@ async fn note(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &Hash
         .bind(changes.iter().map(ChangeRow::received_at).collect::<Vec<OffsetDateTime>>())
         .bind(traced().map(|(seq, _)| seq).collect::<Vec<i64>>())
         .bind(traced().map(|(_, traceparent)| traceparent).collect::<Vec<&str>>())
+        .bind(changes.iter().map(|row| row.change.deletion.to.as_deref()).collect::<Vec<Option<&str>>>())
         .fetch_one(connection)
         .await?;
     Ok(u64::try_from(new).unwrap_or_default())

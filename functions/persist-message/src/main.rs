@@ -4,6 +4,7 @@
 mod batch;
 mod change;
 mod erase;
+mod seen;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use batch::Batch;
 use runtime::{Class, Ctx, Delivery, Fatal, Function, Meter, Worker, link, remote_parent, this};
+use seen::Seen;
 use serde::Deserialize;
 use tracing::{Instrument, Span};
 
@@ -26,6 +28,14 @@ struct Settings {
     /// `PERSIST_STUCK_AFTER_MS`: messages pending and nothing moving for this long ends the process.
     #[serde(default = "default_stuck_after_ms")]
     persist_stuck_after_ms: u64,
+}
+
+/// What batches share.
+struct Shared {
+    /// The most messages one statement stores.
+    batch: usize,
+    stuck_after: Duration,
+    seen: Seen,
 }
 
 /// Beyond a thousand rows a statement gets no faster, only later.
@@ -45,11 +55,12 @@ fn main() -> ExitCode {
     function().run()
 }
 
-fn function() -> Function<Settings> {
-    Function::with(this!(), async |ctx| {
+fn function() -> Function<Shared> {
+    Function::with(this!(), async |ctx: Ctx| {
         let settings: Settings = ctx.vars().read()?;
         if (1..=10_000).contains(&settings.persist_batch) {
-            Ok(settings)
+            let stuck_after = Duration::from_millis(settings.persist_stuck_after_ms);
+            Ok(Shared { batch: settings.persist_batch, stuck_after, seen: Seen::default() })
         } else {
             Err(Fatal::new("configuration: PERSIST_BATCH must be from 1 to 10000"))
         }
@@ -62,13 +73,13 @@ fn function() -> Function<Settings> {
     .work("store", wire::STREAM, "Stores the log's messages; requests are messages, errors are dead letters", persist_message)
 }
 
-async fn persist_message(ctx: Ctx<Settings>, meter: Meter) -> Result<(), Fatal> {
-    let worker = ctx.worker(ctx.persist_batch, Duration::from_millis(ctx.persist_stuck_after_ms));
+async fn persist_message(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fatal> {
+    let worker = ctx.worker(ctx.batch, ctx.stuck_after);
     worker.run(|deliveries| handle(ctx.clone(), worker.clone(), meter.clone(), deliveries)).await
 }
 
 /// Stores one batch, however long the database takes; false when told to stop before it was stored.
-async fn handle(ctx: Ctx<Settings>, worker: Worker, meter: Meter, deliveries: Arc<[Delivery]>) -> bool {
+async fn handle(ctx: Ctx<Shared>, worker: Worker, meter: Meter, deliveries: Arc<[Delivery]>) -> bool {
     let begun = Instant::now();
     let receive = tracing::info_span!(
         parent: None,
@@ -127,12 +138,12 @@ struct Outcome {
 
 /// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
 /// what it holds; a row the database refuses is found by halving. `None` when told to stop first.
-async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option<Outcome> {
+async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, batch: Batch) -> Option<Outcome> {
     let mut outcome = Outcome { duplicates: batch.repeated.len() as u64, ..Outcome::default() };
     let mut parts = vec![batch];
     let mut pause = FIRST_PAUSE;
     while let Some(part) = parts.pop() {
-        let error = match ctx.database().run(STORE_DEADLINE, async |connection| store::store(connection, &part).await).await {
+        let error = match ctx.database().run(STORE_DEADLINE, async |connection| store::store(connection, &part, &ctx.seen).await).await {
             Ok(stored) => {
                 let reused = stored.reused.len() as u64;
                 outcome.duplicates += (part.rows.len() as u64).saturating_sub(stored.new + reused);
@@ -178,7 +189,7 @@ async fn store_all(ctx: &Ctx<Settings>, worker: &Worker, batch: Batch) -> Option
 }
 
 /// Tells relay-outbox that there is something to relay. Should this be lost, it looks by itself after a while.
-async fn wake_relay(ctx: &Ctx<Settings>) {
+async fn wake_relay(ctx: &Ctx<Shared>) {
     if let Err(error) = ctx.nats().client().publish(wire::OUTBOX_WAKE, "".into()).await {
         tracing::debug!(%error, "relay-outbox was not woken");
     }
@@ -186,7 +197,7 @@ async fn wake_relay(ctx: &Ctx<Settings>) {
 
 /// Erases from the log what was deleted for good, however long the log takes: only then the deletion is acknowledged, and
 /// should we die before, it comes again. `None` when told to stop first.
-async fn erase_all(ctx: &Ctx<Settings>, worker: &Worker, erasures: &[erase::Erasure]) -> Option<()> {
+async fn erase_all(ctx: &Ctx<Shared>, worker: &Worker, erasures: &[erase::Erasure]) -> Option<()> {
     while let Err(error) = erase::erase(ctx.log(), erasures, ctx.settings().limits()).await {
         tracing::warn!(%error, "a deleted text could not be erased from the log yet");
         worker.waiting(true);

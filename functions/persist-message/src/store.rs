@@ -10,6 +10,7 @@ use tracing::Instrument;
 use crate::batch::{Batch, Row};
 use crate::change;
 use crate::erase::Erasure;
+use crate::seen::Seen;
 
 /// Rows, letters and the outbox together or not at all. Storing again is harmless: a row meets itself under its
 /// sender and id. Where a sender used an id twice, the lower sequence stays, whichever copy was faster; unless the
@@ -75,7 +76,8 @@ pub struct Stored {
 ///
 /// # Errors
 /// Nothing more of the batch is stored then than a second attempt will find.
-pub async fn store(connection: &mut PgConnection, batch: &Batch) -> Result<Stored, sqlx::Error> {
+pub async fn store(connection: &mut PgConnection, batch: &Batch, seen: &Seen) -> Result<Stored, sqlx::Error> {
+    seen.note(connection, batch).await?;
     let rooms = rooms(connection, batch).await?;
     let mut stored = if batch.changes.is_empty() {
         Stored { new: store_rows(connection, batch, &rooms).await?, ..Stored::default() }

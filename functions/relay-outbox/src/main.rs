@@ -1,6 +1,7 @@
-//! Moves the outbox to `CHAT_EVENTS`: what was stored and deleted, as events, in the order of the log.
+//! Moves the outbox to `CHAT_EVENTS`: what was stored, deleted, delivered and read, as events, in the order of the log.
 
 mod publish;
+mod receipts;
 mod round;
 #[cfg(test)]
 mod tests;

@@ -62,6 +62,14 @@ impl Outgoing {
     }
 }
 
+impl Outgoing {
+    /// For an event without a position of its own: says that everything up to `told` was told before.
+    pub fn after(mut self, told: Seq) -> Outgoing {
+        self.headers.insert(header::TOLD, HeaderValue::from(told.get()));
+        self
+    }
+}
+
 /// Below whatever sent the message; what follows from the event stands below this.
 fn send_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
     let span = tracing::info_span!(
@@ -286,7 +294,8 @@ struct LastEvent {
 impl LastEvent {
     fn sequence(&self) -> Result<Seq, Trouble> {
         let headers = BASE64.decode(&self.hdrs).ok().and_then(|block| parse_headers(&block).ok());
-        let sequence = headers.as_ref().and_then(|headers| headers.get(header::SEQUENCE)).and_then(|value| wire::sequence(value.as_str()));
+        let value = headers.as_ref().and_then(|headers| headers.get(header::SEQUENCE).or_else(|| headers.get(header::TOLD)));
+        let sequence = value.and_then(|value| wire::sequence(value.as_str()));
         sequence.ok_or_else(|| Trouble::Publish("the last event does not say which it is".to_owned()))
     }
 }

@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use wire::{DeletedEvent, Event, Mode, Seq, StoredEvent};
 
 use crate::publish::{Outgoing, Publisher};
+use crate::receipts;
 use crate::trouble::Trouble;
 
 /// The advisory lock of the one copy that relays; any number nobody else uses: "outbox" in ASCII.
@@ -25,19 +26,21 @@ const ROWS: i64 = 256;
 const SWEEP: i64 = 10_000;
 
 const STANDING: &str = "
-    select coalesce((select seq from relayed), 0), (select min(first_seq) from outbox)";
+    select coalesce((select seq from relayed), 0),
+           (select min(first_seq) from outbox where receipts is null),
+           (select min(first_seq) from outbox where receipts is not null)";
 
 /// Rows all of which is told.
 const SWEPT: &str = "
     delete from outbox where id in (
-        select id from outbox where first_seq <= $1 and last_seq <= $1 order by first_seq, id limit $2)";
+        select id from outbox where first_seq <= $1 and last_seq <= $1 and receipts is null order by first_seq, id limit $2)";
 
 /// Where the first row begins that is left for the next round. Rows may overlap, since workers store side by side; no
 /// row begins before the first one does, so whatever lies before the first row that is left is in the rows that are taken.
 const LEFT: &str = "
     select first_seq from (
         select first_seq, sum(cardinality(seqs)) over w as events, row_number() over w as place
-          from (select id, first_seq, seqs from outbox where first_seq > $1 and first_seq <= $2
+          from (select id, first_seq, seqs from outbox where first_seq > $1 and first_seq <= $2 and receipts is null
                  order by first_seq, id limit $3) as ahead
         window w as (order by first_seq, id)
     ) as counted
@@ -45,7 +48,7 @@ const LEFT: &str = "
     order by first_seq limit 1";
 
 const TAKEN: &str = "
-    select seqs, traced, traceparents, created_at from outbox where first_seq <= $1 and last_seq > $2";
+    select seqs, traced, traceparents, created_at from outbox where first_seq <= $1 and last_seq > $2 and receipts is null";
 
 /// A message whose place an earlier one took has left it, and so has no row: nothing to tell.
 const MESSAGES: &str = "
@@ -113,16 +116,39 @@ pub async fn round(ctx: &Ctx, publisher: &mut Publisher) -> Result<Round, Troubl
 }
 
 async fn relay(connection: &mut PgConnection, publisher: &mut Publisher, floor: Seq) -> Result<Round, Trouble> {
-    let (relayed, first): (i64, Option<i64>) = sqlx::query_as(STANDING).fetch_one(&mut *connection).await?;
-    match first {
-        None => return Ok(Next::Idle.after_nothing()),
-        Some(first) if Seq::from_i64(first) > floor => return Ok(Next::Waiting.after_nothing()),
-        Some(_) => {}
+    type Standing = (i64, Option<i64>, Option<i64>);
+    let (relayed, message, receipt): Standing = sqlx::query_as(STANDING).fetch_one(&mut *connection).await?;
+    if message.is_none() && receipt.is_none() {
+        return Ok(Next::Idle.after_nothing());
+    }
+    let due = |first: Option<i64>| first.is_some_and(|first| Seq::from_i64(first) <= floor);
+    if !due(message) && !due(receipt) {
+        return Ok(Next::Waiting.after_nothing());
     }
     let watermark = publisher.watermark(Seq::from_i64(relayed)).await?;
+    let (messages, through) = match due(message) {
+        true => relay_messages(connection, publisher, watermark, floor).await?,
+        // Nothing is left to tell of what lies below the floor.
+        false => (Next::Waiting.after_nothing(), Some(floor)),
+    };
+    let receipts = match through {
+        Some(through) if due(receipt) => receipts::relay(connection, publisher, watermark.max(through), through).await?,
+        Some(_) | None => 0,
+    };
+    let next = if receipts > 0 { Next::Again } else { messages.next };
+    Ok(Round { published: messages.published + receipts, next })
+}
+
+/// Tells the next events of messages and changes; up to where all of them are told then, where this round has found out.
+async fn relay_messages(
+    connection: &mut PgConnection,
+    publisher: &mut Publisher,
+    watermark: Seq,
+    floor: Seq,
+) -> Result<(Round, Option<Seq>), Trouble> {
     let swept = sweep(connection, watermark).await?;
     if swept == SWEEP.unsigned_abs() {
-        return Ok(Next::Again.after_nothing());
+        return Ok((Next::Again.after_nothing(), None));
     }
     let left: Option<i64> = sqlx::query_scalar(LEFT)
         .bind(watermark.as_i64())
@@ -136,7 +162,7 @@ async fn relay(connection: &mut PgConnection, publisher: &mut Publisher, floor: 
     let Some((last, _)) = pending.last_key_value() else {
         // What is taken begins below the floor and goes on above it.
         let next = if swept > 0 { Next::Again } else { Next::Waiting };
-        return Ok(next.after_nothing());
+        return Ok((next.after_nothing(), Some(through)));
     };
     let last = Seq::from_i64(*last);
     let outgoing = events(connection, &pending).await?;
@@ -144,7 +170,7 @@ async fn relay(connection: &mut PgConnection, publisher: &mut Publisher, floor: 
     sqlx::query(NOTE).bind(last.as_i64()).execute(&mut *connection).await?;
     sweep(connection, last).await?;
     publisher.reached(last);
-    Ok(Round { published: outgoing.len() as u64, next: Next::Again })
+    Ok((Round { published: outgoing.len() as u64, next: Next::Again }, Some(through)))
 }
 
 /// Deletes rows of which everything is told; how many.

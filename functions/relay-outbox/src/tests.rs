@@ -1,5 +1,6 @@
 //! Events as their readers find them, on real servers.
 
+mod receipts;
 mod trouble;
 
 use std::time::{Duration, Instant};

@@ -1,16 +1,17 @@
 //! The stored part of what happened after a cursor.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use runtime::{Database, DatabaseError, Key};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
-use tracing::Instrument;
-use wire::{ChangeEntry, ChangeType, Message, Mode, Seq, Status};
+use tracing::{Instrument, Span};
+use wire::{ChangeEntry, ChangeType, Marks, Message, Mode, Seq, Status};
 
 /// A page takes a millisecond; a database that takes this long is away.
-const DEADLINE: Duration = Duration::from_millis(1_500);
+pub const DEADLINE: Duration = Duration::from_millis(1_500);
 
 /// Oldest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
 const MESSAGES: &str = "
@@ -33,6 +34,9 @@ const KNOWN: &str = "
     select sender, id, seq from messages
      where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
 
+/// How far people have got.
+const MARKS: &str = "select person, delivered, read from marks($1, $2)";
+
 /// What a page wants from the index.
 #[derive(Debug)]
 pub struct Wanted<'a> {
@@ -46,6 +50,8 @@ pub struct Wanted<'a> {
     pub bytes: usize,
     /// Senders and ids: are they stored already, and where?
     pub keys: &'a [Key],
+    /// How far have they got in the conversation?
+    pub people: &'a [&'a str],
 }
 
 /// What the index has.
@@ -60,7 +66,9 @@ pub struct Rows {
     /// There may be changes beyond the last of these.
     pub more_changes: bool,
     /// Where the ids asked about are stored.
-    pub known: Vec<(Key, Seq)>,
+    pub known: HashMap<Key, Seq>,
+    /// How far the people asked about have got.
+    pub marks: HashMap<String, Marks>,
 }
 
 /// Reads what a page wants; `None` while PostgreSQL is away.
@@ -68,49 +76,78 @@ pub struct Rows {
 /// # Errors
 /// The deployment's fault, such as a missing table.
 pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Rows>, DatabaseError> {
-    let span = tracing::info_span!(
+    database.run_if_there(DEADLINE, async |connection| read_rows(connection, wanted).await).instrument(span()).await
+}
+
+/// Around a look into the index.
+pub fn span() -> Span {
+    tracing::info_span!(
         "select messages",
         otel.kind = "client",
         db.system.name = "postgresql",
         db.operation.name = "select",
         db.collection.name = "messages",
-    );
-    database.run_if_there(DEADLINE, async |connection| read_rows(connection, wanted).await).instrument(span).await
+    )
 }
 
 async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Rows, sqlx::Error> {
     let (after, limit) = (wanted.after.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
     let found = sqlx::query(MESSAGES).bind(wanted.room).bind(after).bind(limit).bind(bytes).fetch_all(&mut *connection).await?;
-    let mut rows = Rows::default();
-    for row in &found {
-        let counted: i64 = row.try_get("counted")?;
-        // As many as were asked for, or some cut for their bytes: either way something may follow.
-        rows.more_messages = counted >= limit || counted > found.len() as i64;
-        rows.messages.push(message(wanted.room, row)?);
-    }
-    let found = sqlx::query(CHANGES).bind(wanted.room).bind(after).bind(limit).fetch_all(&mut *connection).await?;
-    rows.more_changes = found.len() >= wanted.rows;
-    rows.changes = found.iter().map(change).collect::<Result<_, _>>()?;
-    if !wanted.keys.is_empty() {
-        let (senders, ids): (Vec<&str>, Vec<&str>) = wanted.keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-        let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
-        rows.known = known.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect();
+    let changes = sqlx::query(CHANGES).bind(wanted.room).bind(after).bind(limit).fetch_all(&mut *connection).await?;
+    let mut rows = Rows::of(&found, &changes, wanted.rows, |_| Ok(wanted.room.to_owned()))?;
+    rows.known = known(connection, wanted.keys).await?;
+    if !wanted.people.is_empty() {
+        let marks: Vec<(String, i64, i64)> = sqlx::query_as(MARKS).bind(wanted.room).bind(wanted.people).fetch_all(connection).await?;
+        let read = |(person, delivered, read)| (person, Marks { delivered: Seq::from_i64(delivered), read: Seq::from_i64(read) });
+        rows.marks = marks.into_iter().map(read).collect();
     }
     Ok(rows)
 }
 
-fn message(room: &str, row: &PgRow) -> Result<Message, sqlx::Error> {
+impl Rows {
+    /// Messages and changes of which at most `wanted` each were asked for; `room` says whose a message is.
+    pub fn of(
+        messages: &[PgRow],
+        changes: &[PgRow],
+        wanted: usize,
+        room: impl Fn(&PgRow) -> Result<String, sqlx::Error>,
+    ) -> Result<Rows, sqlx::Error> {
+        let mut rows = Rows { more_changes: changes.len() >= wanted, ..Rows::default() };
+        for row in messages {
+            let counted = usize::try_from(row.try_get::<i64, _>("counted")?).unwrap_or(usize::MAX);
+            // As many as were asked for, or some cut for their bytes: either way something may follow.
+            rows.more_messages = counted >= wanted || counted > messages.len();
+            rows.messages.push(message(room(row)?, row)?);
+        }
+        rows.changes = changes.iter().map(change).collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+}
+
+/// Where the ids of some senders are stored.
+pub async fn known(connection: &mut PgConnection, keys: &[Key]) -> Result<HashMap<Key, Seq>, sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let (senders, ids): (Vec<&str>, Vec<&str>) = keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
+    let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
+    Ok(known.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect())
+}
+
+fn message(room: String, row: &PgRow) -> Result<Message, sqlx::Error> {
     let to: Option<String> = row.try_get("recipient")?;
     let sent_at: OffsetDateTime = row.try_get("sent_at")?;
     Ok(Message {
         id: row.try_get("id")?,
         seq: Seq::from_i64(row.try_get("seq")?),
-        room: room.to_owned(),
+        room,
         user: row.try_get("sender")?,
         text: row.try_get("text")?,
         timestamp: i64::try_from(sent_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
         status: to.is_some().then_some(Status::Sent),
+        delivered_at: None,
+        read_at: None,
         to,
         deleted: row.try_get("deleted")?,
     })

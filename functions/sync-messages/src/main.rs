@@ -1,7 +1,8 @@
 //! Answers `chat.sync.{room}` and `dm.sync.{u}.{peer}`: what happened in a conversation after a cursor, so that a client that was
-//! away ends up with what everyone else sees.
+//! away ends up with what everyone else sees; and `chat.inbox.{u}`: the direct messages that wait for somebody.
 
 mod encode;
+mod inbox;
 mod index;
 mod page;
 #[cfg(test)]
@@ -10,14 +11,14 @@ mod tests;
 use std::process::ExitCode;
 
 use runtime::{Ctx, Function, Reply, Request, Result, this};
-use wire::{DM_SYNC, Direct, SYNC, SyncPage, SyncRequest};
+use wire::{DM_INBOX, DM_SYNC, Direct, InboxRequest, SYNC, SyncPage, SyncRequest};
 
 fn main() -> ExitCode {
     function().run()
 }
 
 fn function() -> Function {
-    Function::new(this!()).answer(SYNC, sync_room).answer(DM_SYNC, sync_direct)
+    Function::new(this!()).answer(SYNC, sync_room).answer(DM_SYNC, sync_direct).answer(DM_INBOX, read_inbox)
 }
 
 async fn sync_room(ctx: Ctx, request: Request<SyncRequest>) -> Result<Reply<SyncPage>> {
@@ -27,6 +28,12 @@ async fn sync_room(ctx: Ctx, request: Request<SyncRequest>) -> Result<Reply<Sync
 async fn sync_direct(ctx: Ctx, request: Request<Direct<SyncRequest>>) -> Result<Reply<SyncPage>> {
     let Direct(ask) = request.ask;
     sync(ctx, ask).await
+}
+
+async fn read_inbox(ctx: Ctx, request: Request<InboxRequest>) -> Result<Reply<SyncPage>> {
+    let max_payload = ctx.nats().client().server_info().max_payload;
+    let found = inbox::read(&ctx, &request.ask, max_payload).await?;
+    encode::encode(found, request.ask.limit as usize, max_payload)
 }
 
 async fn sync(ctx: Ctx, ask: SyncRequest) -> Result<Reply<SyncPage>> {

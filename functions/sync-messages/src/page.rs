@@ -7,9 +7,9 @@
 use std::collections::HashMap;
 
 use runtime::{Ctx, Error, Key, LogError, Result, Tail, Union, changes};
-use wire::{Change, ChangeEntry, Code, Message, Seq, Source, SyncRequest};
+use wire::{Change, ChangeEntry, Code, Marks, Message, Seq, Source, SyncRequest};
 
-use crate::index;
+use crate::index::{self, Rows};
 
 /// What was found: no holes up to `through`.
 #[derive(Debug)]
@@ -39,10 +39,38 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
     let (tail, above) = from_log(ctx, ask, floor, max_bytes).await?;
     let above: Vec<&Change> = above.iter().collect();
     let keys: Vec<Key> = Union::keys(tail.ids.iter().cloned(), &above);
-    let wanted = index::Wanted { room: &conversation.name(), after: ask.after, rows: need, bytes: max_bytes, keys: &keys };
-    let Some(rows) = index::read(ctx.database(), &wanted).await? else {
+    let people = conversation.people();
+    let wanted = index::Wanted { room: &conversation.name(), after: ask.after, rows: need, bytes: max_bytes, keys: &keys, people: &people };
+    let Some(mut rows) = index::read(ctx.database(), &wanted).await? else {
         return from_the_log_alone(ctx, ask, (first, end), max_bytes).await;
     };
+    let marks = std::mem::take(&mut rows.marks);
+    let mut found = join(Parts { after: ask.after, floor, end, tail, above, rows });
+    for message in &mut found.messages {
+        Marks::show(message, |to| marks.get(to).copied().unwrap_or_default());
+    }
+    Ok(found)
+}
+
+/// What was read, of a conversation or of an inbox.
+pub struct Parts<'a> {
+    /// The cursor.
+    pub after: Seq,
+    /// The ack floor, from before the rest was read.
+    pub floor: Seq,
+    /// The log's last sequence, from before the floor was read.
+    pub end: Seq,
+    /// Messages above the floor and the cursor.
+    pub tail: Tail,
+    /// Changes above the floor.
+    pub above: Vec<&'a Change>,
+    /// What the index has after the cursor.
+    pub rows: Rows,
+}
+
+/// Log and index as one, as far as both reach without a hole.
+pub fn join(parts: Parts<'_>) -> Found {
+    let Parts { after, floor, end, tail, above, rows } = parts;
     // How far each source reaches without a hole; what lies beyond the nearest of these ends is for the next page.
     let reaches = [
         (!tail.complete).then(|| tail.last.unwrap_or(floor)),
@@ -50,28 +78,28 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
         rows.changes.last().filter(|_| rows.more_changes).map(|last| last.seq),
     ];
     let through = reaches.into_iter().flatten().fold(end, Seq::min);
-    let union = Union { known: rows.known.into_iter().collect(), changes: above };
-    let range = ask.after.next()..=through;
+    let union = Union { known: rows.known, changes: above };
+    let range = after.next()..=through;
     let merged = union.merge(rows.messages, tail.messages, &range, &range);
     // Above the floor the index may have holes; there the log has all of them.
     let indexed = rows.changes.into_iter().filter(|change| change.seq <= floor);
     let changes: Vec<ChangeEntry> = indexed.chain(entries(&union)).filter(|change| range.contains(&change.seq)).collect();
     let from_log = merged.from_log || changes.iter().any(|change| change.seq > floor);
-    Ok(Found {
+    Found {
         messages: merged.messages.into_values().collect(),
         changes,
         through,
         more: through < end,
         source: if from_log { Source::Both } else { Source::Index },
-    })
+    }
 }
 
 /// The conversation above the floor: messages after the cursor, and every change, for it may concern any message.
 async fn from_log(ctx: &Ctx, ask: &SyncRequest, floor: Seq, max_bytes: usize) -> Result<(Tail, Vec<Change>), LogError> {
     let (log, limits, need) = (ctx.log(), ctx.settings().limits(), ask.limit as usize + 1);
-    let subject = ask.conversation.change_subject();
+    let (subjects, subject) = (ask.conversation.log_subjects(), ask.conversation.change_subject());
     tokio::try_join!(
-        Tail::oldest(log, &ask.conversation, floor.max(ask.after).next(), need, max_bytes, limits),
+        Tail::oldest(log, &subjects, floor.max(ask.after).next(), need, max_bytes, limits),
         changes(log, &subject, floor.next()),
     )
 }

@@ -1,9 +1,9 @@
-//! The part of a conversation the log has and PostgreSQL may not have yet, read like `persist-message` reads it.
+//! The part of a conversation, or of several, the log has and PostgreSQL may not have yet, read like `persist-message` reads it.
 
 use std::collections::HashSet;
 
 use futures::future::try_join_all;
-use wire::{Change, Conversation, Incoming, Limits, Message, Seq};
+use wire::{Change, Incoming, Limits, Message, Seq};
 
 use crate::{Log, LogError, LogMessage};
 
@@ -11,7 +11,7 @@ use crate::{Log, LogError, LogMessage};
 const CHANGES_AT_ONCE: usize = 1_000;
 const CHANGES_BYTES: usize = 1 << 20;
 
-/// A stretch of one conversation's messages as the log has them. There is no hole in it between `from` and `last`; beyond these there may
+/// A stretch of the messages on some subjects, such as one conversation's, as the log has them. There is no hole in it between `from` and `last`; beyond these there may
 /// be some messages, and some missing.
 #[derive(Debug, Default)]
 pub struct Tail {
@@ -39,15 +39,7 @@ impl Tail {
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn newest(
-        log: &Log,
-        conversation: &Conversation,
-        from: Seq,
-        before: Seq,
-        need: usize,
-        limits: Limits,
-    ) -> Result<Tail, LogError> {
-        let subjects = conversation.log_subjects();
+    pub async fn newest(log: &Log, subjects: &[String], from: Seq, before: Seq, need: usize, limits: Limits) -> Result<Tail, LogError> {
         let read = try_join_all(subjects.iter().map(|subject| newest_of(log, subject, from, before, need, limits))).await?;
         // Below the highest beginning of those that were cut, some are missing.
         let begin = read.iter().filter(|stretch| !stretch.complete).map(|stretch| stretch.from).max();
@@ -62,13 +54,12 @@ impl Tail {
     /// The log does not answer.
     pub async fn oldest(
         log: &Log,
-        conversation: &Conversation,
+        subjects: &[String],
         from: Seq,
         need: usize,
         max_bytes: usize,
         limits: Limits,
     ) -> Result<Tail, LogError> {
-        let subjects = conversation.log_subjects();
         let read = try_join_all(subjects.iter().map(|subject| oldest_of(log, subject, from, need, max_bytes, limits))).await?;
         // Beyond the lowest end of those that were cut, some are missing.
         let ends = read.iter().filter(|stretch| !stretch.complete);

@@ -18,6 +18,7 @@ const FUNCTIONS: &[&str] = &[
     "send-message",
     "stream-bootstrap",
     "sync-messages",
+    "track-receipts",
 ];
 
 /// Every reply to one discovery request, until it has been quiet for a moment.
@@ -55,7 +56,8 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
         world.spawn("send-message"),
         world.spawn("stream-bootstrap"),
         world.spawn("sync-messages"),
-        world.spawn("delete-message")
+        world.spawn("delete-message"),
+        world.spawn("track-receipts")
     );
     let operator = world.client("operator").await;
     for verb in ["PING", "INFO", "STATS"] {

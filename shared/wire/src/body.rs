@@ -37,3 +37,12 @@ pub(crate) fn sequence(body: &Map<String, Value>, key: &str) -> Result<Option<Se
         },
     }
 }
+
+/// Whether `key` is true; it is not where it is missing.
+pub(crate) fn flag(body: &Map<String, Value>, key: &str) -> Result<bool, Refusal> {
+    match body.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(_) => Err(Refusal::bad_request(format!("{key} must be true or false"))),
+    }
+}

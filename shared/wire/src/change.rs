@@ -131,6 +131,8 @@ impl Change {
             timestamp: deletion.timestamp,
             to: deletion.to.clone(),
             status: deletion.to.is_some().then_some(Status::Sent),
+            delivered_at: None,
+            read_at: None,
             deleted: true,
         }
     }

@@ -35,6 +35,14 @@ impl Conversation {
         }
     }
 
+    /// Whose it is; a room is nobody's.
+    pub fn people(&self) -> Vec<&str> {
+        match self {
+            Conversation::Room(_) => Vec::new(),
+            Conversation::Direct(one, other) => vec![one.as_str(), other.as_str()],
+        }
+    }
+
     /// The subject of the log that carries its deletions.
     pub fn change_subject(&self) -> String {
         crate::change_subject(&self.name())

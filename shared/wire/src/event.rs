@@ -1,4 +1,4 @@
-//! `events.v1.chat.{room}`, `events.v1.dm.{a}.{b}`: what was stored and deleted, as CloudEvents, and never a text.
+//! `events.v1.chat.{room}`, `events.v1.dm.{a}.{b}`: what was stored, deleted, delivered and read, as CloudEvents, and never a text.
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,17 @@ pub struct DeletedEvent {
     pub by: String,
 }
 
+/// A user has got further in a conversation: their messages are delivered, or read, up to here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptEvent {
+    /// Whose mark it is.
+    pub user: String,
+    /// The conversation.
+    pub room: String,
+    /// Everything of it up to here.
+    pub through: Seq,
+}
+
 /// What an event tells; written as JSON, the event's data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -54,14 +65,19 @@ pub enum Event {
     Stored(StoredEvent),
     /// `scrollback.message.deleted`.
     Deleted(DeletedEvent),
+    /// `scrollback.receipt.delivered`.
+    Delivered(ReceiptEvent),
+    /// `scrollback.receipt.read`.
+    Read(ReceiptEvent),
 }
 
 impl Event {
-    /// The event's place in the one order.
+    /// The event's place in the one order; of a receipt, which has none, the mark: it comes after what it is about.
     pub fn seq(&self) -> Seq {
         match self {
             Event::Stored(event) => event.seq,
             Event::Deleted(event) => event.seq,
+            Event::Delivered(event) | Event::Read(event) => event.through,
         }
     }
 
@@ -70,6 +86,7 @@ impl Event {
         match self {
             Event::Stored(event) => &event.room,
             Event::Deleted(event) => &event.room,
+            Event::Delivered(event) | Event::Read(event) => &event.room,
         }
     }
 
@@ -83,6 +100,8 @@ impl Event {
         match self {
             Event::Stored(event) => format!("stored:{}", event.seq),
             Event::Deleted(event) => format!("deleted:{}", event.seq),
+            Event::Delivered(event) => event.id("delivered"),
+            Event::Read(event) => event.id("read"),
         }
     }
 
@@ -91,6 +110,8 @@ impl Event {
         match self {
             Event::Stored(_) => "scrollback.message.stored",
             Event::Deleted(_) => "scrollback.message.deleted",
+            Event::Delivered(_) => "scrollback.receipt.delivered",
+            Event::Read(_) => "scrollback.receipt.read",
         }
     }
 
@@ -106,12 +127,21 @@ impl Event {
             ("ce-subject", percent_encoded(self.room())),
             ("ce-time", time.to_owned()),
             ("ce-datacontenttype", "application/json".to_owned()),
-            (header::SEQUENCE, format!("{:0SEQUENCE_DIGITS$}", self.seq().get())),
         ];
+        if !matches!(self, Event::Delivered(_) | Event::Read(_)) {
+            headers.push((header::SEQUENCE, format!("{:0SEQUENCE_DIGITS$}", self.seq().get())));
+        }
         if let Some(traceparent) = traceparent.filter(|value| is_traceparent(value)) {
             headers.extend(["ce-traceparent", "traceparent"].map(|name| (name, traceparent.to_owned())));
         }
         headers
+    }
+}
+
+impl ReceiptEvent {
+    /// A mark reaches each position once, so nothing else is called this.
+    fn id(&self, kind: &str) -> String {
+        format!("{kind}:{}:{}:{}", percent_encoded(&self.user), percent_encoded(&self.room), self.through)
     }
 }
 
@@ -161,6 +191,16 @@ mod tests {
         let deleted = Event::Deleted(serde_json::from_str(text).unwrap());
         assert_eq!(serde_json::to_string(&deleted).unwrap(), text);
         assert_eq!((deleted.id().as_str(), deleted.kind()), ("deleted:18", "scrollback.message.deleted"));
+    }
+
+    #[test]
+    fn a_receipt_has_no_place_in_the_order() {
+        let receipt = ReceiptEvent { user: "bob".to_owned(), room: "dm.\r.bob".to_owned(), through: Seq::new(7).unwrap() };
+        let read = Event::Read(receipt.clone());
+        assert_eq!(serde_json::to_string(&read).unwrap(), r#"{"user":"bob","room":"dm.\r.bob","through":7}"#);
+        assert_eq!((read.kind(), value(&read, None, header::SEQUENCE)), ("scrollback.receipt.read", None));
+        assert_eq!(value(&read, None, header::MESSAGE_ID).unwrap(), "read:bob:dm.%0D.bob:7");
+        assert_eq!(Event::Delivered(receipt).id(), "delivered:bob:dm.%0D.bob:7");
     }
 
     #[test]

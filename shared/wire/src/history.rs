@@ -6,7 +6,7 @@ use crate::{Ask, Message, Refusal, Room, Seq, body};
 const DEFAULT_PAGE: u32 = 50;
 const EXAMPLE: &str = r#"{"limit":50,"before":1234}, or empty"#;
 
-/// Which page: `{"limit"?: 1..500 (50), "before"?: seq, "after"?: seq, "around"?: seq}`.
+/// Which page: `{"limit"?: 1..500 (50), "before"?: seq, "after"?: seq, "around"?: seq}`, of two people also `"receipts"?: bool`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HistoryRequest {
     /// From the subject.
@@ -15,6 +15,8 @@ pub struct HistoryRequest {
     pub limit: u32,
     /// From where, and in which direction.
     pub cursor: Cursor,
+    /// Of two people: with the times when messages were delivered and read.
+    pub receipts: bool,
 }
 
 /// Where a page starts.
@@ -42,7 +44,7 @@ impl HistoryRequest {
             }
             cursor = make(seq);
         }
-        Ok(HistoryRequest { conversation, limit, cursor })
+        Ok(HistoryRequest { conversation, limit, cursor, receipts: false })
     }
 }
 
@@ -55,7 +57,9 @@ impl Ask for HistoryRequest {
 impl Ask for Direct<HistoryRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (_, conversation) = user_and_peer(names, "dm.history.{user}.{peer}")?;
-        HistoryRequest::read(conversation, body).map(Direct)
+        let mut request = HistoryRequest::read(conversation, body)?;
+        request.receipts = body::flag(&body::object(body, EXAMPLE)?, "receipts")?;
+        Ok(Direct(request))
     }
 }
 
@@ -121,6 +125,14 @@ mod tests {
         assert_eq!(parse(r#"{"after":0}"#).unwrap().cursor, Cursor::After(Seq::ZERO));
         assert_eq!(parse(r#"{"around":7}"#).unwrap().cursor, Cursor::Around(Seq::new(7).unwrap()));
         assert!(parse(r#"{"before":1,"after":2}"#).unwrap_err().reason.contains("at most one"));
+    }
+
+    #[test]
+    fn receipts_are_asked_for_between_two_people() {
+        let direct = |body: &str| Direct::<HistoryRequest>::parse("ann.bob", body.as_bytes()).map(|Direct(ask)| ask.receipts);
+        assert_eq!((direct(r#"{"receipts":true}"#), direct(r#"{"receipts":null}"#), direct("")), (Ok(true), Ok(false), Ok(false)));
+        assert!(direct(r#"{"receipts":1}"#).unwrap_err().reason.contains("receipts must be"));
+        assert!(!parse(r#"{"receipts":true}"#).unwrap().receipts);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod history;
 mod message;
 mod name;
 mod reason;
+mod receipt;
 mod send;
 mod service;
 mod subject;
@@ -32,18 +33,20 @@ pub use dead_letters::{
 };
 pub use delete::{DeleteRequest, Deleted, DeletedStatus, Which};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
-pub use event::{DeletedEvent, Event, StoredEvent, sequence};
+pub use event::{DeletedEvent, Event, ReceiptEvent, StoredEvent, sequence};
 pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
 pub use reason::Reason;
+pub use receipt::{DeliveredRequest, InboxRequest, Marked, Marks, ReadRequest, Unread, UnreadRequest, UnreadRoom};
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
     Ask, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST,
-    DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC, EVENTS,
-    EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM,
-    STREAM_SUBJECTS, SYNC, WORKER, direct_subject, discovery_subjects, is_in_log, jetstream, live_subject, overlap,
+    DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DELIVERED, DISCOVER_INFO, DISCOVER_STATS, DM_CHANGES, DM_DELETE, DM_HISTORY, DM_INBOX,
+    DM_READ, DM_SEND, DM_SYNC, EVENTS, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, READ,
+    REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, UNREAD, WORKER, direct_subject, directs_to, discovery_subjects,
+    is_in_log, jetstream, live_subject, overlap,
 };
 pub use sync::{SyncPage, SyncRequest};
 
@@ -62,6 +65,8 @@ pub mod header {
     pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
     /// CloudEvents' extension `sequence`: the position in the log, with leading zeros.
     pub const SEQUENCE: &str = "ce-sequence";
+    /// On the event of a receipt, which has no position of its own: everything of the log was told up to here.
+    pub const TOLD: &str = "Scrollback-Told";
     /// ADR-32: the sentence for the caller.
     pub const SERVICE_ERROR: &str = "Nats-Service-Error";
     /// ADR-32: the code, as a number.

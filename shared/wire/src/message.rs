@@ -110,6 +110,8 @@ impl Incoming {
             timestamp: self.timestamp,
             to: self.to,
             status,
+            delivered_at: None,
+            read_at: None,
             deleted: false,
         }
     }
@@ -156,6 +158,12 @@ pub struct Message {
     /// How far it came; only in direct messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
+    /// When its recipient's client confirmed it, in Unix milliseconds; only where history was asked for it.
+    #[serde(default, rename = "deliveredAt", skip_serializing_if = "Option::is_none")]
+    pub delivered_at: Option<i64>,
+    /// When its recipient read it, in Unix milliseconds; only where history was asked for it.
+    #[serde(default, rename = "readAt", skip_serializing_if = "Option::is_none")]
+    pub read_at: Option<i64>,
     /// A tombstone: the message was deleted, its place remains.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,

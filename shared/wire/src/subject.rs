@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 
 use crate::conversation::direct_name;
 use crate::{
-    Applied, Audit, AuditRequest, Check, DeleteRequest, Deleted, Direct, DropLetter, DroppedLetter, HistoryRequest, LetterPage,
-    ListLetters, NoRequest, Page, Reason, Refusal, ReplayRequest, Replayed, Retried, RetryLetter, Room, SendAck, SendRequest, ShowLetter,
-    ShownLetter, SyncPage, SyncRequest, User,
+    Applied, Audit, AuditRequest, Check, DeleteRequest, Deleted, DeliveredRequest, Direct, DropLetter, DroppedLetter, HistoryRequest,
+    InboxRequest, LetterPage, ListLetters, Marked, NoRequest, Page, ReadRequest, Reason, Refusal, ReplayRequest, Replayed, Retried,
+    RetryLetter, Room, SendAck, SendRequest, ShowLetter, ShownLetter, SyncPage, SyncRequest, Unread, UnreadRequest, User,
 };
 
 /// The log.
@@ -18,6 +18,8 @@ pub const STREAM_SUBJECTS: [&str; 4] = ["chat.*", "admin.*", "dm.*.*", "change.>
 
 /// Every change in the log.
 pub const CHANGES: &str = "change.>";
+/// Every change to direct messages in the log.
+pub const DM_CHANGES: &str = "change.dm.>";
 /// What was stored, deleted, delivered, read: the stream relay-outbox publishes to.
 pub const EVENTS_STREAM: &str = "CHAT_EVENTS";
 /// What that stream takes in.
@@ -99,6 +101,21 @@ pub const SEND: Endpoint<SendRequest<Room>, SendAck> =
 /// `dm.send.bob`, a direct message from somebody called send, and JetStream answers it.
 pub const DM_SEND: Endpoint<SendRequest<User>, SendAck> =
     Endpoint::new("dm-send", "dm.send.", "dm.send.*.>", "Sends a direct message, acknowledged: dm.send.{user}.{peer}");
+/// Direct messages to a user that were not confirmed yet.
+pub const DM_INBOX: Endpoint<InboxRequest, SyncPage> =
+    Endpoint::new("inbox", "chat.inbox.", "chat.inbox.>", "Direct messages not yet delivered: chat.inbox.{user}");
+/// A user's client holds everything up to here.
+pub const DELIVERED: Endpoint<DeliveredRequest, Marked> =
+    Endpoint::new("delivered", "chat.delivered.", "chat.delivered.>", "Confirms direct messages: chat.delivered.{user}");
+/// A user has read a room up to here.
+pub const READ: Endpoint<ReadRequest, Marked> =
+    Endpoint::new("read", "chat.read.", "chat.read.>", "Marks a room as read: chat.read.{user}.{room}");
+/// A user has read a conversation up to here. `*.>` and not `>` for the reason [`DM_SEND`] gives.
+pub const DM_READ: Endpoint<Direct<ReadRequest>, Marked> =
+    Endpoint::new("dm-read", "dm.read.", "dm.read.*.>", "Marks a conversation as read: dm.read.{user}.{peer}");
+/// How much a user has not read.
+pub const UNREAD: Endpoint<UnreadRequest, Unread> =
+    Endpoint::new("unread", "chat.unread.", "chat.unread.>", "Counts what is not read, by conversation: chat.unread.{user}");
 /// What differs between the shipped data and the servers.
 pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
     Endpoint::new("check", "bootstrap.check", "bootstrap.check", "What differs between the shipped streams and the servers'");
@@ -257,6 +274,11 @@ pub fn direct_subject(from: &User, to: &User) -> String {
     format!("dm.{from}.{to}")
 }
 
+/// Every direct message to a user, whoever sends it.
+pub fn directs_to(user: &User) -> String {
+    format!("dm.*.{user}")
+}
+
 /// Where live readers hear what is appended to `log_subject`.
 pub fn live_subject(log_subject: &str) -> String {
     format!("live.{log_subject}")
@@ -323,6 +345,11 @@ mod tests {
             DM_SYNC.subject(&["ann", "bob"]),
             DELETE.subject(&["ann", "general"]),
             DM_DELETE.subject(&["ann", "bob"]),
+            DM_INBOX.subject(&["ann"]),
+            DELIVERED.subject(&["ann"]),
+            READ.subject(&["ann", "general"]),
+            DM_READ.subject(&["ann", "bob"]),
+            UNREAD.subject(&["ann"]),
             BOOTSTRAP_CHECK.subject(&[]),
             BOOTSTRAP_APPLY.subject(&[]),
             DEADLETTERS_LIST.subject(&[]),
@@ -347,6 +374,11 @@ mod tests {
             DM_SYNC.subscription,
             DELETE.subscription,
             DM_DELETE.subscription,
+            DM_INBOX.subscription,
+            DELIVERED.subscription,
+            READ.subscription,
+            DM_READ.subscription,
+            UNREAD.subscription,
             DEADLETTERS_LIST.subscription,
             DEADLETTERS_SHOW.subscription,
             DEADLETTERS_RETRY.subscription,

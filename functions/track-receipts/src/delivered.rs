@@ -1,0 +1,81 @@
+//! The mark "delivered": one a user, over all conversations.
+
+use std::collections::HashMap;
+
+use runtime::{Ctx, Result, Tail};
+use sqlx::postgres::PgConnection;
+use wire::{Marked, Seq, User, directs_to};
+
+use crate::mark::alone;
+
+/// Messages that are looked at for whose senders are told.
+const MESSAGES: usize = 10_000;
+/// Conversations that are told of one move, those with the newest messages.
+const CONVERSATIONS: usize = 1_000;
+
+const STANDING: &str = "select delivered from users where name = $1";
+
+/// Conversations that had something in what was moved over.
+const CONCERNED: &str = "
+    select rooms.name, max(moved.seq)
+      from (select room_id, seq from messages where recipient = $1 and seq > $2 and seq <= $3 order by seq desc limit $4) moved
+      join rooms on rooms.id = moved.room_id
+     group by rooms.name";
+
+const MOVE: &str = "
+    with moved as (
+        update users set delivered = $2 where name = $1
+    ), noted as (
+        insert into receipt_moves (reader, room, kind, through, at) values ($1, null, 'delivered', $2, clock_timestamp())
+        on conflict do nothing
+    )
+    insert into outbox (first_seq, last_seq, seqs, receipts)
+    select $2, $2, '{}', jsonb_agg(jsonb_build_object('kind', 'delivered', 'user', $1, 'room', room, 'through', $2))
+      from unnest($3::text[]) as room having count(*) > 0";
+
+/// Moves the mark of `user` to `through`, unless it is there already.
+///
+/// # Errors
+/// 503 when the log or PostgreSQL does not answer.
+pub async fn mark(ctx: &Ctx, user: &User, through: Seq) -> Result<Marked> {
+    let in_log = not_stored(ctx, user, through).await?;
+    alone(ctx.database(), user.as_str(), async |connection| move_to(connection, user.as_str(), through, in_log).await).await
+}
+
+/// Conversations with messages to `user` that are perhaps not stored yet, and where the last of them stands.
+async fn not_stored(ctx: &Ctx, user: &User, through: Seq) -> Result<HashMap<String, Seq>> {
+    let floor = ctx.log().floor().await?;
+    if through <= floor {
+        return Ok(HashMap::new());
+    }
+    let subjects = [directs_to(user)];
+    let tail = Tail::newest(ctx.log(), &subjects, floor.next(), through.next(), MESSAGES, ctx.settings().limits()).await?;
+    Ok(tail.messages.into_iter().map(|message| (message.room, message.seq)).collect())
+}
+
+async fn move_to(connection: &mut PgConnection, user: &str, through: Seq, in_log: HashMap<String, Seq>) -> Result<Marked, sqlx::Error> {
+    let before: i64 = sqlx::query_scalar(STANDING).bind(user).fetch_one(&mut *connection).await?;
+    let before = Seq::from_i64(before);
+    if through <= before {
+        return Ok(Marked { through: before, moved: false });
+    }
+    let stored: Vec<(String, i64)> = sqlx::query_as(CONCERNED)
+        .bind(user)
+        .bind(before.as_i64())
+        .bind(through.as_i64())
+        .bind(MESSAGES as i64)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut newest = in_log;
+    newest.retain(|_, seq| *seq > before);
+    for (room, seq) in stored {
+        let held = newest.entry(room).or_default();
+        *held = Seq::from_i64(seq).max(*held);
+    }
+    let mut rooms: Vec<(Seq, String)> = newest.into_iter().map(|(room, seq)| (seq, room)).collect();
+    rooms.sort_unstable_by(|one, other| other.cmp(one));
+    rooms.truncate(CONVERSATIONS);
+    let rooms: Vec<String> = rooms.into_iter().map(|(_, room)| room).collect();
+    sqlx::query(MOVE).bind(user).bind(through.as_i64()).bind(rooms).execute(connection).await?;
+    Ok(Marked { through, moved: true })
+}

@@ -1,0 +1,62 @@
+//! The mark "read": one a user and conversation.
+
+use runtime::{Ctx, Error, Result};
+use sqlx::postgres::PgConnection;
+use wire::{Code, Marked, ReadRequest, Seq};
+
+use crate::mark::alone;
+
+const STANDING: &str = "
+    select coalesce((select read from receipts where (reader, room) = ($1, $2)), 0), exists (select from rooms where name = $2)";
+
+const MOVE: &str = "
+    with moved as (
+        insert into receipts (reader, room, read) values ($1, $2, $3)
+        on conflict (reader, room) do update set read = excluded.read
+    ), noted as (
+        insert into receipt_moves (reader, room, kind, through, at) values ($1, $2, 'read', $3, clock_timestamp())
+        on conflict do nothing
+    )
+    insert into outbox (first_seq, last_seq, seqs, receipts)
+    values ($3, $3, '{}', jsonb_build_array(jsonb_build_object('kind', 'read', 'user', $1, 'room', $2, 'through', $3)))";
+
+/// Moves the mark to `through`, unless it is there already.
+///
+/// # Errors
+/// 404 where nobody has written yet, so that nobody fills the table with names; 503 when the log or PostgreSQL does not answer.
+pub async fn mark(ctx: &Ctx, ask: &ReadRequest, through: Seq) -> Result<Marked> {
+    let (user, room) = (ask.user.as_str(), ask.conversation.name());
+    let attempt =
+        async |known: bool| alone(ctx.database(), user, async |connection| move_to(connection, user, &room, through, known).await).await;
+    if let Some(marked) = attempt(false).await? {
+        return Ok(marked);
+    }
+    if !written(ctx, ask).await? {
+        return Err(Error::new(Code::NotFound, "nobody has written anything here yet"));
+    }
+    attempt(true).await?.ok_or_else(|| Error::internal("a conversation that is known is not"))
+}
+
+/// Whether the log holds a message of the conversation. Asked only when the index knows of none.
+async fn written(ctx: &Ctx, ask: &ReadRequest) -> Result<bool> {
+    for subject in ask.conversation.log_subjects() {
+        if !ctx.log().first(&subject, Seq::ZERO.next(), 1, 1).await?.messages.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// `None` for a conversation the index does not know, unless it is `known` otherwise.
+async fn move_to(connection: &mut PgConnection, user: &str, room: &str, through: Seq, known: bool) -> Result<Option<Marked>, sqlx::Error> {
+    let (before, stored): (i64, bool) = sqlx::query_as(STANDING).bind(user).bind(room).fetch_one(&mut *connection).await?;
+    let before = Seq::from_i64(before);
+    if !stored && !known {
+        return Ok(None);
+    }
+    if through <= before {
+        return Ok(Some(Marked { through: before, moved: false }));
+    }
+    sqlx::query(MOVE).bind(user).bind(room).bind(through.as_i64()).execute(connection).await?;
+    Ok(Some(Marked { through, moved: true }))
+}

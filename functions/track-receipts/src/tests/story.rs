@@ -1,0 +1,174 @@
+//! Two people, one of them away, and everything between them.
+
+use serde_json::{Value, json};
+use testing::{Process, World, eventually};
+use wire::{DM_HISTORY, DM_INBOX, DM_SYNC};
+
+use super::{SOON, append, ask, deliver, history, inbox, read_direct, say};
+
+const FUNCTIONS: [&str; 5] = ["persist-message", "get-history", "sync-messages", "relay-outbox", "track-receipts"];
+
+/// Every function, as a process.
+struct All<'a> {
+    world: &'a World,
+    running: Vec<Process>,
+    restarts: bool,
+}
+
+impl All<'_> {
+    /// Somebody restarts everything, if this is how the story goes.
+    async fn restart(&mut self) {
+        if self.restarts {
+            for one in self.running.drain(..) {
+                assert!(one.terminate().await.success());
+            }
+            self.start().await;
+        }
+    }
+
+    async fn start(&mut self) {
+        for name in FUNCTIONS {
+            self.running.push(self.world.spawn(name).await);
+        }
+    }
+}
+
+fn row(seq: u64, text: &str, status: &str) -> (u64, String, String) {
+    (seq, text.to_owned(), status.to_owned())
+}
+
+#[tokio::test]
+async fn bob_was_away() {
+    tell(false).await;
+}
+
+#[tokio::test]
+async fn bob_was_away_and_everything_is_restarted_all_the_time() {
+    tell(true).await;
+}
+
+async fn tell(restarts: bool) {
+    let world = World::builder().administrator().start().await;
+    // What a worker was handed while it ended comes again soon.
+    let _bootstrap = world.with_short_ack_wait().await;
+    let mut all = All { world: &world, running: Vec::new(), restarts };
+    all.start().await;
+    let client = world.client("publisher").await;
+    for text in ["one", "two", "three"] {
+        say(&client, "dm.alice.bob", "alice", text).await;
+    }
+    say(&client, "dm.carol.dave", "carol", "not for bob").await;
+    all.restart().await;
+    let three = |status: [&str; 3]| vec![row(1, "one", status[0]), row(2, "two", status[1]), row(3, "three", status[2])];
+    assert_eq!(history(&client, "alice", "bob").await, three(["sent"; 3]));
+    assert_eq!(inbox(&client, "bob").await, three(["sent"; 3]));
+    // Bob's client dies before it confirms: nothing is delivered by being sent.
+    all.restart().await;
+    assert_eq!(inbox(&client, "bob").await, three(["sent"; 3]));
+    assert_eq!(history(&client, "alice", "bob").await, three(["sent"; 3]));
+    assert_eq!(inbox(&client, "alice").await, []);
+
+    assert_eq!(deliver(&client, "bob", 3).await, (3, true));
+    all.restart().await;
+    assert_eq!(inbox(&client, "bob").await, []);
+    assert_eq!(history(&client, "alice", "bob").await, three(["delivered"; 3]));
+
+    assert_eq!(read_direct(&client, "bob", "alice", 2).await, (2, true));
+    all.restart().await;
+    let now = three(["read", "read", "delivered"]);
+    assert_eq!(history(&client, "alice", "bob").await, now);
+    assert_eq!(history(&client, "bob", "alice").await, now);
+    let sync = ask(&client, DM_SYNC.subject(&["alice", "bob"]), r#"{"after":0}"#).await.unwrap();
+    assert_eq!(super::shown(&sync["messages"]), now);
+
+    // Alice asks when; without asking nobody is told.
+    let told = ask(&client, DM_HISTORY.subject(&["alice", "bob"]), r#"{"receipts":true}"#).await.unwrap();
+    let at = |message: usize, field: &str| told[message][field].as_i64();
+    for message in 0..3 {
+        assert_eq!(at(message, "readAt").is_some(), message < 2, "{told}");
+        assert!(at(message, "deliveredAt").unwrap() > 1_700_000_000_000, "{told}");
+        assert!(at(message, "readAt").is_none_or(|read| read >= at(message, "deliveredAt").unwrap()), "{told}");
+    }
+    let plain = ask(&client, DM_HISTORY.subject(&["alice", "bob"]), "").await.unwrap();
+    assert!(plain[0]["deliveredAt"].is_null() && plain[0]["readAt"].is_null(), "{plain}");
+
+    let events = events(&world, 6).await;
+    let dm = "events.v1.dm.alice.bob";
+    let receipts: Vec<&(String, String, Value)> = events.iter().filter(|(_, kind, _)| kind.starts_with("scrollback.receipt.")).collect();
+    assert_eq!(
+        receipts,
+        [
+            &(dm.to_owned(), "scrollback.receipt.delivered".to_owned(), json!({"user": "bob", "room": "dm.alice.bob", "through": 3})),
+            &(dm.to_owned(), "scrollback.receipt.read".to_owned(), json!({"user": "bob", "room": "dm.alice.bob", "through": 2})),
+        ]
+    );
+    let place =
+        |kind: &str, key: &str, value: u64| events.iter().position(|event| event.1.ends_with(kind) && event.2[key] == value).unwrap();
+    assert!(place("message.stored", "seq", 3) < place("receipt.delivered", "through", 3), "{events:?}");
+    assert!(place("receipt.delivered", "through", 3) < place("receipt.read", "through", 2), "{events:?}");
+}
+
+/// Subject, type and data of every event, once there are `wanted`.
+async fn events(world: &World, wanted: u64) -> Vec<(String, String, Value)> {
+    let admin = world.client("administrator").await;
+    eventually("the events are there", SOON, async || {
+        let info = admin.request("$JS.API.STREAM.INFO.CHAT_EVENTS", "".into()).await.unwrap();
+        let info: Value = serde_json::from_slice(&info.payload).unwrap();
+        (info["state"]["messages"] == wanted).then_some(())
+    })
+    .await;
+    let stream = async_nats::jetstream::new(admin).get_stream("CHAT_EVENTS").await.unwrap();
+    let mut events = Vec::new();
+    for seq in 1..=wanted {
+        let event = stream.get_raw_message(seq).await.unwrap();
+        let kind = event.headers.get("ce-type").unwrap().as_str().to_owned();
+        events.push((event.subject.to_string(), kind, serde_json::from_slice(&event.payload).unwrap()));
+    }
+    events
+}
+
+#[tokio::test]
+async fn reading_is_having_and_a_deleted_message_waits_as_a_tombstone() {
+    let world = World::start().await;
+    let _all = tokio::join!(world.spawn("sync-messages"), world.spawn("get-history"), world.spawn("track-receipts"));
+    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    for text in ["one", "two"] {
+        append(&client, "dm.alice.bob", json!({"user": "alice", "text": text, "id": text})).await;
+    }
+    append(&client, "dm.carol.bob", json!({"user": "carol", "text": "three", "id": "three"})).await;
+    let deletion = json!({"type": "delete", "target": 1, "id": "one", "user": "alice", "to": "bob", "timestamp": 1_700_000_000_000_i64,
+                          "received": 1, "mode": "soft", "by": "alice"});
+    append(&bootstrap, "change.dm.alice.bob", deletion).await;
+    let other = json!({"type": "delete", "target": 3, "id": "x", "user": "carol", "to": "dave", "timestamp": 1, "received": 1,
+                       "mode": "soft", "by": "carol"});
+    append(&bootstrap, "change.dm.carol.dave", other).await;
+    // From the log alone, before anything is stored; then from the index.
+    assert_eq!(read_direct(&client, "bob", "alice", 1).await, (1, true));
+    let waits = vec![row(1, "", "read"), row(2, "two", "sent"), row(3, "three", "sent")];
+    let page = async || ask(&client, DM_INBOX.subject(&["bob"]), "").await.unwrap();
+    let check = |page: &Value| {
+        assert_eq!(super::shown(&page["messages"]), waits);
+        assert_eq!((&page["messages"][0]["deleted"], &page["through"], &page["more"]), (&json!(true), &json!(5), &json!(false)));
+        assert_eq!(page["changes"].as_array().unwrap().len(), 1, "{page}");
+        assert_eq!((&page["changes"][0]["seq"], &page["changes"][0]["target"]), (&json!(4), &json!(1)));
+        assert_eq!(page["messages"][2]["room"], "dm.bob.carol");
+    };
+    check(&page().await);
+    let _worker = world.spawn("persist-message").await;
+    super::stored(&world, 5).await;
+    check(&page().await);
+    // Page by page, confirming each: everything comes once.
+    let (mut got, mut through) = (Vec::new(), 0);
+    for _ in 0..9 {
+        let page = ask(&client, DM_INBOX.subject(&["bob"]), r#"{"limit":1}"#).await.unwrap();
+        got.extend(super::shown(&page["messages"]).into_iter().map(|(seq, ..)| seq));
+        through = page["through"].as_u64().unwrap();
+        deliver(&client, "bob", through).await;
+        if page["more"] == false {
+            break;
+        }
+    }
+    assert_eq!((got, through), (vec![1, 2, 3], 5));
+    let read = ask(&client, DM_HISTORY.subject(&["bob", "alice"]), r#"{"receipts":true}"#).await.unwrap();
+    assert!(read[0]["deliveredAt"].as_i64() <= read[0]["readAt"].as_i64(), "who has read it, had it: {read}");
+}

@@ -1,0 +1,174 @@
+//! What is unread, counted from the log, from the index, and from both.
+
+use serde_json::json;
+use sqlx::PgPool;
+use testing::World;
+
+use super::{append, ask, of, read_direct, read_room, say, start, stored, unread};
+
+/// Stores `count` messages from `from` on, by hand.
+async fn store(database: &PgPool, from: i64, count: i64, room: &str, sender: &str, to: Option<&str>) {
+    sqlx::query("insert into rooms (name) values ($1) on conflict do nothing").bind(room).execute(database).await.unwrap();
+    sqlx::query(
+        "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
+         select seq, (select id from rooms where name = $3), $4, $5, 'id-' || seq, false, 'hello', now(), now()
+           from generate_series($1::bigint, $1 + $2 - 1) as seq",
+    )
+    .bind(from)
+    .bind(count)
+    .bind(room)
+    .bind(sender)
+    .bind(to)
+    .execute(database)
+    .await
+    .unwrap();
+}
+
+fn deletion(room: &str, target: u64, to: Option<&str>) -> serde_json::Value {
+    let mut body = json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": "ann",
+                          "timestamp": 1_700_000_000_000_i64, "received": 1, "mode": "soft", "by": "ann"});
+    if let Some(to) = to {
+        body["to"] = json!(to);
+    }
+    assert_eq!(room.starts_with("dm."), to.is_some());
+    body
+}
+
+#[tokio::test]
+async fn what_others_said_above_the_mark_is_unread() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    assert_eq!(unread(&client, "bob").await, (vec![], 0));
+    // Once all of it in the log, then once more of everything above what is stored.
+    for round in 0..2_u64 {
+        let above = round * 13;
+        let said = async |subject: &str, user: &str| say(&client, subject, user, "hello").await;
+        let first = said("dm.ann.bob", "ann").await;
+        assert_eq!(first, above + 1);
+        let second = said("dm.ann.bob", "ann").await;
+        said("dm.bob.ann", "bob").await;
+        said("dm.carol.bob", "carol").await;
+        said("dm.ann.carol", "ann").await;
+        said("dm.bob.bob", "bob").await;
+        let room = said("chat.general", "ann").await;
+        said("chat.general", "bob").await;
+        let deleted = said("chat.general", "ann").await;
+        let newest = said("chat.general", "carol").await;
+        said("chat.unread", "ann").await;
+        // The room counts once it was read.
+        let of_dms = vec![of("dm.bob.carol", 1 + round), of("dm.ann.bob", 2)];
+        match round {
+            0 => assert_eq!(unread(&client, "bob").await, (of_dms, 3)),
+            _ => assert_eq!(unread(&client, "bob").await, ([vec![of("general", 4)], of_dms].concat(), 8)),
+        }
+        read_room(&client, "bob", "general", room).await;
+        assert_eq!(unread(&client, "bob").await.0[0], of("general", 2));
+        append(&bootstrap, "change.chat.general", deletion("general", deleted, None)).await;
+        assert_eq!(unread(&client, "bob").await.0[0], of("general", 1));
+        append(&bootstrap, "change.dm.ann.bob", deletion("dm.ann.bob", second, Some("bob"))).await;
+        let left = vec![of("general", 1), of("dm.bob.carol", 1 + round), of("dm.ann.bob", 1)];
+        assert_eq!(unread(&client, "bob").await, (left.clone(), 3 + round));
+        assert_eq!(newest, above + 10);
+        let worker = world.spawn("persist-message").await;
+        stored(&world, above + 13).await;
+        assert_eq!(unread(&client, "bob").await, (left, 3 + round), "the same from the index");
+        read_direct(&client, "bob", "ann", first).await;
+        assert_eq!(unread(&client, "bob").await, (vec![of("general", 1), of("dm.bob.carol", 1 + round)], 2 + round));
+        // What is said next stays in the log for a while.
+        assert!(worker.terminate().await.success());
+    }
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
+    let world = World::builder().administrator().start().await;
+    let function = start(&world).await;
+    let (client, admin, database) = (world.client("publisher").await, world.client("administrator").await, world.database().await);
+    // The log counts as stored up to there.
+    admin.request("$JS.API.STREAM.PURGE.CHAT_MESSAGES", json!({"seq": 100_000}).to_string().into()).await.unwrap();
+    stored(&world, 99_999).await;
+    store(&database, 1, 999, "dm.ann.bob", "ann", Some("bob")).await;
+    store(&database, 2_000, 1_000, "dm.bob.carol", "carol", Some("bob")).await;
+    store(&database, 4_000, 1_500, "general", "ann", None).await;
+    store(&database, 6_000, 1_200, "mine", "bob", None).await;
+    store(&database, 8_000, 10, "mine", "ann", None).await;
+    sqlx::query("insert into receipts values ('bob', 'general', 4499), ('bob', 'mine', 6199)").execute(&database).await.unwrap();
+    let more = |room: &str, count| (room.to_owned(), count, true);
+    // Of a room at most a thousand messages are looked at, one's own among them.
+    let counts = vec![more("mine", 0), more("general", 999), more("dm.bob.carol", 999), of("dm.ann.bob", 999)];
+    assert_eq!(unread(&client, "bob").await, (counts, 2_997));
+    sqlx::query("update receipts set read = read + 1").execute(&database).await.unwrap();
+    let counts = unread(&client, "bob").await.0;
+    assert_eq!(counts[..2], [more("mine", 1), of("general", 999)]);
+
+    for peer in 0..510 {
+        store(&database, 20_000 + peer, 1, &format!("dm.bob.peer-{peer:03}"), &format!("peer-{peer:03}"), Some("bob")).await;
+    }
+    let all = ask(&client, wire::UNREAD.subject(&["bob"]), "").await.unwrap();
+    let listed = all["unread"].as_array().unwrap();
+    assert_eq!((listed.len(), &all["total"], &all["more"]), (500, &json!(500), &json!(true)));
+    assert_eq!((&listed[0]["room"], &listed[499]["room"]), (&json!("dm.bob.peer-509"), &json!("dm.bob.peer-010")));
+    function.stop().await.unwrap();
+}
+
+/// Workers commit before they acknowledge, and in any order: what is in the log above the floor may be in the index already, or another
+/// copy of it with the same id.
+#[tokio::test]
+async fn what_is_in_log_and_index_counts_once() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    for number in 1..=4 {
+        append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": format!("id-{number}")})).await;
+        append(&client, "chat.general", json!({"user": "ann", "text": "hello", "id": format!("general-{number}")})).await;
+    }
+    // A copy of the third's id, later in the log.
+    append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": "id-3"})).await;
+    say(&client, "chat.general", "ann", "the newest").await;
+    read_room(&client, "bob", "general", 2).await;
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 4), of("dm.ann.bob", 4)], 8));
+    store(&database, 1, 1, "dm.ann.bob", "ann", Some("bob")).await;
+    store(&database, 9, 1, "dm.ann.bob", "ann", Some("bob")).await;
+    store(&database, 4, 1, "general", "ann", None).await;
+    sqlx::query("update messages set id = case seq when 9 then 'id-3' when 4 then 'general-2' else id end")
+        .execute(&database)
+        .await
+        .unwrap();
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 4), of("dm.ann.bob", 4)], 8));
+    function.stop().await.unwrap();
+}
+
+/// Stored long ago, deleted a moment ago: the index does not know of it yet, with the message's own id or one made from its place.
+#[tokio::test]
+async fn what_was_deleted_a_moment_ago_is_not_unread() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    for subject in ["dm.ann.bob", "chat.general"] {
+        for id in ["first", "second"] {
+            append(&client, subject, json!({"user": "ann", "text": "hello", "id": format!("{subject}-{id}")})).await;
+        }
+        say(&client, subject, "ann", "third").await;
+    }
+    let worker = world.spawn("persist-message").await;
+    stored(&world, 6).await;
+    assert!(worker.terminate().await.success());
+    read_room(&client, "bob", "general", 0).await;
+    read_room(&client, "bob", "general", 4).await;
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 2), of("dm.ann.bob", 3)], 5));
+    append(&bootstrap, "change.dm.ann.bob", deletion("dm.ann.bob", 3, Some("bob"))).await;
+    append(&bootstrap, "change.chat.general", deletion("general", 6, None)).await;
+    assert_eq!(unread(&client, "bob").await, (vec![of("general", 1), of("dm.ann.bob", 2)], 3));
+    // By the place of a copy, which is nobody's in the index.
+    let copy = append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": "dm.ann.bob-second"})).await;
+    for (room, target, to) in [("dm.ann.bob", copy, Some("bob")), ("general", 5, None)] {
+        let mut body = deletion(room, target, to);
+        let subject = to.map_or("chat.general", |_| "dm.ann.bob");
+        (body["id"], body["derived"]) = (json!(format!("{subject}-second")), json!(false));
+        append(&bootstrap, &format!("change.{subject}"), body).await;
+    }
+    assert_eq!(unread(&client, "bob").await, (vec![of("dm.ann.bob", 1)], 1));
+    function.stop().await.unwrap();
+}

@@ -1,0 +1,245 @@
+//! What a user has not read, by conversation: the union of log and index, counted.
+//!
+//! Up to the ack floor the index has everything, and counts it. What lies above is in few rows: those are read, and united with the log
+//! as a page is. The marks are read before the floor; they only grow, so an old one counts what was read meanwhile, and never less
+//! than there is.
+
+use std::collections::HashMap;
+
+use runtime::{Ctx, Key, Result, Tail, Union, changes};
+use sqlx::postgres::PgConnection;
+use wire::{CHANGES, Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, directs_to};
+
+use crate::mark::look;
+
+/// Exact up to here.
+const EXACT: u64 = 999;
+/// Rows looked at in one conversation.
+const ROWS: i64 = 1_000;
+/// Conversations in a reply.
+const LISTED: usize = 500;
+/// Conversations of two people looked at, those begun last.
+const WALKED: i64 = 10_000;
+/// Messages of the log looked at above the floor.
+const TAIL: usize = 5_000;
+const TAIL_BYTES: usize = 8 << 20;
+
+/// Rooms the user reads: those with a mark, the highest first.
+const MARKS: &str = r"
+    select room, read from receipts where reader = $1 and room not like 'dm.%' order by read desc, room limit $2";
+
+const DIRECT_MARKS: &str = "select room, read from receipts where reader = $1 and room = any($2)";
+
+const KNOWN: &str = "
+    select sender, id, seq from messages
+     where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
+
+/// Conversations of two people with something unread, from one to the next by the index. The walk ends after `$5` of them.
+const DIRECT: &str = "
+    with recursive walk (room_id, place) as (
+        (select room_id, 1 from messages where recipient = $1 and not deleted order by room_id desc limit 1)
+        union all
+        select (select room_id from messages
+                 where recipient = $1 and not deleted and room_id < walk.room_id order by room_id desc limit 1), place + 1
+          from walk where room_id is not null and place <= $5
+    ), unread as (
+        select walk.room_id, rooms.name, newest.seq, coalesce(receipts.read, 0) as read
+          from walk
+          join rooms on rooms.id = walk.room_id
+          left join receipts on (receipts.reader, receipts.room) = ($1, rooms.name)
+         cross join lateral (select seq from messages
+                              where recipient = $1 and room_id = walk.room_id and not deleted order by seq desc limit 1) newest
+         where newest.seq > coalesce(receipts.read, 0) and walk.place <= $5 and rooms.name <> $7
+         order by newest.seq desc limit $6
+    )
+    select walked.through, name, coalesce(seq, 0), coalesce(counted.some, 0), coalesce(counted.some, 0)
+      from (select coalesce(max(place), 0)::bigint as through from walk where room_id is not null) walked
+      left join unread on true
+      left join lateral (
+        select count(*) as some
+          from (select from messages
+                 where recipient = $1 and room_id = unread.room_id and not deleted
+                   and seq > unread.read and seq <= $2 and seq <> all($3) order by seq limit $4) looked) counted on true";
+
+/// Of rooms: what was counted, and what was looked at for it.
+const ROOMS: &str = "
+    select 0::bigint, asked.name, coalesce(newest.seq, 0), counted.some, counted.looked
+      from unnest($5::text[], $6::bigint[]) as asked (name, read)
+      join rooms on rooms.name = asked.name
+      left join lateral (select seq from messages where room_id = rooms.id order by seq desc limit 1) newest on true
+     cross join lateral (
+        select count(*) filter (where sender <> $1 and not deleted and seq <> all($3)) as some, count(*) as looked
+          from (select sender, deleted, seq from messages
+                 where room_id = rooms.id and seq > asked.read and seq <= $2 order by seq limit $4) looked) counted";
+
+/// What is stored above the floor: no more than workers may hold unacknowledged.
+const ABOVE: &str = "
+    select messages.seq, rooms.name, sender, recipient, messages.id, deleted
+      from messages join rooms on rooms.id = room_id
+     where seq > $1 and (recipient = $2 or rooms.name = any($3))";
+
+/// Counts.
+///
+/// # Errors
+/// 503 when the log or PostgreSQL does not answer: only PostgreSQL knows the marks.
+pub async fn count(ctx: &Ctx, user: &User) -> Result<Unread> {
+    let (log, name) = (ctx.log(), user.as_str());
+    let mut marks = look(ctx.database(), async |connection| marks(connection, name).await).await?;
+    let rooms_cut = marks.len() > LISTED;
+    marks.truncate(LISTED);
+    let floor = log.floor().await?;
+    let mut subjects = vec![directs_to(user)];
+    if log.range().await?.1 > floor {
+        subjects.extend(marks.iter().filter_map(|(room, _)| Some(Room::parse(room).ok()?.log_subject())));
+    }
+    let (tail, above) = tokio::try_join!(
+        Tail::oldest(log, &subjects, floor.next(), TAIL, TAIL_BYTES, ctx.settings().limits()),
+        changes(log, CHANGES, floor.next()),
+    )?;
+    let asked = Asked { user, floor, marks: &marks, tail, above: above.iter().collect() };
+    let tail_cut = !asked.tail.complete;
+    let counted = look(ctx.database(), async |connection| asked.count(connection).await).await?;
+    Ok(listed(counted, rooms_cut, tail_cut))
+}
+
+async fn marks(connection: &mut PgConnection, user: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    sqlx::query_as(MARKS).bind(user).bind(LISTED as i64 + 1).fetch_all(connection).await
+}
+
+/// What is known before the index is read.
+struct Asked<'a> {
+    user: &'a User,
+    floor: Seq,
+    /// Rooms the user reads, and up to where.
+    marks: &'a [(String, i64)],
+    /// Of those, and of the user's direct messages, what lies above the floor.
+    tail: Tail,
+    above: Vec<&'a Change>,
+}
+
+/// One conversation.
+#[derive(Debug, Default)]
+struct Counted {
+    count: u64,
+    more: bool,
+    newest: Seq,
+}
+
+/// Every conversation, and whether some were not looked at.
+struct All {
+    rooms: HashMap<String, Counted>,
+    cut: bool,
+}
+
+/// Conversations walked; and of one of them, if there is one, its name, newest position, what was counted, and looked at for it.
+type CountRow = (i64, Option<String>, i64, i64, i64);
+
+impl Asked<'_> {
+    async fn count(self, connection: &mut PgConnection) -> Result<All, sqlx::Error> {
+        let keys = Union::keys(self.tail.ids.iter().cloned(), &self.above);
+        let known = known(connection, &keys).await?;
+        // Deleted above the floor, perhaps not yet in the index: by position, and where else a copy is stored.
+        let deleted = self.above.iter().map(|change| change.tombstone());
+        let gone: Vec<i64> =
+            deleted.flat_map(|grave| [Some(grave.seq), known.get(&(grave.user, grave.id)).copied()]).flatten().map(Seq::as_i64).collect();
+        let mut rows: Vec<CountRow> = sqlx::query_as(DIRECT)
+            .bind(self.user.as_str())
+            .bind(self.floor.as_i64())
+            .bind(&gone)
+            .bind(ROWS)
+            .bind(WALKED)
+            .bind(LISTED as i64 + 1)
+            .bind(self.own_conversation())
+            .fetch_all(&mut *connection)
+            .await?;
+        let cut = rows.iter().any(|row| row.0 > WALKED);
+        let (names, reads): (Vec<&str>, Vec<i64>) = self.marks.iter().map(|(room, read)| (room.as_str(), *read)).unzip();
+        let of_rooms: Vec<CountRow> = sqlx::query_as(ROOMS)
+            .bind(self.user.as_str())
+            .bind(self.floor.as_i64())
+            .bind(&gone)
+            .bind(ROWS)
+            .bind(&names)
+            .bind(reads)
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.extend(of_rooms);
+        let mut rooms: HashMap<String, Counted> = HashMap::new();
+        for (_, room, newest, some, looked) in rows {
+            let Some(room) = room else { continue };
+            let count = u64::try_from(some).unwrap_or_default();
+            rooms.insert(room, Counted { count, more: looked >= ROWS, newest: Seq::from_i64(newest) });
+        }
+        for (room, seq) in self.above_the_floor(connection, known, &names).await? {
+            let counted = rooms.entry(room).or_default();
+            counted.count += 1;
+            counted.newest = counted.newest.max(seq);
+        }
+        Ok(All { rooms, cut })
+    }
+
+    /// What somebody notes for themselves is nothing unread.
+    fn own_conversation(&self) -> String {
+        Conversation::direct(self.user.clone(), self.user.clone()).name()
+    }
+
+    /// Where unread messages stand above the floor, and in which conversations.
+    async fn above_the_floor(
+        self,
+        connection: &mut PgConnection,
+        known: HashMap<Key, Seq>,
+        names: &[&str],
+    ) -> Result<Vec<(String, Seq)>, sqlx::Error> {
+        type Row = (i64, String, String, Option<String>, String, bool);
+        let rows: Vec<Row> =
+            sqlx::query_as(ABOVE).bind(self.floor.as_i64()).bind(self.user.as_str()).bind(names).fetch_all(&mut *connection).await?;
+        let rows = rows.into_iter().map(|(seq, room, user, to, id, deleted)| Message {
+            id,
+            seq: Seq::from_i64(seq),
+            room,
+            user,
+            text: String::new(),
+            timestamp: 0,
+            to,
+            status: None,
+            delivered_at: None,
+            read_at: None,
+            deleted,
+        });
+        let no_graves = Seq::MAX..=Seq::ZERO;
+        let union = Union { known, changes: self.above };
+        let merged = union.merge(rows.collect(), self.tail.messages, &(self.floor.next()..=Seq::MAX), &no_graves);
+        let others: Vec<Message> =
+            merged.messages.into_values().filter(|message| !message.deleted && message.user != self.user.as_str()).collect();
+        let direct: Vec<&str> = others.iter().filter(|message| message.to.is_some()).map(|message| message.room.as_str()).collect();
+        let read: Vec<(String, i64)> = sqlx::query_as(DIRECT_MARKS).bind(self.user.as_str()).bind(direct).fetch_all(connection).await?;
+        let read: HashMap<&str, i64> = read.iter().chain(self.marks).map(|(room, read)| (room.as_str(), *read)).collect();
+        let unread = |message: &Message| message.seq.as_i64() > read.get(message.room.as_str()).copied().unwrap_or_default();
+        Ok(others.into_iter().filter(|message| unread(message)).map(|message| (message.room, message.seq)).collect())
+    }
+}
+
+async fn known(connection: &mut PgConnection, keys: &[Key]) -> Result<HashMap<Key, Seq>, sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let (senders, ids): (Vec<&str>, Vec<&str>) = keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
+    let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
+    Ok(known.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect())
+}
+
+/// The reply: the newest first, and no more than are listed.
+fn listed(all: All, rooms_cut: bool, tail_cut: bool) -> Unread {
+    let mut rooms: Vec<(String, Counted)> = all.rooms.into_iter().filter(|(_, counted)| counted.count > 0 || counted.more).collect();
+    rooms.sort_unstable_by(|(one, a), (other, b)| b.newest.cmp(&a.newest).then_with(|| one.cmp(other)));
+    let cut = all.cut || rooms_cut || tail_cut || rooms.len() > LISTED;
+    rooms.truncate(LISTED);
+    let entry = |(room, counted): (String, Counted)| UnreadRoom {
+        room,
+        count: counted.count.min(EXACT),
+        more: counted.more || counted.count > EXACT || tail_cut,
+    };
+    let unread: Vec<UnreadRoom> = rooms.into_iter().map(entry).collect();
+    let more = cut || unread.iter().any(|room| room.more);
+    Unread { total: unread.iter().map(|room| room.count).sum(), unread, more }
+}
