@@ -12,14 +12,14 @@ use wire::{Message, Seq, Status};
 /// A page takes a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
+/// What has expired is left out, swept or not. Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
 const OLDER: &str = "
     select seq, sender, recipient, id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq desc) - octet_length(text) < $4 as fits,
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq < $2
+                 where room_id = (select id from rooms where name = $1) and seq < $2 and received_at > (select cutoff($1))
                  order by seq desc limit $3) page) sized
      where fits order by seq desc";
 
@@ -30,7 +30,7 @@ const NEWER: &str = "
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq > $2
+                 where room_id = (select id from rooms where name = $1) and seq > $2 and received_at > (select cutoff($1))
                  order by seq limit $3) page) sized
      where fits order by seq";
 
@@ -75,6 +75,19 @@ pub struct Wanted<'a> {
     pub bytes: usize,
     /// Senders and ids of the tail: are they stored already, and where?
     pub ids: &'a [(String, String)],
+    /// Since when messages of the log count is asked, too.
+    pub cutoff: bool,
+}
+
+/// What the index has.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// One a side.
+    pub sides: Vec<Rows>,
+    /// Where the ids asked about are stored.
+    pub known: Vec<Known>,
+    /// What the log took then, in Unix milliseconds, or before has expired; `None` where nothing expires or nobody asked.
+    pub cutoff_ms: Option<i64>,
 }
 
 /// Where a sender's id is stored.
@@ -89,12 +102,12 @@ impl Index {
     ///
     /// # Errors
     /// The deployment's fault, such as a missing table.
-    pub async fn read(&self, wanted: &Wanted<'_>) -> Result<Option<(Vec<Rows>, Vec<Known>)>, DatabaseError> {
+    pub async fn read(&self, wanted: &Wanted<'_>) -> Result<Option<Found>, DatabaseError> {
         self.database.run_if_there(DEADLINE, async |connection| read(connection, wanted).await).await
     }
 }
 
-async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Vec<Rows>, Vec<Known>), sqlx::Error> {
+async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Found, sqlx::Error> {
     let span = tracing::info_span!(
         "select messages",
         otel.kind = "client",
@@ -107,7 +120,12 @@ async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Vec
         for side in wanted.sides {
             sides.push(read_side(connection, wanted, *side).await?);
         }
-        Ok((sides, known(connection, wanted.ids).await?))
+        let known = known(connection, wanted.ids).await?;
+        let cutoff_ms = match wanted.cutoff {
+            true => sqlx::query_scalar("select cutoff_ms($1)").bind(wanted.room).fetch_one(connection).await?,
+            false => None,
+        };
+        Ok(Found { sides, known, cutoff_ms })
     }
     .instrument(span)
     .await

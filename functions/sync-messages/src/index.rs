@@ -19,13 +19,16 @@ const MESSAGES: &str = "
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq > $2
+                 where room_id = (select id from rooms where name = $1) and seq > $2 and received_at > (select cutoff($1))
                  order by seq limit $3) page) sized
      where fits order by seq";
 
+/// Those of messages that have not expired. A subquery and no join: it is asked of the few rows the limit takes.
 const CHANGES: &str = "
     select seq, target, sender, id, mode, changed_by from changes
      where room_id = (select id from rooms where name = $1) and seq > $2
+       and (select max(received_at) from messages
+             where (messages.sender, messages.id) = (changes.sender, changes.id)) > (select cutoff($1))
      order by seq limit $3";
 
 /// Where the ids of some senders are stored already.
@@ -46,6 +49,8 @@ pub struct Wanted<'a> {
     pub bytes: usize,
     /// Senders and ids: are they stored already, and where?
     pub keys: &'a [Key],
+    /// Since when messages of the log count is asked, too.
+    pub cutoff: bool,
 }
 
 /// What the index has.
@@ -61,6 +66,8 @@ pub struct Rows {
     pub more_changes: bool,
     /// Where the ids asked about are stored.
     pub known: Vec<(Key, Seq)>,
+    /// What the log took then, in Unix milliseconds, or before has expired; `None` where nothing expires or nobody asked.
+    pub cutoff_ms: Option<i64>,
 }
 
 /// Reads what a page wants; `None` while PostgreSQL is away.
@@ -94,8 +101,11 @@ async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result
     rows.changes = found.iter().map(change).collect::<Result<_, _>>()?;
     if !wanted.keys.is_empty() {
         let (senders, ids): (Vec<&str>, Vec<&str>) = wanted.keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-        let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
+        let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(&mut *connection).await?;
         rows.known = known.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect();
+    }
+    if wanted.cutoff {
+        rows.cutoff_ms = sqlx::query_scalar("select cutoff_ms($1)").bind(wanted.room).fetch_one(connection).await?;
     }
     Ok(rows)
 }

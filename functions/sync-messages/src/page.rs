@@ -36,10 +36,11 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
     let conversation = &ask.conversation;
     // One more than asked for tells whether there is more.
     let need = ask.limit as usize + 1;
-    let (tail, above) = from_log(ctx, ask, floor, max_bytes).await?;
+    let (mut tail, above) = from_log(ctx, ask, floor, max_bytes).await?;
     let above: Vec<&Change> = above.iter().collect();
     let keys: Vec<Key> = Union::keys(tail.ids.iter().cloned(), &above);
-    let wanted = index::Wanted { room: &conversation.name(), after: ask.after, rows: need, bytes: max_bytes, keys: &keys };
+    let cutoff = !above.is_empty() || !tail.messages.is_empty();
+    let wanted = index::Wanted { room: &conversation.name(), after: ask.after, rows: need, bytes: max_bytes, keys: &keys, cutoff };
     let Some(rows) = index::read(ctx.database(), &wanted).await? else {
         return from_the_log_alone(ctx, ask, (first, end), max_bytes).await;
     };
@@ -50,7 +51,8 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
         rows.changes.last().filter(|_| rows.more_changes).map(|last| last.seq),
     ];
     let through = reaches.into_iter().flatten().fold(end, Seq::min);
-    let union = Union { known: rows.known.into_iter().collect(), changes: above };
+    tail.expire(rows.cutoff_ms);
+    let union = Union { known: rows.known.into_iter().collect(), changes: above, cutoff_ms: rows.cutoff_ms };
     let range = ask.after.next()..=through;
     let merged = union.merge(rows.messages, tail.messages, &range, &range);
     // Above the floor the index may have holes; there the log has all of them.
@@ -77,7 +79,7 @@ async fn from_log(ctx: &Ctx, ask: &SyncRequest, floor: Seq, max_bytes: usize) ->
 }
 
 fn entries(union: &Union<'_>) -> impl Iterator<Item = ChangeEntry> {
-    union.changes.iter().map(|change| change.entry())
+    union.told().map(Change::entry)
 }
 
 /// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole.
@@ -87,10 +89,12 @@ async fn from_the_log_alone(ctx: &Ctx, ask: &SyncRequest, (first, end): (Seq, Se
         return Err(Error::new(Code::Unavailable, TOO_OLD));
     }
     let below = first.previous();
-    let (tail, changes) = from_log(ctx, ask, below, max_bytes).await?;
+    let (mut tail, changes) = from_log(ctx, ask, below, max_bytes).await?;
+    let cutoff_ms = ctx.settings().cutoff_ms();
+    tail.expire(cutoff_ms);
     let through = if tail.complete { end } else { tail.last.unwrap_or(below).min(end) };
     let range = ask.after.next()..=through;
-    let union = Union { known: HashMap::new(), changes: changes.iter().collect() };
+    let union = Union { known: HashMap::new(), changes: changes.iter().collect(), cutoff_ms };
     let merged = union.merge(Vec::new(), tail.messages, &range, &range);
     Ok(Found {
         messages: merged.messages.into_values().collect(),

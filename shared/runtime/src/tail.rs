@@ -1,6 +1,6 @@
 //! The part of a conversation the log has and PostgreSQL may not have yet, read like `persist-message` reads it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures::future::try_join_all;
 use wire::{Change, Conversation, Incoming, Limits, Message, Seq};
@@ -16,6 +16,8 @@ const CHANGES_BYTES: usize = 1 << 20;
 pub struct Tail {
     /// Oldest first; what will become dead letters or is repeated within is left out.
     pub messages: Vec<Message>,
+    /// When the log took each of them, in Unix milliseconds.
+    received_ms: HashMap<Seq, i64>,
     /// Sender and id of those whose sender gave an id.
     pub ids: Vec<(String, String)>,
     /// Everything of the range was read.
@@ -82,6 +84,14 @@ impl Tail {
         }
         Ok(tail)
     }
+
+    /// Leaves out what has expired: what the log took at `cutoff_ms`, in Unix milliseconds, or before. The stretch that was read
+    /// stays as it is.
+    pub fn expire(&mut self, cutoff_ms: Option<i64>) {
+        let Some(cutoff_ms) = cutoff_ms else { return };
+        let received_ms = &self.received_ms;
+        self.messages.retain(|message| received_ms.get(&message.seq).is_none_or(|received_ms| *received_ms > cutoff_ms));
+    }
 }
 
 /// Every change on `subject` from `from` on, oldest first.
@@ -143,7 +153,7 @@ fn merge(read: Vec<Stretch>, limits: Limits) -> Tail {
     messages.sort_by_key(|message| message.seq);
     let mut tail = Tail { complete, from, last: messages.last().map(|message| message.seq), ..Tail::default() };
     let mut seen = HashSet::new();
-    for incoming in messages.iter().filter_map(|message| parse(message, limits)) {
+    for (incoming, received_ms) in messages.iter().filter_map(|message| Some((parse(message, limits)?, message.received_ms))) {
         if let Some(id) = &incoming.id {
             let key = (incoming.user.clone(), id.clone());
             if !seen.insert(key.clone()) {
@@ -151,6 +161,7 @@ fn merge(read: Vec<Stretch>, limits: Limits) -> Tail {
             }
             tail.ids.push(key);
         }
+        tail.received_ms.insert(incoming.seq, received_ms);
         tail.messages.push(incoming.into_message());
     }
     tail

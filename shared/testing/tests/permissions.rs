@@ -21,6 +21,7 @@ const FOREIGN: &[&str] = &[
     "dm.delete.alice.bob",
     "bootstrap.apply",
     "deadletters.retry",
+    "retention.erase",
     "$SRV.PING",
     "$JS.API.STREAM.DELETE.CHAT_MESSAGES",
     "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
@@ -51,6 +52,7 @@ fn own(user: &str) -> &'static [&'static str] {
         "persist-message" => &["$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES", "scrollback.outbox"],
         "relay-outbox" => &["events.v1.chat.general"],
         "delete-message" => &["change.chat.general", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
+        "enforce-retention" => &["change.chat.general", "$JS.API.STREAM.PURGE.CHAT_MESSAGES", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
         "publisher" => &[
             "chat.general",
             "admin.alerts",
@@ -64,7 +66,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "chat.delete.alice.general",
             "dm.delete.alice.bob",
         ],
-        "operator" => &["chat.history.general", "bootstrap.apply", "deadletters.retry", "$SRV.PING"],
+        "operator" => &["chat.history.general", "bootstrap.apply", "deadletters.retry", "retention.erase", "$SRV.PING"],
         _ => &[],
     }
 }
@@ -100,6 +102,7 @@ async fn nobody_hears_what_is_not_theirs() {
             "chat.delete.>",
             "bootstrap.*",
             "deadletters.>",
+            "retention.*",
             "scrollback.>",
         ]
         .map(str::to_owned)

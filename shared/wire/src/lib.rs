@@ -16,6 +16,7 @@ mod history;
 mod message;
 mod name;
 mod reason;
+mod retention;
 mod send;
 mod service;
 mod subject;
@@ -37,13 +38,15 @@ pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
 pub use reason::Reason;
+pub use retention::{Budget, EraseRequest, Erased, Retained, RetentionRequest};
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
     Ask, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST,
     DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DISCOVER_INFO, DISCOVER_STATS, DM_DELETE, DM_HISTORY, DM_SEND, DM_SYNC, EVENTS,
-    EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM,
-    STREAM_SUBJECTS, SYNC, WORKER, direct_subject, discovery_subjects, is_in_log, jetstream, live_subject, overlap,
+    EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, REQUEST_SUBJECTS, RETENTION_ERASE, RETENTION_RUN,
+    RETENTION_STATUS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, WORKER, direct_subject, discovery_subjects, is_in_log, jetstream,
+    live_subject, overlap,
 };
 pub use sync::{SyncPage, SyncRequest};
 
