@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
-use futures::{StreamExt, TryStreamExt};
+use futures::future::try_join_all;
 use runtime::{Ctx, Error, LogMessage, Result, append, changes};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -88,7 +88,9 @@ impl Part<'_> {
             });
             let rows = rows.await?;
             let (complete, last) = (rows.len() < ROWS, rows.last().map(|last| (last.deletion.id.clone(), last.deletion.derived)));
-            self.delete(rows).await?;
+            if !self.delete(rows).await? {
+                break;
+            }
             match last {
                 Some(last) if !complete => (id, derived) = last,
                 _ => return Ok(true),
@@ -110,14 +112,16 @@ impl Part<'_> {
             let end = end.seq;
             let mut messages = Vec::new();
             for (message, malformed) in found.iter().filter(|(message, _)| !Change::is_on(&message.subject)) {
-                match read(message, *malformed) {
+                match read(message, *malformed, self.ctx.settings().limits()) {
                     Some(incoming) if incoming.user == self.asked.user => messages.push(of_log(incoming, message.received_ms)),
                     Some(_) => {}
                     None if letters::is_by(&self.asked.user, &message.subject, &message.payload) => self.unfit(message, floor).await?,
                     None => {}
                 }
             }
-            self.delete(messages).await?;
+            if !self.delete(messages).await? {
+                return Ok(false);
+            }
             self.report.through = end;
             next = end.next();
         }
@@ -151,8 +155,9 @@ impl Part<'_> {
         Ok(false)
     }
 
-    /// Appends a deletion for each that has none.
-    async fn delete(&mut self, messages: Vec<Theirs>) -> Result<()> {
+    /// Appends a deletion for each that has none; whether there was time for all. Those that were appended wait in the log, where
+    /// the next part finds them.
+    async fn delete(&mut self, messages: Vec<Theirs>) -> Result<bool> {
         let mut new = Vec::new();
         for message in messages.into_iter().filter(|message| self.met.insert(message.deletion.target)) {
             match self.underway.contains(&message.deletion.target) {
@@ -160,18 +165,21 @@ impl Part<'_> {
                 false => new.push(message),
             }
         }
-        if !self.asked.dry_run {
-            let appending: Vec<_> = new.iter().map(|message| append_deletion(self.ctx, message)).collect();
-            let () = futures::stream::iter(appending).buffer_unordered(UNDER_WAY).try_collect().await?;
+        for some in new.chunks(UNDER_WAY) {
+            if !self.has_time() {
+                return Ok(false);
+            }
+            if !self.asked.dry_run {
+                try_join_all(some.iter().map(|message| append_deletion(self.ctx, message)).collect::<Vec<_>>()).await?;
+            }
+            self.report.deletions += some.len() as u64;
         }
-        self.report.deletions += new.len() as u64;
-        Ok(())
+        Ok(true)
     }
 }
 
-/// A message, whatever the limits are today: a text that was once too long is a text.
-fn read(message: &LogMessage, malformed: bool) -> Option<Incoming> {
-    let limits = Limits { text_bytes: message.payload.len() };
+/// A message as `persist-message` reads it: what it sets aside gets no tombstone.
+fn read(message: &LogMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
     let read = Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits);
     read.ok().filter(|_| !malformed)
 }

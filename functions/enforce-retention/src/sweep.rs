@@ -50,6 +50,16 @@ const WALK_ROOM: &str = "
     select seq, received_at <= (select cutoff($2)) as expired, received_at <= (select cutoff($2)) as within
       from walked order by seq";
 
+/// As far as anything may have expired: for counting, since what is not deleted would be met by several walks.
+const COUNT: &str = "
+    with walked as materialized (
+        select seq, room_id, received_at from messages where seq > $1 order by seq limit 5000
+    ), due as materialized (
+        select id, cutoff(name) as at from rooms where id in (select room_id from walked)
+    )
+    select seq, received_at <= at as expired, received_at <= (select max(cutoff(room)) from retention where $2 <> '') as within
+      from walked join due on due.id = walked.room_id order by seq";
+
 /// Deletions whose message went before them, or never came.
 const CHANGES: &str = "
     with walked as materialized (
@@ -107,6 +117,8 @@ enum Walk {
     Room(String),
     /// Deletions.
     Changes,
+    /// All, without deleting any.
+    Count,
 }
 
 impl Walk {
@@ -115,13 +127,14 @@ impl Walk {
             Walk::Rooms | Walk::Direct => (WALK, DELETE),
             Walk::Room(_) => (WALK_ROOM, DELETE),
             Walk::Changes => (CHANGES, DELETE_CHANGES),
+            Walk::Count => (COUNT, DELETE),
         }
     }
 
     /// Whose cutoff ends it.
     fn room(&self) -> &str {
         match self {
-            Walk::Rooms | Walk::Changes => "*",
+            Walk::Rooms | Walk::Changes | Walk::Count => "*",
             Walk::Direct => "dm.*",
             Walk::Room(room) => room,
         }
@@ -152,13 +165,13 @@ impl Sweep {
             return Ok(None);
         };
         if self.left.is_empty() {
-            self.begin(rooms);
+            self.begin(rooms, dry_run);
         }
         let Some(walk) = self.left.last().cloned() else { return Ok(Some(Step { expired: 0, done: true })) };
         let after = self.after.unwrap_or(match walk {
             Walk::Rooms => self.rooms,
             Walk::Direct => self.direct,
-            Walk::Room(_) | Walk::Changes => Seq::ZERO,
+            Walk::Room(_) | Walk::Changes | Walk::Count => Seq::ZERO,
         });
         let stepped = alone(ctx, LOCK, async |connection| {
             let rows = look(connection, &walk, after).await?;
@@ -178,7 +191,7 @@ impl Sweep {
             match walk {
                 Walk::Rooms => self.rooms = reached,
                 Walk::Direct => self.direct = reached,
-                Walk::Room(_) | Walk::Changes => {}
+                Walk::Room(_) | Walk::Changes | Walk::Count => {}
             }
         }
         self.after = goes_on;
@@ -189,7 +202,11 @@ impl Sweep {
         Ok(Some(Step { expired: messages, done: self.left.is_empty() }))
     }
 
-    fn begin(&mut self, rooms: Vec<String>) {
+    fn begin(&mut self, rooms: Vec<String>, dry_run: bool) {
+        if dry_run {
+            self.left.push(Walk::Count);
+            return;
+        }
         if self.since.is_none_or(|since| since.elapsed() > REWALK) {
             (self.rooms, self.direct, self.since) = (Seq::ZERO, Seq::ZERO, Some(Instant::now()));
         }

@@ -95,7 +95,7 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
     }
     let bobs = (in_log_of(&world, "bob").await, in_index(&database, "bob").await);
     // Little time for each part.
-    let running = start(&world, &[("REQUEST_DEADLINE_MS", "700"), SELDOM]).await;
+    let running = start(&world, &[("REQUEST_DEADLINE_MS", "800"), SELDOM]).await;
     // One id in three places of the log, and one row.
     let wanted = (STORED + UNSTORED + OTHERS - 3) as u64;
     let (dry, _) = erase_all(&world, "ann", true).await;
