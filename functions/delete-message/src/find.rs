@@ -1,7 +1,7 @@
 //! Which message is meant: from the index, and what the index does not have yet, from the log.
 
 use runtime::{Ctx, Error, LogMessage, Result, changes};
-use wire::{Code, Conversation, DeleteRequest, Incoming, Message, Mode, Seq, Which, derived_id};
+use wire::{Change, Code, Conversation, DeleteRequest, Deletion, Incoming, Message, Mode, Seq, Which, derived_id};
 
 use crate::index::{self, Rows};
 
@@ -62,19 +62,29 @@ pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Resu
         Some(found) => Some(found),
         None => in_log(ctx, ask, moderates, indexed.is_some().then_some(floor)).await?,
     };
-    let Some(mut found) = found else {
+    // What the log has above the floor may be a deletion, also of a message that nobody stored and that is erased.
+    let deletions = changes(ctx.log(), &ask.conversation.change_subject(), floor.next()).await?;
+    let Some(mut found) = found.or_else(|| erased(ask, &deletions)) else {
         return Err(match indexed {
             Some(_) => Error::new(Code::NotFound, "there is no such message here"),
             None => Error::new(Code::Unavailable, "the database is away, and the log does not hold this message; try again"),
         });
     };
-    // What the log has above the floor may be a deletion.
-    for change in changes(ctx.log(), &ask.conversation.change_subject(), floor.next()).await? {
-        if change.covers(&found.message) {
-            found.state = found.state.max(State::of(change.deletion.mode));
-        }
+    for change in deletions.iter().filter(|change| change.covers(&found.message)) {
+        found.state = found.state.max(State::of(change.deletion.mode));
     }
     Ok(found)
+}
+
+/// What a deletion says of the message it erased.
+fn erased(ask: &DeleteRequest, deletions: &[Change]) -> Option<Found> {
+    let is = |change: &&Change| match &ask.which {
+        Which::Seq(seq) => change.deletion.target == *seq,
+        Which::Id(id) => change.deletion.id == *id && (change.deletion.user == ask.user.as_str() || change.deletion.derived),
+    };
+    let change = deletions.iter().find(is)?;
+    let Deletion { derived, received, .. } = change.deletion;
+    Some(Found { message: change.tombstone(), derived, received_ms: received, state: State::There })
 }
 
 /// Looks for the message where the index may not reach yet: above `floor`, or, while the database is away, anywhere.

@@ -182,6 +182,11 @@ async fn hard_leaves_no_text_anywhere() {
     let early = say(&client, "chat.general", "ann", SECRET, Some("early")).await;
     assert_eq!(delete(&client, "ann", "general", json!({"id": "early", "mode": "hard"})).await, Ok(early));
     assert!(!in_log(&bootstrap, early).await);
+    // A delete of a delete, by whatever name, and softer.
+    for body in [json!({"id": "early"}), json!({"seq": early}), json!({"seq": early, "mode": "hard"})] {
+        assert_eq!(delete(&client, "ann", "general", body).await, Ok(early));
+    }
+    assert_eq!(delete(&client, "bob", "general", json!({"seq": early})).await.map_err(|(code, _)| code), Err(403));
     assert_eq!(general(&client).await, [tombstone(early)]);
     let _worker = world.spawn("persist-message").await;
     comes_from(&client, "index").await;
@@ -204,8 +209,11 @@ async fn hard_leaves_no_text_anywhere() {
     nowhere().await;
     let changes: Vec<String> = sqlx::query_scalar("select mode from changes order by seq").fetch_all(&database).await.unwrap();
     assert_eq!(changes, ["hard", "soft", "hard"], "a delete of a delete is no change");
-    // Soft after hard changes nothing either.
-    assert_eq!(delete(&client, "ann", "general", json!({"seq": late})).await, Ok(late));
+    // Soft after hard is none either.
+    assert_eq!(delete(&client, "ann", "general", json!({"seq": early})).await, Ok(early));
+    let info = bootstrap.request(jetstream::STREAM_INFO, "".into()).await.unwrap();
+    let info: Value = serde_json::from_slice(&info.payload).unwrap();
+    assert_eq!(info["state"]["last_seq"], 6, "three messages, three deletions");
     let last = client.request(HISTORY.subject(&["general"]), "".into()).await.unwrap();
     assert!(!String::from_utf8_lossy(&last.payload).contains(SECRET));
     function.stop().await.unwrap();
@@ -239,6 +247,33 @@ async fn while_the_database_is_away_the_log_knows() {
     comes_from(&client, "index").await;
     assert_eq!(general(&client).await, wanted);
     assert_eq!(delete(&client, "ann", "general", json!({"id": "b"})).await, Ok(trimmed), "trimmed from the log, and stored");
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_no_message() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    sqlx::query("insert into messages select 1, 77, 'old', null, 'o', false, 'from another life', now(), now()")
+        .execute(&database)
+        .await
+        .unwrap();
+    let seq = say(&client, "chat.general", "ann", "one", None).await;
+    let _worker = world.spawn("persist-message").await;
+    let operator = world.client("operator").await;
+    eventually("it is set aside", SOON, async || {
+        let info = operator.request(jetstream::CONSUMER_INFO, "".into()).await.ok()?;
+        let info: Value = serde_json::from_slice(&info.payload).ok()?;
+        (info["ack_floor"]["stream_seq"] == seq).then_some(())
+    })
+    .await;
+    let letters: i64 = sqlx::query_scalar("select count(*) from dead_letters").fetch_one(&database).await.unwrap();
+    assert_eq!(letters, 1);
+    assert_eq!(delete(&client, "ann", "general", json!({"seq": seq})).await.map_err(|(code, _)| code), Err(404));
+    let last = world.client("stream-bootstrap").await.request(jetstream::STREAM_INFO, "".into()).await.unwrap();
+    let last: Value = serde_json::from_slice(&last.payload).unwrap();
+    assert_eq!(last["state"]["last_seq"], seq, "nothing was appended");
     function.stop().await.unwrap();
 }
 

@@ -1,9 +1,11 @@
 //! Many senders, one flush: what waits while a batch is under way goes out as the next one.
 //!
-//! A message alone is not held back for company: when nothing is under way, and nothing was just before, it goes at once, by itself.
+//! A message alone is not held back for company: when nothing is under way, and nothing was just before, it goes at once, by itself,
+//! without being handed from task to task.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runtime::{Ctx, Error, Result};
@@ -54,6 +56,7 @@ impl Waiting {
 /// Takes messages and sees to it that each is answered.
 #[derive(Debug)]
 pub struct Committer {
+    line: Arc<Line>,
     given: mpsc::UnboundedSender<Waiting>,
     new: mpsc::UnboundedSender<Waiting>,
 }
@@ -65,10 +68,10 @@ impl Committer {
     pub fn start(ctx: Ctx, min_batch: usize) -> Committer {
         let ((given, to_look_up), (new, to_append)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (appender, known) = (Appender::new(ctx.nats().client().clone()), Known::new(ctx.clone()));
-        let line = Arc::new(Line { appender, known, ctx, min_batch });
+        let line = Arc::new(Line { appender, known, ctx, min_batch, under_way: AtomicUsize::new(0), company: AtomicUsize::new(0) });
         tokio::spawn(line.clone().look_up(to_look_up, new.clone()));
-        tokio::spawn(line.append_all(to_append));
-        Committer { given, new }
+        tokio::spawn(line.clone().append_all(to_append));
+        Committer { line, given, new }
     }
 
     /// Appends `message`; when `until` is over, with an error.
@@ -76,6 +79,9 @@ impl Committer {
     /// # Errors
     /// 409, or 503.
     pub async fn commit(&self, message: Outgoing, until: Instant) -> Result<Sent> {
+        if let Some(_alone) = self.line.alone() {
+            return self.line.append_alone(&message, until).await;
+        }
         let (answer, answered) = oneshot::channel();
         // Never more than MAX_CONCURRENT_REQUESTS of them wait, in either queue.
         let queue = if message.given { &self.given } else { &self.new };
@@ -122,14 +128,61 @@ impl Queue {
 }
 
 /// What looks up and appends.
+#[derive(Debug)]
 struct Line {
     ctx: Ctx,
     appender: Appender,
     known: Known,
     min_batch: usize,
+    /// Messages on their way into the log, or being looked up.
+    under_way: AtomicUsize,
+    /// How many more are to be expected: the senders of the last batch, just answered.
+    company: AtomicUsize,
+}
+
+/// Messages that are under way, as long as this lives.
+struct UnderWay<'a>(&'a Line, usize);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(self.1, Ordering::Relaxed);
+    }
 }
 
 impl Line {
+    fn under_way(&self, messages: usize) -> UnderWay<'_> {
+        self.under_way.fetch_add(messages, Ordering::Relaxed);
+        UnderWay(self, messages)
+    }
+
+    /// A place for one message when there is no other, and none to be expected.
+    fn alone(&self) -> Option<UnderWay<'_>> {
+        let free = self.company.load(Ordering::Relaxed) == 0
+            && self.under_way.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        free.then_some(UnderWay(self, 1))
+    }
+
+    async fn append_alone(&self, message: &Outgoing, until: Instant) -> Result<Sent> {
+        if message.given {
+            let key = message.key();
+            match self.known.find(std::slice::from_ref(&key)).await {
+                Ok(found) => {
+                    if let Some(stored) = found.get(&key) {
+                        return self.settle(message, stored.clone()).await;
+                    }
+                }
+                Err(error) => {
+                    return match self.appender.known(message, until).await {
+                        Ok(Some(seq)) => self.settle(message, Stored { seq, content: None }).await,
+                        Ok(None) => Err(error),
+                        Err(trouble) => Err(trouble.into_error()),
+                    };
+                }
+            }
+        }
+        self.one(message, until, || true).await
+    }
+
     /// Hands on what is new of the ids that senders gave.
     async fn look_up(self: Arc<Self>, waiting: mpsc::UnboundedReceiver<Waiting>, new: mpsc::UnboundedSender<Waiting>) {
         let lookups = Arc::new(Semaphore::new(LOOKUPS));
@@ -139,6 +192,7 @@ impl Line {
         {
             let (line, new) = (self.clone(), new.clone());
             tokio::spawn(async move {
+                let _under_way = line.under_way(batch.len());
                 // It shows in the trace of the first.
                 let span = batch.first().map_or_else(Span::none, |first| first.span.clone());
                 for waiting in line.settle_known(in_time(batch)).instrument(span).await {
@@ -155,7 +209,9 @@ impl Line {
         let mut queue = Queue { waiting, left: None };
         let mut company = 0;
         while let Some(batch) = queue.gather(company).await {
+            let _under_way = self.under_way(batch.len());
             company = if batch.len() < self.min_batch { 0 } else { batch.len() * 3 / 4 };
+            self.company.store(company, Ordering::Relaxed);
             let line = self.clone();
             // A task of its own, so that a panic costs this batch only: its senders hear of it.
             let _ = tokio::spawn(async move { line.append_distinct(in_time(batch)).await }).await;
@@ -167,7 +223,7 @@ impl Line {
         let mut seen = HashSet::new();
         let (first, again): (Vec<_>, Vec<_>) = batch.into_iter().partition(|waiting| seen.insert(waiting.message.key()));
         self.append(first).await;
-        futures::future::join_all(again.into_iter().map(|waiting| self.one(waiting))).await;
+        futures::future::join_all(again.into_iter().map(|waiting| self.one_waiting(waiting))).await;
     }
 
     /// Answers those whose id was used before; returns the others.
@@ -183,7 +239,7 @@ impl Line {
         let (mut known, mut new) = (Vec::new(), Vec::new());
         for waiting in batch {
             match found.get(&waiting.message.key()) {
-                Some(stored) => known.push(self.settle(waiting, stored.clone())),
+                Some(stored) => known.push(self.settle_waiting(waiting, stored.clone())),
                 None => new.push(waiting),
             }
         }
@@ -203,7 +259,7 @@ impl Line {
     async fn settle_remembered(&self, batch: Vec<Waiting>) -> Vec<Waiting> {
         let ask = async |waiting: Waiting| match self.appender.known(&waiting.message, waiting.until).await {
             Ok(Some(seq)) => {
-                self.settle(waiting, Stored { seq, content: None }).await;
+                self.settle_waiting(waiting, Stored { seq, content: None }).await;
                 None
             }
             Ok(None) => Some(waiting),
@@ -227,7 +283,7 @@ impl Line {
             Ok(()) => return,
         };
         // One by one each learns what is wrong with it alone. What the batch stored after all is answered as known.
-        futures::future::join_all(batch.into_iter().map(|waiting| self.one(waiting))).await;
+        futures::future::join_all(batch.into_iter().map(|waiting| self.one_waiting(waiting))).await;
     }
 
     /// Appends all or nothing; gives them back when that was not possible.
@@ -253,36 +309,43 @@ impl Line {
         }
     }
 
-    /// Appends one message, as often as its time allows.
-    async fn one(&self, waiting: Waiting) {
+    /// Appends one that waits.
+    async fn one_waiting(&self, waiting: Waiting) {
+        let sent = self.one(&waiting.message, waiting.until, || !waiting.answer.is_closed()).await;
+        waiting.answer(sent);
+    }
+
+    /// Appends one message, as often as its time allows and somebody is `wanted` to hear of it.
+    async fn one(&self, message: &Outgoing, until: Instant, wanted: impl Fn() -> bool) -> Result<Sent> {
         loop {
-            match self.appender.one(&waiting.message, waiting.until).await {
-                Ok(Appended { seq, known: false }) => return waiting.answer(Ok(Sent { seq, duplicate: false })),
-                Ok(Appended { seq, known: true }) => return self.settle(waiting, Stored { seq, content: None }).await,
-                Err(Trouble::Passing(_)) if Instant::now() + RETRY_PAUSE < waiting.until && !waiting.answer.is_closed() => {
+            match self.appender.one(message, until).await {
+                Ok(Appended { seq, known: false }) => return Ok(Sent { seq, duplicate: false }),
+                Ok(Appended { seq, known: true }) => return self.settle(message, Stored { seq, content: None }).await,
+                Err(Trouble::Passing(_)) if Instant::now() + RETRY_PAUSE < until && wanted() => {
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                Err(trouble) => return waiting.answer(Err(trouble.into_error())),
+                Err(trouble) => return Err(trouble.into_error()),
             }
         }
     }
 
-    /// Answers a message whose id is there already.
-    async fn settle(&self, waiting: Waiting, stored: Stored) {
-        let Waiting { message, .. } = &waiting;
+    /// Answers one that waits and is there already.
+    async fn settle_waiting(&self, waiting: Waiting, stored: Stored) {
+        let sent = self.settle(&waiting.message, stored).await;
+        waiting.answer(sent);
+    }
+
+    /// What the sender of a message that is there already is told.
+    async fn settle(&self, message: &Outgoing, stored: Stored) -> Result<Sent> {
         if !message.given {
             // Nobody else has an id that was made here: an earlier attempt of ours was taken.
-            return waiting.answer(Ok(Sent { seq: stored.seq, duplicate: false }));
+            return Ok(Sent { seq: stored.seq, duplicate: false });
         }
-        let answer = match self.is_same(message, &stored).await {
-            Ok(true) => Ok(Sent { seq: stored.seq, duplicate: true }),
-            Ok(false) => {
-                let reason = "this id belongs to another message of yours, with another text or in another place; take a new one";
-                Err(Error::new(Code::Conflict, reason))
-            }
-            Err(error) => Err(error),
-        };
-        waiting.answer(answer);
+        if self.is_same(message, &stored).await? {
+            return Ok(Sent { seq: stored.seq, duplicate: true });
+        }
+        let reason = "this id belongs to another message of yours, with another text or in another place; take a new one";
+        Err(Error::new(Code::Conflict, reason))
     }
 
     /// Whether the stored message is this one. One that stands nowhere any more was erased, and is taken for the same:

@@ -240,6 +240,25 @@ async fn pages_end_before_max_payload() {
 }
 
 #[tokio::test]
+async fn copies_of_what_is_stored_end_no_page() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let publisher = world.client("publisher").await;
+    let first = append(&publisher, "chat.general", r#"{"user":"ann","text":"one","id":"a"}"#).await;
+    let worker = world.spawn("persist-message").await;
+    source(&publisher, "index").await;
+    assert!(worker.terminate().await.success());
+    for _ in 0..5 {
+        append(&publisher, "chat.general", r#"{"user":"ann","text":"one","id":"a"}"#).await;
+    }
+    let last = append(&publisher, "chat.general", r#"{"user":"ann","text":"two","id":"b"}"#).await;
+    let mut anew = Holds::default();
+    anew.sync(&publisher, 1).await;
+    assert_eq!(anew.messages.keys().copied().collect::<Vec<u64>>(), [first, last]);
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn two_people_sync_one_conversation() {
     let world = World::start().await;
     let function = start(&world).await;

@@ -11,7 +11,8 @@ use crate::{Log, LogError, LogMessage};
 const CHANGES_AT_ONCE: usize = 1_000;
 const CHANGES_BYTES: usize = 1 << 20;
 
-/// A stretch of one conversation's messages as the log has them.
+/// A stretch of one conversation's messages as the log has them. There is no hole in it between `from` and `last`; beyond these there may
+/// be some messages, and some missing.
 #[derive(Debug, Default)]
 pub struct Tail {
     /// Oldest first; what will become dead letters or is repeated within is left out.
@@ -53,10 +54,7 @@ impl Tail {
         // Below the highest beginning of those that were cut, some are missing.
         let begin = read.iter().filter(|stretch| !stretch.complete).map(|stretch| stretch.from).max();
         let mut tail = merge(read, limits);
-        if let Some(begin) = begin {
-            tail.from = begin;
-            tail.messages.retain(|message| message.seq >= begin);
-        }
+        tail.from = begin.unwrap_or(tail.from);
         Ok(tail)
     }
 
@@ -78,10 +76,7 @@ impl Tail {
         let ends = read.iter().filter(|stretch| !stretch.complete);
         let end = ends.map(|stretch| stretch.messages.last().map_or(from.previous(), |last| last.seq)).min();
         let mut tail = merge(read, limits);
-        if let Some(end) = end {
-            tail.last = Some(end);
-            tail.messages.retain(|message| message.seq <= end);
-        }
+        tail.last = end.or(tail.last);
         Ok(tail)
     }
 

@@ -232,3 +232,16 @@ async fn the_trace_goes_on_in_the_outbox() {
     assert_eq!(traced, [(1, sampled.to_owned())]);
     worker.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn the_relay_is_woken() {
+    let world = World::start().await;
+    let publisher = world.client("publisher").await;
+    let mut relay = RawClient::connect(world.nats(), "relay-outbox").await;
+    relay.subscribe(wire::OUTBOX_WAKE).await;
+    relay.flush().await.unwrap();
+    let worker = worker(&world).await;
+    publish(&publisher, "chat.general", None, &message("one", None)).await;
+    assert_eq!(relay.next(SOON).await.expect("a wake").subject, wire::OUTBOX_WAKE);
+    worker.stop().await.unwrap();
+}
