@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use runtime::{Ctx, Result};
 use sqlx::postgres::PgConnection;
-use wire::{Incoming, Limits, Seq};
+use wire::{DEFAULT_ROOMS, DIRECT_ROOMS, Incoming, Limits, Seq};
 
 use crate::Own;
 use crate::alone::{alone, refused};
@@ -134,8 +134,8 @@ impl Walk {
     /// Whose cutoff ends it.
     fn room(&self) -> &str {
         match self {
-            Walk::Rooms | Walk::Changes | Walk::Count => "*",
-            Walk::Direct => "dm.*",
+            Walk::Rooms | Walk::Changes | Walk::Count => DEFAULT_ROOMS,
+            Walk::Direct => DIRECT_ROOMS,
             Walk::Room(room) => room,
         }
     }

@@ -125,7 +125,7 @@ mod tests {
     fn merge(known: &[(&str, u64)], changes: &[Change], rows: &[Message], tail: &[Message]) -> (Vec<(u64, String)>, bool) {
         let known = known.iter().map(|(id, at)| (("ann".to_owned(), (*id).to_owned()), seq(*at))).collect();
         let all = Seq::ZERO..=seq(50);
-        let merged = Union { known, changes: changes.iter().collect() }.merge(rows.to_vec(), tail.to_vec(), &all, &all);
+        let merged = Union { known, changes: changes.iter().collect(), cutoff_ms: None }.merge(rows.to_vec(), tail.to_vec(), &all, &all);
         let shown = |message: &Message| {
             assert_eq!(message.deleted, message.text.is_empty());
             (message.seq.get(), message.text.clone())

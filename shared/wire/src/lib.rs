@@ -38,7 +38,7 @@ pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
 pub use reason::Reason;
-pub use retention::{Budget, EraseRequest, Erased, Retained, RetentionRequest};
+pub use retention::{Budget, DEFAULT_ROOMS, DIRECT_ROOMS, EraseRequest, Erased, Retained, RetentionRequest};
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{

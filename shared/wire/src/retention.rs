@@ -5,6 +5,11 @@ use serde_json::{Map, Value};
 
 use crate::{Ask, Refusal, Seq, body};
 
+/// The row of table `retention` for whatever has none of its own.
+pub const DEFAULT_ROOMS: &str = "*";
+/// Its row for direct messages.
+pub const DIRECT_ROOMS: &str = "dm.*";
+
 /// The longest user a message may name, in bytes.
 const MAX_USER_BYTES: usize = 255;
 
