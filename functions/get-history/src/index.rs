@@ -13,14 +13,14 @@ use wire::{Marks, Message, Seq, Status};
 /// A page takes a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
+/// What has expired is left out, swept or not. Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
 const OLDER: &str = "
     select seq, sender, recipient, id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq desc) - octet_length(text) < $4 as fits,
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq < $2
+                 where room_id = (select id from rooms where name = $1) and seq < $2 and received_at > (select cutoff($1))
                  order by seq desc limit $3) page) sized
      where fits order by seq desc";
 
@@ -31,7 +31,7 @@ const NEWER: &str = "
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq > $2
+                 where room_id = (select id from rooms where name = $1) and seq > $2 and received_at > (select cutoff($1))
                  order by seq limit $3) page) sized
      where fits order by seq";
 
@@ -91,6 +91,8 @@ pub struct Wanted<'a> {
     pub ids: &'a [(String, String)],
     /// How far have they got in the room?
     pub people: &'a [&'a str],
+    /// Since when messages of the log count is asked, too.
+    pub cutoff: bool,
 }
 
 /// What the index has.
@@ -102,6 +104,8 @@ pub struct Indexed {
     pub known: Vec<Known>,
     /// How far the people asked about have got.
     pub marks: HashMap<String, Marks>,
+    /// What the log took then, in Unix milliseconds, or before has expired; `None` where nothing expires or nobody asked.
+    pub cutoff_ms: Option<i64>,
 }
 
 /// Where a sender's id is stored.
@@ -152,7 +156,12 @@ async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Inde
         for side in wanted.sides {
             sides.push(read_side(connection, wanted, *side).await?);
         }
-        Ok(Indexed { sides, known: known(connection, wanted.ids).await?, marks: marks(connection, wanted).await? })
+        let (known, marks) = (known(connection, wanted.ids).await?, marks(connection, wanted).await?);
+        let cutoff_ms = match wanted.cutoff {
+            true => sqlx::query_scalar("select cutoff_ms($1)").bind(wanted.room).fetch_one(connection).await?,
+            false => None,
+        };
+        Ok(Indexed { sides, known, marks, cutoff_ms })
     }
     .instrument(span)
     .await

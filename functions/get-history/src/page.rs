@@ -5,6 +5,8 @@
 //! was stored, and perhaps trimmed from the log, between the first two reads is in it. What the index has beyond the end
 //! of the tail is left out: copies commit in any order, so there may be holes in it.
 //!
+//! What has expired is left out of both by the same cutoff, at its time, whatever is swept from the index or trimmed from the log.
+//!
 //! A deletion up to the floor has been applied in the index; one above it is applied here.
 
 use std::collections::HashMap;
@@ -44,12 +46,14 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         tails = read_tails().await?;
     }
     let ids: Vec<Key> = Union::keys(tails.iter().flat_map(|tail| tail.ids.iter().cloned()), &changes);
-    let people = ask.conversation.people();
-    let wanted = Wanted { room: &room, sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids, people: &people };
+    let (people, cutoff) = (ask.conversation.people(), !changes.is_empty() || tails.iter().any(|tail| !tail.messages.is_empty()));
+    let wanted = Wanted { room: &room, sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids, people: &people, cutoff };
     let Some(indexed) = ctx.index.read(&wanted).await? else {
         return from_the_log_alone(ctx, ask, &sides, max_bytes).await;
     };
-    let above = Union { known: indexed.known.into_iter().collect(), changes };
+    let cutoff_ms = indexed.cutoff_ms;
+    tails.iter_mut().for_each(|tail| tail.expire(cutoff_ms));
+    let above = Union { known: indexed.known.into_iter().collect(), changes, cutoff_ms };
     let mut source = Source::Index;
     let parts = sides.iter().zip(tails).zip(indexed.sides).map(|((side, tail), rows)| {
         let part = read_part(*side, floor, tail, rows, &above);
@@ -172,7 +176,9 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
     }
     // Last, so that no text is read after its deletion was not seen.
     let changes = runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next()).await?;
-    let above = Union { known: HashMap::new(), changes: changes.iter().collect() };
+    let cutoff_ms = ctx.settings().cutoff_ms();
+    tails.iter_mut().for_each(|tail| tail.expire(cutoff_ms));
+    let above = Union { known: HashMap::new(), changes: changes.iter().collect(), cutoff_ms };
     let mut parts = Vec::with_capacity(sides.len());
     for (side, tail) in sides.iter().zip(tails) {
         let older = matches!(side, Side::Older(_));

@@ -29,6 +29,10 @@ const CHANGES: &str = "
 const LETTERS: &str = "
     select distinct on (seq) seq, reason from dead_letters where seq between $1 and $2 order by seq, id";
 
+/// What was received at this time, in Unix milliseconds, or before has expired, by room.
+const CUTOFFS: &str = "
+    select name, cutoff_ms(name) from unnest($1::text[]) as name";
+
 const ELSEWHERE: &str = "
     select asked.seq from unnest($1::bigint[], $2::text[], $3::text[]) as asked (seq, sender, id)
      where exists (select from messages
@@ -77,6 +81,8 @@ async fn read(log: &Log, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
 struct Found {
     message: LogMessage,
     content: Content,
+    /// Whose it is and when the log received it; of a deletion, when it received the message. `None` for what cannot be stored.
+    age: Option<(String, i64)>,
 }
 
 enum Content {
@@ -97,17 +103,22 @@ enum Content {
 impl Found {
     fn read((message, malformed): (LogMessage, bool)) -> Found {
         let LogMessage { seq, ref subject, ref payload, received_ms, .. } = message;
-        let content = if malformed {
-            Content::Unfit
-        } else if let Ok(Change { deletion, .. }) = Change::parse(subject, payload, seq, received_ms) {
-            Content::Change { target: deletion.target.as_i64(), sender: deletion.user, id: deletion.id }
+        let (content, age) = if malformed {
+            (Content::Unfit, None)
+        } else if let Ok(Change { deletion, room, .. }) = Change::parse(subject, payload, seq, received_ms) {
+            let age = (room, deletion.received);
+            (Content::Change { target: deletion.target.as_i64(), sender: deletion.user, id: deletion.id }, Some(age))
         } else {
             match Incoming::parse(subject, message.message_id(), payload, seq, received_ms, NO_LIMITS) {
-                Ok(incoming) => Content::Message { id: incoming.shown_id(), derived: incoming.id.is_none(), sender: incoming.user },
-                Err(_) => Content::Unfit,
+                Ok(incoming) => {
+                    let age = (incoming.room.clone(), received_ms);
+                    let (id, derived) = (incoming.shown_id(), incoming.id.is_none());
+                    (Content::Message { id, derived, sender: incoming.user }, Some(age))
+                }
+                Err(_) => (Content::Unfit, None),
             }
         };
-        Found { message, content }
+        Found { message, content, age }
     }
 }
 
@@ -126,6 +137,8 @@ struct Index {
     changes: HashMap<i64, (i64, String, String)>,
     letters: BTreeMap<i64, String>,
     elsewhere: HashSet<i64>,
+    /// By room; without those in which nothing expires.
+    cutoffs: HashMap<String, i64>,
 }
 
 impl Index {
@@ -139,6 +152,7 @@ impl Index {
             changes: HashMap::new(),
             letters: BTreeMap::new(),
             elsewhere: HashSet::new(),
+            cutoffs: HashMap::new(),
         };
         // Nearly always that is all.
         let left: Vec<&Found> = messages.iter().filter(|found| index.stored(found).is_none()).collect();
@@ -159,8 +173,13 @@ impl Index {
             .bind(named.iter().map(|(seq, _, _)| *seq).collect::<Vec<i64>>())
             .bind(named.iter().map(|(_, sender, _)| *sender).collect::<Vec<&str>>())
             .bind(named.iter().map(|(_, _, id)| *id).collect::<Vec<&str>>())
-            .fetch_all(connection)
+            .fetch_all(&mut *connection)
             .await?;
+        let mut rooms: Vec<&str> = left.iter().filter_map(|found| Some(found.age.as_ref()?.0.as_str())).collect();
+        rooms.sort_unstable();
+        rooms.dedup();
+        let cutoffs: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(rooms).fetch_all(connection).await?;
+        index.cutoffs = cutoffs.into_iter().filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?))).collect();
         index.changes = changes.into_iter().map(|(seq, target, sender, id)| (seq, (target, sender, id))).collect();
         index.letters = letters.into_iter().collect();
         index.elsewhere = elsewhere.into_iter().collect();
@@ -173,6 +192,12 @@ impl Index {
         let row = self.rows.get(&found.message.seq.as_i64())?;
         let same = row.sender == *sender && row.id == *id && row.derived == *derived;
         (same && row.received_at == instant(found.message.received_ms)).then_some(row)
+    }
+
+    /// Its room keeps messages for less long than this.
+    fn has_expired(&self, found: &Found) -> bool {
+        let Some((room, received_ms)) = &found.age else { return false };
+        self.cutoffs.get(room).is_some_and(|cutoff_ms| received_ms <= cutoff_ms)
     }
 
     fn has_change(&self, found: &Found) -> bool {
@@ -210,6 +235,8 @@ impl Page {
             counts.duplicates += 1;
         } else if seq > floor {
             counts.waiting += 1;
+        } else if index.has_expired(found) {
+            counts.expired += 1;
         } else {
             counts.missing += 1;
             missing = true;

@@ -27,13 +27,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const CHUNK: u64 = 64;
 
 /// The highest sequence PostgreSQL knows. Letters that wait below the fence count like the others: they were
-/// taken from below it, so they never raise it.
+/// taken from below it, so they never raise it. What has expired is remembered in `swept`.
 const STORED: &str = "
     select greatest((select max(seq) from messages), (select max(seq) from dead_letters),
-                    (select max(seq) from changes), (select max(seq) from duplicates), 0)";
+                    (select max(seq) from changes), (select max(seq) from duplicates), (select seq from swept), 0)";
 const MADE: &str = "
     select bool_and(to_regclass(name) is not null)
-      from unnest(array['messages', 'dead_letters', 'changes', 'duplicates']) as names (name)";
+      from unnest(array['messages', 'dead_letters', 'changes', 'duplicates', 'swept']) as names (name)";
 
 #[derive(Debug, Deserialize)]
 struct StreamInfo {

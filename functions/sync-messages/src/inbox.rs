@@ -21,9 +21,9 @@ const MESSAGES: &str = "
     select seq, rooms.name as room, sender, recipient, sized.id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
                count(*) over () as counted
-          from (select seq, room_id, sender, recipient, id, text, sent_at, deleted
-                  from messages
-                 where recipient = $1 and seq > $2
+          from (select seq, room_id, sender, recipient, messages.id, text, sent_at, deleted
+                  from messages join rooms on rooms.id = room_id
+                 where recipient = $1 and seq > $2 and received_at > cutoff(rooms.name)
                  order by seq limit $3) page) sized
       join rooms on rooms.id = room_id
      where fits order by seq";
@@ -34,6 +34,8 @@ const CHANGES: &str = "
      order by seq limit $3";
 
 const READ: &str = "select room, read from receipts where reader = $1 and room = any($2)";
+
+const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as asked (name)";
 
 /// Reads what waits.
 ///
@@ -47,7 +49,7 @@ pub async fn read(ctx: &Ctx, ask: &InboxRequest, max_bytes: usize) -> Result<Fou
     // One more than asked for tells whether there is more.
     let need = ask.limit as usize + 1;
     let subjects = [directs_to(&ask.user)];
-    let (tail, above) = tokio::try_join!(
+    let (mut tail, above) = tokio::try_join!(
         Tail::oldest(log, &subjects, floor.max(mark).next(), need, max_bytes, limits),
         changes(log, DM_CHANGES, floor.next()),
     )?;
@@ -56,7 +58,8 @@ pub async fn read(ctx: &Ctx, ask: &InboxRequest, max_bytes: usize) -> Result<Fou
     let in_log: Vec<&str> =
         tail.messages.iter().map(|message| message.room.as_str()).chain(above.iter().map(|change| change.room.as_str())).collect();
     let wanted = Wanted { user, mark, rows: need, bytes: max_bytes, keys: &keys, in_log: &in_log };
-    let (rows, read) = rows(ctx.database(), &wanted).await?.ok_or_else(away)?;
+    let (rows, Marked { read, cutoffs_ms }) = rows(ctx.database(), &wanted).await?.ok_or_else(away)?;
+    tail.expire_each(|room| cutoffs_ms.get(room).copied().flatten());
     let mut found = join(Parts { after: mark, floor, end, tail, above, rows });
     for message in &mut found.messages {
         let read = read.get(&message.room).copied().unwrap_or_default();
@@ -89,15 +92,20 @@ struct Wanted<'a> {
     in_log: &'a [&'a str],
 }
 
-/// Up to where the user has read some conversations.
-type ReadMarks = HashMap<String, Seq>;
+/// Of some conversations.
+struct Marked {
+    /// Up to where the user has read them.
+    read: HashMap<String, Seq>,
+    /// What the log took then, in Unix milliseconds, or before has expired.
+    cutoffs_ms: HashMap<String, Option<i64>>,
+}
 
 /// What the index has above the mark; `None` while PostgreSQL is away.
-async fn rows(database: &Database, wanted: &Wanted<'_>) -> Result<Option<(Rows, ReadMarks)>, DatabaseError> {
+async fn rows(database: &Database, wanted: &Wanted<'_>) -> Result<Option<(Rows, Marked)>, DatabaseError> {
     database.run_if_there(index::DEADLINE, async |connection| read_rows(connection, wanted).await).instrument(index::span()).await
 }
 
-async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Rows, ReadMarks), sqlx::Error> {
+async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Rows, Marked), sqlx::Error> {
     let (mark, limit) = (wanted.mark.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
     let found = sqlx::query(MESSAGES).bind(wanted.user).bind(mark).bind(limit).bind(bytes).fetch_all(&mut *connection).await?;
@@ -106,6 +114,8 @@ async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result
     rows.known = index::known(connection, wanted.keys).await?;
     let rooms: BTreeSet<&str> = rows.messages.iter().map(|message| message.room.as_str()).chain(wanted.in_log.iter().copied()).collect();
     let rooms: Vec<&str> = rooms.into_iter().collect();
-    let read: Vec<(String, i64)> = sqlx::query_as(READ).bind(wanted.user).bind(rooms).fetch_all(connection).await?;
-    Ok((rows, read.into_iter().map(|(room, read)| (room, Seq::from_i64(read))).collect()))
+    let read: Vec<(String, i64)> = sqlx::query_as(READ).bind(wanted.user).bind(&rooms).fetch_all(&mut *connection).await?;
+    let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(wanted.in_log).fetch_all(connection).await?;
+    let read = read.into_iter().map(|(room, read)| (room, Seq::from_i64(read))).collect();
+    Ok((rows, Marked { read, cutoffs_ms: cutoffs_ms.into_iter().collect() }))
 }

@@ -20,13 +20,16 @@ const MESSAGES: &str = "
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq > $2
+                 where room_id = (select id from rooms where name = $1) and seq > $2 and received_at > (select cutoff($1))
                  order by seq limit $3) page) sized
      where fits order by seq";
 
+/// Those of messages that have not expired. A subquery and no join: it is asked of the few rows the limit takes.
 const CHANGES: &str = "
     select seq, target, sender, id, mode, changed_by from changes
      where room_id = (select id from rooms where name = $1) and seq > $2
+       and (select max(received_at) from messages
+             where (messages.sender, messages.id) = (changes.sender, changes.id)) > (select cutoff($1))
      order by seq limit $3";
 
 /// Where the ids of some senders are stored already.
@@ -52,6 +55,8 @@ pub struct Wanted<'a> {
     pub keys: &'a [Key],
     /// How far have they got in the conversation?
     pub people: &'a [&'a str],
+    /// Since when messages of the log count is asked, too.
+    pub cutoff: bool,
 }
 
 /// What the index has.
@@ -69,6 +74,8 @@ pub struct Rows {
     pub known: HashMap<Key, Seq>,
     /// How far the people asked about have got.
     pub marks: HashMap<String, Marks>,
+    /// What the log took then, in Unix milliseconds, or before has expired; `None` where nothing expires or nobody asked.
+    pub cutoff_ms: Option<i64>,
 }
 
 /// Reads what a page wants; `None` while PostgreSQL is away.
@@ -96,11 +103,15 @@ async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result
     let found = sqlx::query(MESSAGES).bind(wanted.room).bind(after).bind(limit).bind(bytes).fetch_all(&mut *connection).await?;
     let changes = sqlx::query(CHANGES).bind(wanted.room).bind(after).bind(limit).fetch_all(&mut *connection).await?;
     let mut rows = Rows::of(&found, &changes, wanted.rows, |_| Ok(wanted.room.to_owned()))?;
-    rows.known = known(connection, wanted.keys).await?;
+    rows.known = known(&mut *connection, wanted.keys).await?;
     if !wanted.people.is_empty() {
-        let marks: Vec<(String, i64, i64)> = sqlx::query_as(MARKS).bind(wanted.room).bind(wanted.people).fetch_all(connection).await?;
+        let marks: Vec<(String, i64, i64)> =
+            sqlx::query_as(MARKS).bind(wanted.room).bind(wanted.people).fetch_all(&mut *connection).await?;
         let read = |(person, delivered, read)| (person, Marks { delivered: Seq::from_i64(delivered), read: Seq::from_i64(read) });
         rows.marks = marks.into_iter().map(read).collect();
+    }
+    if wanted.cutoff {
+        rows.cutoff_ms = sqlx::query_scalar("select cutoff_ms($1)").bind(wanted.room).fetch_one(connection).await?;
     }
     Ok(rows)
 }

@@ -39,8 +39,9 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
     let (tail, above) = from_log(ctx, ask, floor, max_bytes).await?;
     let above: Vec<&Change> = above.iter().collect();
     let keys: Vec<Key> = Union::keys(tail.ids.iter().cloned(), &above);
-    let people = conversation.people();
-    let wanted = index::Wanted { room: &conversation.name(), after: ask.after, rows: need, bytes: max_bytes, keys: &keys, people: &people };
+    let (people, cutoff) = (conversation.people(), !above.is_empty() || !tail.messages.is_empty());
+    let room = conversation.name();
+    let wanted = index::Wanted { room: &room, after: ask.after, rows: need, bytes: max_bytes, keys: &keys, people: &people, cutoff };
     let Some(mut rows) = index::read(ctx.database(), &wanted).await? else {
         return from_the_log_alone(ctx, ask, (first, end), max_bytes).await;
     };
@@ -70,7 +71,7 @@ pub struct Parts<'a> {
 
 /// Log and index as one, as far as both reach without a hole.
 pub fn join(parts: Parts<'_>) -> Found {
-    let Parts { after, floor, end, tail, above, rows } = parts;
+    let Parts { after, floor, end, mut tail, above, rows } = parts;
     // How far each source reaches without a hole; what lies beyond the nearest of these ends is for the next page.
     let reaches = [
         (!tail.complete).then(|| tail.last.unwrap_or(floor)),
@@ -78,7 +79,8 @@ pub fn join(parts: Parts<'_>) -> Found {
         rows.changes.last().filter(|_| rows.more_changes).map(|last| last.seq),
     ];
     let through = reaches.into_iter().flatten().fold(end, Seq::min);
-    let union = Union { known: rows.known, changes: above };
+    tail.expire(rows.cutoff_ms);
+    let union = Union { known: rows.known, changes: above, cutoff_ms: rows.cutoff_ms };
     let range = after.next()..=through;
     let merged = union.merge(rows.messages, tail.messages, &range, &range);
     // Above the floor the index may have holes; there the log has all of them.
@@ -105,7 +107,7 @@ async fn from_log(ctx: &Ctx, ask: &SyncRequest, floor: Seq, max_bytes: usize) ->
 }
 
 fn entries(union: &Union<'_>) -> impl Iterator<Item = ChangeEntry> {
-    union.changes.iter().map(|change| change.entry())
+    union.told().map(Change::entry)
 }
 
 /// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole.
@@ -115,10 +117,12 @@ async fn from_the_log_alone(ctx: &Ctx, ask: &SyncRequest, (first, end): (Seq, Se
         return Err(Error::new(Code::Unavailable, TOO_OLD));
     }
     let below = first.previous();
-    let (tail, changes) = from_log(ctx, ask, below, max_bytes).await?;
+    let (mut tail, changes) = from_log(ctx, ask, below, max_bytes).await?;
+    let cutoff_ms = ctx.settings().cutoff_ms();
+    tail.expire(cutoff_ms);
     let through = if tail.complete { end } else { tail.last.unwrap_or(below).min(end) };
     let range = ask.after.next()..=through;
-    let union = Union { known: HashMap::new(), changes: changes.iter().collect() };
+    let union = Union { known: HashMap::new(), changes: changes.iter().collect(), cutoff_ms };
     let merged = union.merge(Vec::new(), tail.messages, &range, &range);
     Ok(Found {
         messages: merged.messages.into_values().collect(),

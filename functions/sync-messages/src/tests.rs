@@ -101,7 +101,7 @@ impl Live<'_> {
 
 fn deletion(target: u64, id: &str, mode: &str) -> Value {
     json!({"type": "delete", "target": target, "id": id, "user": "ann", "derived": id.starts_with("seq:"),
-           "timestamp": 1_700_000_000_000_i64, "received": 1_700_000_000_000_i64, "mode": mode, "by": "ann"})
+           "timestamp": 1_700_000_000_000_i64, "received": 4_000_000_000_000_i64, "mode": mode, "by": "ann"})
 }
 
 async fn append(client: &Client, subject: &str, body: &str) -> u64 {

@@ -58,7 +58,7 @@ const DIRECT: &str = "
       left join lateral (
         select count(*) as some
           from (select from messages
-                 where recipient = $1 and room_id = unread.room_id and not deleted
+                 where recipient = $1 and room_id = unread.room_id and not deleted and received_at > (select cutoff(unread.name))
                    and seq > unread.read and seq <= $2 and seq <> all($3) order by seq limit $4) looked) counted on true";
 
 /// Of rooms: what was counted, and what was looked at for it.
@@ -70,13 +70,16 @@ const ROOMS: &str = "
      cross join lateral (
         select count(*) filter (where sender <> $1 and not deleted and seq <> all($3)) as some, count(*) as looked
           from (select sender, deleted, seq from messages
-                 where room_id = rooms.id and seq > asked.read and seq <= $2 order by seq limit $4) looked) counted";
+                 where room_id = rooms.id and seq > asked.read and seq <= $2 and received_at > (select cutoff(rooms.name))
+                 order by seq limit $4) looked) counted";
 
 /// What is stored above the floor: no more than workers may hold unacknowledged.
 const ABOVE: &str = "
     select messages.seq, rooms.name, sender, recipient, messages.id, deleted
       from messages join rooms on rooms.id = room_id
-     where seq > $1 and (recipient = $2 or rooms.name = any($3))";
+     where seq > $1 and (recipient = $2 or rooms.name = any($3)) and received_at > cutoff(rooms.name)";
+
+const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as asked (name)";
 
 /// Counts.
 ///
@@ -185,7 +188,7 @@ impl Asked<'_> {
 
     /// Where unread messages stand above the floor, and in which conversations.
     async fn above_the_floor(
-        self,
+        mut self,
         connection: &mut PgConnection,
         known: HashMap<Key, Seq>,
         names: &[&str],
@@ -207,7 +210,12 @@ impl Asked<'_> {
             deleted,
         });
         let no_graves = Seq::MAX..=Seq::ZERO;
-        let union = Union { known, changes: self.above };
+        let in_log: Vec<&str> = self.tail.messages.iter().map(|message| message.room.as_str()).collect();
+        let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(in_log).fetch_all(&mut *connection).await?;
+        let cutoffs_ms: HashMap<String, Option<i64>> = cutoffs_ms.into_iter().collect();
+        self.tail.expire_each(|room| cutoffs_ms.get(room).copied().flatten());
+        // No tombstones are asked for here, so it does not matter which of them have expired.
+        let union = Union { known, changes: self.above, cutoff_ms: None };
         let merged = union.merge(rows.collect(), self.tail.messages, &(self.floor.next()..=Seq::MAX), &no_graves);
         let others: Vec<Message> =
             merged.messages.into_values().filter(|message| !message.deleted && message.user != self.user.as_str()).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -49,6 +49,10 @@ pub struct Settings {
     /// `MAX_TEXT_BYTES`: the longest text; the same for every function.
     #[serde(default = "default_max_text_bytes")]
     pub max_text_bytes: usize,
+    /// `EXPIRE_DAYS`: how long messages are kept, unless table `retention` says otherwise; 0 is for ever. The same for every
+    /// function: it decides while PostgreSQL is away.
+    #[serde(default = "default_expire_days")]
+    pub expire_days: u32,
     /// `HEALTH_FILE`: touched while healthy; what `--health` looks at.
     pub health_file: Option<PathBuf>,
 }
@@ -68,6 +72,13 @@ const fn default_request_deadline_ms() -> u64 {
 fn default_max_text_bytes() -> usize {
     wire::Limits::default().text_bytes
 }
+
+const fn default_expire_days() -> u32 {
+    30
+}
+/// A century: beyond it is a mistake, and 0 says "for ever".
+const MAX_EXPIRE_DAYS: u32 = 36_500;
+const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 impl Settings {
     /// Reads and checks.
@@ -90,6 +101,14 @@ impl Settings {
         wire::Limits { text_bytes: self.max_text_bytes }
     }
 
+    /// What the log took at this time, in Unix milliseconds, or before has expired, by our clock and without asking the table
+    /// `retention`: for while PostgreSQL is away. `None` where nothing expires.
+    pub fn cutoff_ms(&self) -> Option<i64> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        (self.expire_days > 0).then(|| now_ms.saturating_sub(i64::from(self.expire_days) * DAY_MS))
+    }
+
     fn check(&self) -> Result<(), Fatal> {
         let positive = [
             ("DATABASE_CONNECTIONS", u64::from(self.database_connections)),
@@ -97,6 +116,9 @@ impl Settings {
             ("REQUEST_DEADLINE_MS", self.request_deadline_ms),
             ("MAX_TEXT_BYTES", self.max_text_bytes as u64),
         ];
+        if self.expire_days > MAX_EXPIRE_DAYS {
+            return Err(Fatal::new(format!("configuration: EXPIRE_DAYS must be from 1 to {MAX_EXPIRE_DAYS}, or 0 for ever")));
+        }
         match positive.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => Err(Fatal::new(format!("configuration: {name} must be at least 1"))),
             None => Ok(()),
@@ -165,6 +187,8 @@ mod tests {
             (vec![("DATABASE_URL", "")], "DATABASE_URL is not set"),
             (vec![("DATABASE_URL", "x"), ("DATABASE_CONNECTIONS", "many")], "DATABASE_CONNECTIONS"),
             (vec![("DATABASE_URL", "x"), ("MAX_TEXT_BYTES", "0")], "MAX_TEXT_BYTES must be at least 1"),
+            (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "-1")], "EXPIRE_DAYS"),
+            (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "36501")], "EXPIRE_DAYS must be from 1 to 36500"),
             (vec![("DATABASE_URL_FILE", "no/such/file")], "DATABASE_URL_FILE=no/such/file cannot be read"),
         ] {
             let line = settings(&pairs).unwrap_err().to_string();

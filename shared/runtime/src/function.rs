@@ -403,6 +403,7 @@ Configuration comes from the environment:
   MAX_CONCURRENT_REQUESTS  handled side by side in one copy (256)
   REQUEST_DEADLINE_MS      after this a request is answered with 503 (5000)
   MAX_TEXT_BYTES           the longest text; the same for every function (65536)
+  EXPIRE_DAYS              how long messages are kept; 0: for ever; the same for every function (30)
   HEALTH_FILE              touched while healthy; --health looks at it
   OTEL_*                   the standard variables; silent when none is set
   RUST_LOG                 info,async_nats=warn,sqlx=warn";

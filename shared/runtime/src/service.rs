@@ -120,6 +120,12 @@ impl Meter {
         }
     }
 
+    /// What something is now, shown under `data` in STATS and exported as the gauge `scrollback.{name}`.
+    pub fn gauge(&self, name: &'static str, value: u64) {
+        self.0.data.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), value);
+        self.0.instruments.gauge(name, value);
+    }
+
     fn stats(&self, endpoint: &EndpointInfo) -> EndpointStats {
         let (requests, nanos) = (self.0.requests.load(Ordering::Relaxed), self.0.nanos.load(Ordering::Relaxed));
         EndpointStats {

@@ -1,6 +1,6 @@
 //! The part of a conversation, or of several, the log has and PostgreSQL may not have yet, read like `persist-message` reads it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use futures::future::try_join_all;
 use wire::{Change, Incoming, Limits, Message, Seq};
@@ -17,6 +17,8 @@ const CHANGES_BYTES: usize = 1 << 20;
 pub struct Tail {
     /// Oldest first; what will become dead letters or is repeated within is left out.
     pub messages: Vec<Message>,
+    /// When the log took each of them, in Unix milliseconds.
+    received_ms: HashMap<Seq, i64>,
     /// Sender and id of those whose sender gave an id.
     pub ids: Vec<(String, String)>,
     /// Everything of the range was read.
@@ -67,6 +69,22 @@ impl Tail {
         let mut tail = merge(read, limits);
         tail.last = end.or(tail.last);
         Ok(tail)
+    }
+
+    /// Leaves out what has expired: what the log took at `cutoff_ms`, in Unix milliseconds, or before. The stretch that was read
+    /// stays as it is.
+    pub fn expire(&mut self, cutoff_ms: Option<i64>) {
+        self.expire_each(|_| cutoff_ms);
+    }
+
+    /// The same for messages of several conversations, each with a cutoff of its own.
+    pub fn expire_each(&mut self, cutoff_ms: impl Fn(&str) -> Option<i64>) {
+        let received_ms = &self.received_ms;
+        let alive = |message: &Message| {
+            let Some(cutoff_ms) = cutoff_ms(&message.room) else { return true };
+            received_ms.get(&message.seq).is_none_or(|received_ms| *received_ms > cutoff_ms)
+        };
+        self.messages.retain(alive);
     }
 }
 
@@ -129,7 +147,7 @@ fn merge(read: Vec<Stretch>, limits: Limits) -> Tail {
     messages.sort_by_key(|message| message.seq);
     let mut tail = Tail { complete, from, last: messages.last().map(|message| message.seq), ..Tail::default() };
     let mut seen = HashSet::new();
-    for incoming in messages.iter().filter_map(|message| parse(message, limits)) {
+    for (incoming, received_ms) in messages.iter().filter_map(|message| Some((parse(message, limits)?, message.received_ms))) {
         if let Some(id) = &incoming.id {
             let key = (incoming.user.clone(), id.clone());
             if !seen.insert(key.clone()) {
@@ -137,6 +155,7 @@ fn merge(read: Vec<Stretch>, limits: Limits) -> Tail {
             }
             tail.ids.push(key);
         }
+        tail.received_ms.insert(incoming.seq, received_ms);
         tail.messages.push(incoming.into_message());
     }
     tail

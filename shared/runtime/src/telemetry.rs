@@ -1,10 +1,12 @@
 //! Traces, metrics and logs over OTLP, by the standard `OTEL_*` variables; a plain log on standard error always.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
-use opentelemetry::metrics::{Counter, Histogram};
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{TraceContextExt, TracerProvider as _};
 use opentelemetry::{KeyValue, global};
@@ -150,6 +152,7 @@ pub(crate) struct Instruments {
     handled: Counter<u64>,
     refused: Counter<u64>,
     duration: Histogram<f64>,
+    gauges: Mutex<HashMap<&'static str, Gauge<u64>>>,
 }
 
 impl Instruments {
@@ -159,6 +162,7 @@ impl Instruments {
             handled: meter.u64_counter("scrollback.handled").with_description("Requests answered or messages handled").build(),
             refused: meter.u64_counter("scrollback.refused").with_description("Requests refused or messages set aside").build(),
             duration: meter.f64_histogram("scrollback.duration").with_unit("s").with_description("Time spent on one call").build(),
+            gauges: Mutex::default(),
         }
     }
 
@@ -166,6 +170,12 @@ impl Instruments {
         let attributes = [KeyValue::new("endpoint", endpoint)];
         self.handled.add(requests, &attributes);
         self.duration.record(took.as_secs_f64(), &attributes);
+    }
+
+    pub(crate) fn gauge(&self, name: &'static str, value: u64) {
+        let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || global::meter("scrollback").u64_gauge(format!("scrollback.{name}")).build();
+        gauges.entry(name).or_insert_with(made).record(value, &[]);
     }
 
     pub(crate) fn refused(&self, endpoint: &'static str) {

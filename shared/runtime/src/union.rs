@@ -21,6 +21,8 @@ pub struct Union<'a> {
     pub known: HashMap<Key, Seq>,
     /// Deletions of this conversation above the floor.
     pub changes: Vec<&'a Change>,
+    /// What the log took at this time, in Unix milliseconds, or before has expired: no tombstone stands for it.
+    pub cutoff_ms: Option<i64>,
 }
 
 /// What a reader is shown.
@@ -67,6 +69,12 @@ impl Union<'_> {
         merged
     }
 
+    /// The deletions a reader is told of: those of messages that have not expired.
+    pub fn told(&self) -> impl Iterator<Item = &'_ Change> {
+        let alive = |change: &&Change| self.cutoff_ms.is_none_or(|cutoff_ms| change.deletion.received > cutoff_ms);
+        self.changes.iter().copied().filter(alive)
+    }
+
     /// Puts tombstones in the place of what was deleted; whether there was anything the index did not know.
     fn bury(&self, messages: &mut BTreeMap<Seq, Message>, graves: &RangeInclusive<Seq>) -> bool {
         let mut buried = false;
@@ -74,6 +82,8 @@ impl Union<'_> {
             for message in messages.values_mut().filter(|message| !message.deleted && change.covers(message)) {
                 (message.text, message.deleted, buried) = (String::new(), true, true);
             }
+        }
+        for change in self.told() {
             // Nobody stored it, and the log no longer has it: its place remains all the same.
             let tombstone = change.tombstone();
             let elsewhere = !change.deletion.derived && self.known.get(&key(&tombstone)).is_some_and(|&seq| seq != tombstone.seq);
@@ -115,7 +125,7 @@ mod tests {
     fn merge(known: &[(&str, u64)], changes: &[Change], rows: &[Message], tail: &[Message]) -> (Vec<(u64, String)>, bool) {
         let known = known.iter().map(|(id, at)| (("ann".to_owned(), (*id).to_owned()), seq(*at))).collect();
         let all = Seq::ZERO..=seq(50);
-        let merged = Union { known, changes: changes.iter().collect() }.merge(rows.to_vec(), tail.to_vec(), &all, &all);
+        let merged = Union { known, changes: changes.iter().collect(), cutoff_ms: None }.merge(rows.to_vec(), tail.to_vec(), &all, &all);
         let shown = |message: &Message| {
             assert_eq!(message.deleted, message.text.is_empty());
             (message.seq.get(), message.text.clone())

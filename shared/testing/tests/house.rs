@@ -64,6 +64,7 @@ fn subjects_stand_in_wire_and_nowhere_else() {
                 "\"change.",
                 "\"live.",
                 "\"bootstrap.",
+                "\"retention.",
                 "\"$JS",
                 "\"$SRV",
                 "\"_INBOX",

@@ -26,6 +26,7 @@ const FOREIGN: &[&str] = &[
     "chat.unread.alice",
     "bootstrap.apply",
     "deadletters.retry",
+    "retention.erase",
     "$SRV.PING",
     "$JS.API.STREAM.DELETE.CHAT_MESSAGES",
     "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
@@ -57,6 +58,7 @@ fn own(user: &str) -> &'static [&'static str] {
         "track-receipts" => &["scrollback.outbox"],
         "relay-outbox" => &["events.v1.chat.general"],
         "delete-message" => &["change.chat.general", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
+        "enforce-retention" => &["change.chat.general", "$JS.API.STREAM.PURGE.CHAT_MESSAGES", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
         "publisher" => &[
             "chat.general",
             "admin.alerts",
@@ -75,7 +77,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "dm.read.alice.bob",
             "chat.unread.alice",
         ],
-        "operator" => &["chat.history.general", "bootstrap.apply", "deadletters.retry", "$SRV.PING"],
+        "operator" => &["chat.history.general", "bootstrap.apply", "deadletters.retry", "retention.erase", "$SRV.PING"],
         _ => &[],
     }
 }
@@ -115,6 +117,7 @@ async fn nobody_hears_what_is_not_theirs() {
             "chat.unread.>",
             "bootstrap.*",
             "deadletters.>",
+            "retention.*",
             "scrollback.>",
         ]
         .map(str::to_owned)

@@ -11,6 +11,7 @@ use testing::{World, eventually};
 
 const FUNCTIONS: &[&str] = &[
     "delete-message",
+    "enforce-retention",
     "get-history",
     "manage-dead-letters",
     "persist-message",
@@ -57,7 +58,8 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
         world.spawn("stream-bootstrap"),
         world.spawn("sync-messages"),
         world.spawn("delete-message"),
-        world.spawn("track-receipts")
+        world.spawn("track-receipts"),
+        world.spawn("enforce-retention")
     );
     let operator = world.client("operator").await;
     for verb in ["PING", "INFO", "STATS"] {

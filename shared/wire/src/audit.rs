@@ -62,6 +62,9 @@ pub struct AuditCounts {
     pub duplicates: u64,
     /// In the dead letters, by reason.
     pub dead_letters: BTreeMap<String, u64>,
+    /// Not in the index, and past the time their room keeps messages; deletions of such messages, too.
+    #[serde(default)]
+    pub expired: u64,
     /// Not acknowledged by a worker yet.
     pub waiting: u64,
     /// Acknowledged and nowhere: the promise is broken, or the index was damaged.
@@ -78,6 +81,7 @@ impl AuditCounts {
         for (reason, count) in &other.dead_letters {
             *self.dead_letters.entry(reason.clone()).or_default() += count;
         }
+        self.expired += other.expired;
         self.waiting += other.waiting;
         self.missing += other.missing;
     }
@@ -85,7 +89,7 @@ impl AuditCounts {
     /// Every message that was looked at.
     pub fn total(&self) -> u64 {
         let letters: u64 = self.dead_letters.values().sum();
-        self.stored + self.deleted + self.changes + self.duplicates + letters + self.waiting + self.missing
+        self.stored + self.deleted + self.changes + self.duplicates + letters + self.expired + self.waiting + self.missing
     }
 }
 
@@ -161,12 +165,12 @@ mod tests {
     fn parts_add_up() {
         let mut sum = AuditCounts::default();
         let part: AuditCounts = serde_json::from_value(serde_json::json!({
-            "stored": 1, "deleted": 2, "changes": 3, "duplicates": 4, "deadLetters": {"not_json": 5}, "waiting": 6, "missing": 7,
+            "stored": 1, "deleted": 2, "changes": 3, "duplicates": 4, "deadLetters": {"not_json": 5}, "expired": 8, "waiting": 6, "missing": 7,
         }))
         .unwrap();
-        assert_eq!(part.total(), 28);
+        assert_eq!(part.total(), 36);
         sum.add(&part);
         sum.add(&part);
-        assert_eq!((sum.total(), sum.dead_letters["not_json"], sum.missing), (56, 10, 14));
+        assert_eq!((sum.total(), sum.dead_letters["not_json"], sum.missing), (72, 10, 14));
     }
 }

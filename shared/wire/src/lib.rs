@@ -17,6 +17,7 @@ mod message;
 mod name;
 mod reason;
 mod receipt;
+mod retention;
 mod send;
 mod service;
 mod subject;
@@ -39,14 +40,15 @@ pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, d
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
 pub use reason::Reason;
 pub use receipt::{DeliveredRequest, InboxRequest, Marked, Marks, ReadRequest, Unread, UnreadRequest, UnreadRoom};
+pub use retention::{Budget, DEFAULT_ROOMS, DIRECT_ROOMS, EraseRequest, Erased, Retained, RetentionRequest};
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
     Ask, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST,
     DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DELIVERED, DISCOVER_INFO, DISCOVER_STATS, DM_CHANGES, DM_DELETE, DM_HISTORY, DM_INBOX,
     DM_READ, DM_SEND, DM_SYNC, EVENTS, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, READ,
-    REQUEST_SUBJECTS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, UNREAD, WORKER, direct_subject, directs_to, discovery_subjects,
-    is_in_log, jetstream, live_subject, overlap,
+    REQUEST_SUBJECTS, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, UNREAD, WORKER,
+    direct_subject, directs_to, discovery_subjects, is_in_log, jetstream, live_subject, overlap,
 };
 pub use sync::{SyncPage, SyncRequest};
 

@@ -4,9 +4,10 @@ use std::marker::PhantomData;
 
 use crate::conversation::direct_name;
 use crate::{
-    Applied, Audit, AuditRequest, Check, DeleteRequest, Deleted, DeliveredRequest, Direct, DropLetter, DroppedLetter, HistoryRequest,
-    InboxRequest, LetterPage, ListLetters, Marked, NoRequest, Page, ReadRequest, Reason, Refusal, ReplayRequest, Replayed, Retried,
-    RetryLetter, Room, SendAck, SendRequest, ShowLetter, ShownLetter, SyncPage, SyncRequest, Unread, UnreadRequest, User,
+    Applied, Audit, AuditRequest, Budget, Check, DeleteRequest, Deleted, DeliveredRequest, Direct, DropLetter, DroppedLetter, EraseRequest,
+    Erased, HistoryRequest, InboxRequest, LetterPage, ListLetters, Marked, NoRequest, Page, ReadRequest, Reason, Refusal, ReplayRequest,
+    Replayed, Retained, RetentionRequest, Retried, RetryLetter, Room, SendAck, SendRequest, ShowLetter, ShownLetter, SyncPage, SyncRequest,
+    Unread, UnreadRequest, User,
 };
 
 /// The log.
@@ -140,6 +141,20 @@ pub const BOOTSTRAP_AUDIT: Endpoint<AuditRequest, Audit> =
 /// Delivers the log again.
 pub const BOOTSTRAP_REPLAY: Endpoint<ReplayRequest, Replayed> =
     Endpoint::new("replay", "bootstrap.replay", "bootstrap.replay", "Delivers the log again, from a sequence on, to be stored again");
+
+/// Trims the log and sweeps what has expired, or says what there is to do.
+pub const RETENTION_RUN: Endpoint<RetentionRequest, Retained> =
+    Endpoint::new("run", "retention.run", "retention.run", "Trims the log and sweeps what has expired, or says what there is to do");
+/// How much of the log's disk budget is used.
+pub const RETENTION_STATUS: Endpoint<NoRequest, Budget> = Endpoint::new(
+    "status",
+    "retention.status",
+    "retention.status",
+    "How much of the log's disk budget is used, and how long the rest lasts",
+);
+/// Erases whatever a user wrote.
+pub const RETENTION_ERASE: Endpoint<EraseRequest, Erased> =
+    Endpoint::new("erase", "retention.erase", "retention.erase", "Erases every text of a user, part by part; their places remain");
 
 /// Every copy of every function answers what it offers.
 pub const DISCOVER_INFO: &str = "$SRV.INFO";
@@ -358,6 +373,9 @@ mod tests {
             DEADLETTERS_DROP.subject(&[]),
             BOOTSTRAP_AUDIT.subject(&[]),
             BOOTSTRAP_REPLAY.subject(&[]),
+            RETENTION_RUN.subject(&[]),
+            RETENTION_STATUS.subject(&[]),
+            RETENTION_ERASE.subject(&[]),
         ] {
             assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
         }
@@ -387,6 +405,9 @@ mod tests {
             BOOTSTRAP_APPLY.subscription,
             BOOTSTRAP_AUDIT.subscription,
             BOOTSTRAP_REPLAY.subscription,
+            RETENTION_RUN.subscription,
+            RETENTION_STATUS.subscription,
+            RETENTION_ERASE.subscription,
         ] {
             for stream in STREAM_SUBJECTS {
                 assert!(!overlap(stream, subscription), "{stream} and {subscription}");

@@ -29,7 +29,7 @@ pub fn counts(from: Seq, through: Seq, counts: &AuditCounts) {
 }
 
 fn rows(counts: &AuditCounts) -> Vec<(String, u64)> {
-    let AuditCounts { stored, deleted, changes, duplicates, dead_letters, waiting, missing } = counts;
+    let AuditCounts { stored, deleted, changes, duplicates, dead_letters, expired, waiting, missing } = counts;
     let mut rows = vec![
         ("stored".to_owned(), *stored),
         ("deleted: a tombstone is stored".to_owned(), *deleted),
@@ -37,6 +37,7 @@ fn rows(counts: &AuditCounts) -> Vec<(String, u64)> {
         ("stored under another sequence, by the same sender and id".to_owned(), *duplicates),
     ];
     rows.extend(dead_letters.iter().map(|(reason, count)| (format!("dead letters: {reason}"), *count)));
+    rows.push(("expired".to_owned(), *expired));
     rows.extend([("waiting to be stored".to_owned(), *waiting), ("MISSING".to_owned(), *missing)]);
     rows
 }
@@ -57,7 +58,8 @@ mod tests {
     #[test]
     fn every_count_has_a_row() {
         let dead_letters = [("not_json".to_owned(), 16), ("too_deep".to_owned(), 32)].into();
-        let counts = AuditCounts { stored: 1, deleted: 2, changes: 4, duplicates: 8, dead_letters, waiting: 64, missing: 128 };
+        let counts =
+            AuditCounts { stored: 1, deleted: 2, changes: 4, duplicates: 8, dead_letters, expired: 256, waiting: 64, missing: 128 };
         let shown: u64 = rows(&counts).iter().map(|(_, count)| count).sum();
         assert_eq!(shown, counts.total());
     }

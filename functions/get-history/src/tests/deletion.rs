@@ -9,7 +9,7 @@ use super::{Got, SOON, ask, eventually, history, publish_body};
 /// Appends a deletion; only functions may.
 async fn delete(world: &World, target: u64, id: &str, user: &str) -> u64 {
     let body = json!({"type": "delete", "target": target, "id": id, "user": user, "derived": id.starts_with("seq:"),
-                      "timestamp": 1_700_000_000_000_i64, "received": 1_700_000_000_000_i64, "mode": "soft", "by": user});
+                      "timestamp": 1_700_000_000_000_i64, "received": 4_000_000_000_000_i64, "mode": "soft", "by": user});
     publish_body(&world.client("stream-bootstrap").await, "change.chat.general", &body.to_string()).await
 }
 

@@ -1,0 +1,230 @@
+//! Erasing what a user wrote: a hard deletion for every message, as if they had deleted each. `persist-message` makes them.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use futures::future::try_join_all;
+use runtime::{Ctx, Error, LogMessage, Result, append, changes};
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
+use wire::{CHANGES, Change, ChangeType, Deletion, EraseRequest, Erased, Incoming, Limits, Mode, Seq, change_subject, header};
+
+use crate::{Own, letters};
+
+/// Rows read together.
+const ROWS: usize = 1_000;
+/// Messages read from the log together.
+const CHUNK: usize = 1_000;
+const CHUNK_BYTES: usize = 4 << 20;
+/// Deletions under way at once: the log flushes for each, and one flush may serve many.
+const UNDER_WAY: usize = 64;
+
+/// By id, which the unique key gives in order: every message of theirs, tombstones too, since a soft deletion leaves the text in the log.
+const THEIRS: &str = "
+    select seq, rooms.name as room, recipient, messages.id, derived,
+           floor(extract(epoch from sent_at) * 1000)::bigint as sent_ms, floor(extract(epoch from received_at) * 1000)::bigint as received_ms
+      from messages join rooms on rooms.id = room_id
+     where sender = $1 and (messages.id, derived) > ($2, $3)
+       and not exists (select from changes
+                        where target = messages.seq and (changes.sender, changes.id, mode) = (messages.sender, messages.id, 'hard'))
+     order by sender, messages.id, derived limit 1000";
+
+/// A message of theirs, and the room it stands in.
+#[derive(Debug)]
+struct Theirs {
+    room: String,
+    deletion: Deletion,
+}
+
+/// One part of an erasure.
+struct Part<'a> {
+    ctx: &'a Ctx<Own>,
+    asked: &'a EraseRequest,
+    enough: Instant,
+    /// Positions for which a deletion waits in the log.
+    underway: HashSet<Seq>,
+    /// Positions this part has met.
+    met: HashSet<Seq>,
+    report: Erased,
+}
+
+/// Does as much as there is time for.
+///
+/// # Errors
+/// A server does not answer, or the log is full. What was done stays done.
+pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Result<Erased> {
+    // First: whatever is stored or set aside up to here is found in the database, the rest in the log.
+    let floor = ctx.log().floor_now().await?;
+    let above = changes(ctx.log(), CHANGES, floor.next()).await?;
+    let hard = |change: &Change| change.deletion.user == asked.user && change.deletion.mode == Mode::Hard;
+    let underway = above.into_iter().filter(hard).map(|change| change.deletion.target).collect();
+    let report =
+        Erased { deletions: 0, underway: 0, letters: 0, unfit: 0, waiting: 0, through: asked.after, more: true, dry_run: asked.dry_run };
+    let mut part = Part { ctx, asked, enough, underway, met: HashSet::new(), report };
+    let done = part.index().await? && part.log(floor).await? && part.letters().await?;
+    part.report.more = !done;
+    Ok(part.report)
+}
+
+impl Part<'_> {
+    fn has_time(&self) -> bool {
+        Instant::now() < self.enough
+    }
+
+    /// A query may be given up only when the request is.
+    fn limit(&self) -> Duration {
+        self.ctx.settings().request_deadline()
+    }
+
+    /// What is stored; whether that was all.
+    async fn index(&mut self) -> Result<bool> {
+        let (mut id, mut derived) = (String::new(), false);
+        while self.has_time() {
+            let user = &self.asked.user;
+            let rows = self.ctx.database().run(self.limit(), async |connection: &mut PgConnection| {
+                let rows = sqlx::query(THEIRS).bind(user).bind(&id).bind(derived).fetch_all(connection).await?;
+                rows.iter().map(|row| theirs(user, row)).collect::<Result<Vec<Theirs>, sqlx::Error>>()
+            });
+            let rows = rows.await?;
+            let (complete, last) = (rows.len() < ROWS, rows.last().map(|last| (last.deletion.id.clone(), last.deletion.derived)));
+            if !self.delete(rows).await? {
+                break;
+            }
+            match last {
+                Some(last) if !complete => (id, derived) = last,
+                _ => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// What the log holds, stored or not: what has expired is in the log for a while, and copies are. Whether that was all.
+    async fn log(&mut self, floor: Seq) -> Result<bool> {
+        let (first, last) = self.ctx.log().range().await?;
+        let mut next = self.asked.after.next().max(first);
+        while next <= last {
+            if !self.has_time() {
+                return Ok(false);
+            }
+            let found = self.ctx.log().every(next, CHUNK, CHUNK_BYTES).await?;
+            let Some((end, _)) = found.last() else { break };
+            let end = end.seq;
+            let mut messages = Vec::new();
+            for (message, malformed) in found.iter().filter(|(message, _)| !Change::is_on(&message.subject)) {
+                match read(message, *malformed, self.ctx.settings().limits()) {
+                    Some(incoming) if incoming.user == self.asked.user => messages.push(of_log(incoming, message.received_ms)),
+                    Some(_) => {}
+                    None if letters::is_by(&self.asked.user, &message.subject, &message.payload) => self.unfit(message, floor).await?,
+                    None => {}
+                }
+            }
+            if !self.delete(messages).await? {
+                return Ok(false);
+            }
+            self.report.through = end;
+            next = end.next();
+        }
+        self.report.through = self.report.through.max(last);
+        Ok(true)
+    }
+
+    /// What will not be stored has no place in the order to keep. Before it is a dead letter it must not go: it would be neither.
+    async fn unfit(&mut self, message: &LogMessage, floor: Seq) -> Result<()> {
+        if message.seq > floor {
+            self.report.waiting += 1;
+            return Ok(());
+        }
+        let is = |found: &LogMessage| found.received_ms == message.received_ms && found.payload == message.payload;
+        if self.asked.dry_run || self.ctx.log().erase(message.seq, is).await? {
+            self.report.unfit += 1;
+        }
+        Ok(())
+    }
+
+    async fn letters(&mut self) -> Result<bool> {
+        let mut after = 0;
+        while self.has_time() {
+            let (emptied, next) = letters::empty(self.ctx, &self.asked.user, after, self.asked.dry_run, self.limit()).await?;
+            self.report.letters += emptied;
+            match next {
+                Some(next) => after = next,
+                None => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Appends a deletion for each that has none; whether there was time for all. Those that were appended wait in the log, where
+    /// the next part finds them.
+    async fn delete(&mut self, messages: Vec<Theirs>) -> Result<bool> {
+        let mut new = Vec::new();
+        for message in messages.into_iter().filter(|message| self.met.insert(message.deletion.target)) {
+            match self.underway.contains(&message.deletion.target) {
+                true => self.report.underway += 1,
+                false => new.push(message),
+            }
+        }
+        for some in new.chunks(UNDER_WAY) {
+            if !self.has_time() {
+                return Ok(false);
+            }
+            if !self.asked.dry_run {
+                try_join_all(some.iter().map(|message| append_deletion(self.ctx, message)).collect::<Vec<_>>()).await?;
+            }
+            self.report.deletions += some.len() as u64;
+        }
+        Ok(true)
+    }
+}
+
+/// A message as `persist-message` reads it: what it sets aside gets no tombstone.
+fn read(message: &LogMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
+    let read = Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits);
+    read.ok().filter(|_| !malformed)
+}
+
+fn of_log(incoming: Incoming, received_ms: i64) -> Theirs {
+    let derived = incoming.id.is_none();
+    let message = incoming.into_message();
+    let deletion = Deletion {
+        kind: ChangeType::Delete,
+        target: message.seq,
+        id: message.id,
+        by: message.user.clone(),
+        user: message.user,
+        to: message.to,
+        derived,
+        timestamp: message.timestamp,
+        received: received_ms,
+        mode: Mode::Hard,
+    };
+    Theirs { room: message.room, deletion }
+}
+
+fn theirs(user: &str, row: &PgRow) -> Result<Theirs, sqlx::Error> {
+    let deletion = Deletion {
+        kind: ChangeType::Delete,
+        target: Seq::from_i64(row.try_get("seq")?),
+        id: row.try_get("id")?,
+        user: user.to_owned(),
+        to: row.try_get("recipient")?,
+        derived: row.try_get("derived")?,
+        timestamp: row.try_get("sent_ms")?,
+        received: row.try_get("received_ms")?,
+        mode: Mode::Hard,
+        by: user.to_owned(),
+    };
+    Ok(Theirs { room: row.try_get("room")?, deletion })
+}
+
+async fn append_deletion(ctx: &Ctx<Own>, message: &Theirs) -> Result<()> {
+    let Deletion { target, received, .. } = &message.deletion;
+    let mut headers = HeaderMap::new();
+    // The same as delete-message's: asked again, by whomever, it is appended once.
+    headers.insert(header::MESSAGE_ID, format!("/delete/{target}/{received}/{}", Mode::Hard.as_str()).as_str());
+    let payload = serde_json::to_vec(&message.deletion).map_err(Error::internal)?;
+    let limit = ctx.settings().request_deadline() / 2;
+    append(ctx.nats(), &change_subject(&message.room), headers, payload.into(), limit).await?;
+    Ok(())
+}

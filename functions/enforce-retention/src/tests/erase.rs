@@ -1,0 +1,146 @@
+//! Erasing what a user wrote: nothing of theirs is left anywhere, and nothing else is touched.
+
+use super::*;
+use async_nats::HeaderMap;
+
+const SECRET: &str = "correct horse battery staple";
+
+/// Everything a user may have written, in every place: rooms, conversations, copies, what cannot be stored.
+async fn write(client: &Client, user: &str, many: usize) {
+    let said = |text: String| json!({"user": user, "text": text}).to_string();
+    for number in 0..many {
+        client.publish(format!("chat.room-{}", number % 7), said(format!("{SECRET} {number}")).into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    let with_id = json!({"user": user, "text": SECRET, "id": "mine"});
+    for subject in ["chat.general", "chat.general", "chat.other"] {
+        publish(client, subject, with_id.clone()).await;
+    }
+    publish(client, "admin.alerts", json!({"user": user, "text": SECRET})).await;
+    publish(client, &format!("dm.{user}.zoe"), json!({"user": user, "text": SECRET})).await;
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", format!("{user}-header"));
+    client.publish_with_headers("chat.general", headers, said(SECRET.to_owned()).into()).await.unwrap();
+    // What cannot be stored.
+    publish(client, "chat.general", json!({"user": user, "text": 7, "note": SECRET})).await;
+    publish(client, "chat.general", json!({"user": user, "text": SECRET.repeat(3_000)})).await;
+    publish(client, &format!("dm.{user}.zoe"), json!({"note": SECRET})).await;
+}
+
+const OTHERS: usize = 9;
+
+async fn erase(world: &World, body: Value) -> Erased {
+    let reply = ask(&world.client("operator").await, RETENTION_ERASE.subject(&[]), body).await;
+    serde_json::from_value(reply.clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
+}
+
+/// Part by part; the sum, and how many parts.
+async fn erase_all(world: &World, user: &str, dry_run: bool) -> (Erased, usize) {
+    let mut sum = erase(world, json!({"user": user, "dry_run": dry_run})).await;
+    let mut parts = 1;
+    while sum.more {
+        let part = erase(world, json!({"user": user, "dry_run": dry_run, "after": sum.through})).await;
+        sum = Erased {
+            deletions: sum.deletions + part.deletions,
+            letters: sum.letters + part.letters,
+            unfit: sum.unfit + part.unfit,
+            waiting: sum.waiting + part.waiting,
+            ..part
+        };
+        parts += 1;
+        assert!(parts < 200, "{sum:?}");
+    }
+    (sum, parts)
+}
+
+/// Positions of the log whose payload is `user`'s and holds the secret.
+async fn in_log_of(world: &World, user: &str) -> Vec<u64> {
+    let reader = world.client("enforce-retention").await;
+    let (first, last) = range(world).await;
+    let mut found = Vec::new();
+    let stream = async_nats::jetstream::new(reader);
+    let stream = stream.get_stream(wire::STREAM).await.unwrap();
+    for seq in first..=last {
+        let Ok(message) = stream.get_raw_message(seq).await else { continue };
+        let text = String::from_utf8_lossy(&message.payload).into_owned();
+        let by = text.contains(&format!(r#""user":"{user}""#)) || message.subject.starts_with(&format!("dm.{user}."));
+        if by && text.contains(SECRET) {
+            found.push(seq);
+        }
+    }
+    found
+}
+
+async fn in_index(database: &PgPool, user: &str) -> (i64, i64) {
+    sqlx::query_as("select count(*), count(*) filter (where deleted and text = '') from messages where sender = $1")
+        .bind(user)
+        .fetch_one(database)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn nothing_of_a_user_is_left_and_their_places_remain() {
+    const STORED: usize = 2_000;
+    const UNSTORED: usize = 500;
+    let world = World::start().await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    write(&client, "ann", STORED).await;
+    write(&client, "bob", 50).await;
+    store(&world).await;
+    // Some have expired and were swept; the log has them still.
+    sqlx::raw_sql("delete from messages where sender = 'ann' and seq <= 10").execute(&database).await.unwrap();
+    for number in 0..UNSTORED {
+        publish(&client, "chat.general", json!({"user": "ann", "text": format!("{SECRET}, late {number}")})).await;
+    }
+    let bobs = (in_log_of(&world, "bob").await, in_index(&database, "bob").await);
+    // Little time for each part.
+    let running = start(&world, &[("REQUEST_DEADLINE_MS", "800"), SELDOM]).await;
+    // One id in three places of the log, and one row.
+    let wanted = (STORED + UNSTORED + OTHERS - 3) as u64;
+    let (dry, _) = erase_all(&world, "ann", true).await;
+    assert_eq!((dry.letters, dry.unfit, dry.dry_run), (3, 3, true), "{dry:?}");
+    assert_eq!(in_log_of(&world, "ann").await.len() as u64, wanted + 3, "a dry run does nothing");
+    let (done, parts) = erase_all(&world, "ann", false).await;
+    assert!(done.deletions >= wanted && parts > 1, "{parts}: {done:?}");
+    assert_eq!((done.letters, done.unfit, done.waiting), (3, 3, 0), "{done:?}");
+    // Asked again before a worker has made them: nothing is appended twice.
+    let (_, last) = range(&world).await;
+    let (again, _) = erase_all(&world, "ann", false).await;
+    assert_eq!((again.deletions, range(&world).await.1), (0, last), "{again:?}");
+    assert!(again.underway > 0);
+
+    store(&world).await;
+    assert_eq!(in_log_of(&world, "ann").await, [0_u64; 0]);
+    // The id in three places is one message.
+    let tombstones = i64::try_from(wanted).unwrap() - 2;
+    assert_eq!(in_index(&database, "ann").await, (tombstones, tombstones));
+    let letters: i64 = sqlx::query_scalar("select count(*) from dead_letters where outcome = 'erased' and payload = '' and headers = ''")
+        .fetch_one(&database)
+        .await
+        .unwrap();
+    assert_eq!(letters, 3);
+    assert_eq!((in_log_of(&world, "bob").await, in_index(&database, "bob").await), bobs);
+    let (nothing, parts) = erase_all(&world, "ann", false).await;
+    assert_eq!((nothing.deletions, nothing.underway, nothing.letters, nothing.unfit), (0, 0, 0, 0), "{nothing:?}");
+    assert!(parts < 20);
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_dead_letter_yet_stays_until_it_is() {
+    let world = World::start().await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    publish(&client, "chat.general", json!({"user": "ann", "note": SECRET})).await;
+    let running = start(&world, &[SELDOM]).await;
+    let first = erase(&world, json!({"user": "ann"})).await;
+    assert_eq!((first.waiting, first.unfit, first.more), (1, 0, false));
+    store(&world).await;
+    assert_eq!(count(&database, "dead_letters").await, 1, "the promise holds");
+    let second = erase(&world, json!({"user": "ann"})).await;
+    assert_eq!((second.waiting, second.unfit, second.letters), (0, 1, 1));
+    assert!(!in_log(&world, 1).await);
+    let refused = ask(&world.client("operator").await, RETENTION_ERASE.subject(&[]), json!({})).await;
+    assert_eq!(refused["error"]["code"], 400);
+    running.stop().await.unwrap();
+}
