@@ -161,7 +161,7 @@ async fn look_and_trim(ctx: &Ctx<Own>, meter: &Meter, last: &mut Option<Instant>
     if let Some(max_bytes) = budget.max_bytes {
         meter.gauge("log_max_bytes", max_bytes);
     }
-    // As long as PostgreSQL's interval goes: nothing is appended, so it lasts.
+    // A gauge has no "for ever": while nothing is appended, it is a century.
     meter.gauge("log_seconds_left", budget.seconds_left.unwrap_or(u64::from(u32::MAX)));
     if !look.is_pressed() && last.is_some_and(|last| last.elapsed() < ctx.interval()) {
         return Ok(0);

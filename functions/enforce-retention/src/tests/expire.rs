@@ -52,7 +52,7 @@ async fn expired_messages_vanish_before_they_are_swept() {
         assert_eq!((seqs(&page.messages), page.changes.len(), page.through.get()), (vec![17], 0, 17));
     }
 
-    // 31 days of 31: the last two have not quite been swept from sight only.
+    // All of this was said of rows that are still there.
     let before: i64 = sqlx::query_scalar("select sum(messages)::bigint from expired_messages").fetch_one(&database).await.unwrap();
     let running = start(&world, &[SELDOM]).await;
     eventually("they are swept", SOON, async || (count(&database, "messages").await == 5).then_some(())).await;
