@@ -95,7 +95,7 @@ async fn a_check_of_bare_servers_says_what_is_missing() {
     let running = start(&world).await.unwrap();
     let admin = world.client("administrator").await;
     api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
-    sqlx::raw_sql("drop table messages, rooms, dead_letters, _sqlx_migrations").execute(&world.database().await).await.unwrap();
+    sqlx::raw_sql("drop table messages, rooms, dead_letters, _sqlx_migrations cascade").execute(&world.database().await).await.unwrap();
     let found = check(&world).await;
     let missing: Vec<(&str, &str)> = found.differences.iter().map(|one| (one.object.as_str(), one.field.as_str())).collect();
     assert_eq!(missing, [("stream CHAT_MESSAGES", "(missing)"), ("consumer CHAT_MESSAGES/persist-message", "(missing)")]);
