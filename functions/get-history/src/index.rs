@@ -20,8 +20,9 @@ const OLDER: &str = "
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq < $2 and received_at > (select cutoff($1))
-                 order by seq desc limit $3) page) sized
+                 where (room_id, seq) < ((select id from rooms where name = $1), $2)
+                   and (room_id, seq) > ((select id from rooms where name = $1), 0) and received_at > (select cutoff($1))
+                 order by room_id desc, seq desc limit $3) page) sized
      where fits order by seq desc";
 
 /// Oldest first, otherwise like [`OLDER`].
@@ -31,8 +32,9 @@ const NEWER: &str = "
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq > $2 and received_at > (select cutoff($1))
-                 order by seq limit $3) page) sized
+                 where (room_id, seq) > ((select id from rooms where name = $1), $2)
+                   and (room_id, seq) <= ((select id from rooms where name = $1), 9223372036854775807) and received_at > (select cutoff($1))
+                 order by room_id, seq limit $3) page) sized
      where fits order by seq";
 
 /// Where the ids of some senders are stored already.

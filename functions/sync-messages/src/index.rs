@@ -13,24 +13,27 @@ use wire::{ChangeEntry, ChangeType, Marks, Message, Mode, Seq, Status};
 /// A page takes a millisecond; a database that takes this long is away.
 pub const DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// Oldest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
+/// The room's range is written as bounds of pairs, and not as `room_id = …`: then only the index that begins with the room has the
+/// order, and a quiet room is not looked for among all others. Oldest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
 const MESSAGES: &str = "
     select seq, sender, recipient, id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
                count(*) over () as counted
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where room_id = (select id from rooms where name = $1) and seq > $2 and received_at > (select cutoff($1))
-                 order by seq limit $3) page) sized
+                 where (room_id, seq) > ((select id from rooms where name = $1), $2)
+                   and (room_id, seq) <= ((select id from rooms where name = $1), 9223372036854775807) and received_at > (select cutoff($1))
+                 order by room_id, seq limit $3) page) sized
      where fits order by seq";
 
 /// Those of messages that have not expired. A subquery and no join: it is asked of the few rows the limit takes.
 const CHANGES: &str = "
     select seq, target, sender, id, mode, changed_by from changes
-     where room_id = (select id from rooms where name = $1) and seq > $2
+     where (room_id, seq) > ((select id from rooms where name = $1), $2)
+       and (room_id, seq) <= ((select id from rooms where name = $1), 9223372036854775807)
        and (select max(received_at) from messages
              where (messages.sender, messages.id) = (changes.sender, changes.id)) > (select cutoff($1))
-     order by seq limit $3";
+     order by room_id, seq limit $3";
 
 /// Where the ids of some senders are stored already.
 const KNOWN: &str = "

@@ -34,13 +34,18 @@ const KNOWN: &str = "
     select sender, id, seq from messages
      where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
 
-/// Conversations of two people with something unread, from one to the next by the index. The walk ends after `$5` of them.
+/// Conversations of two people with something unread, from one to the next by the index. The walk ends after `$5` of them. Ranges are
+/// bounds of rows and not equalities: then no other index has the order that is asked for, and none is taken.
 const DIRECT: &str = "
     with recursive walk (room_id, place) as (
-        (select room_id, 1 from messages where recipient = $1 and not deleted order by room_id desc limit 1)
+        (select room_id, 1 from messages
+          where recipient is not null and not deleted and (recipient, room_id) <= ($1, 2147483647) and (recipient, room_id) >= ($1, 0)
+          order by recipient desc, room_id desc limit 1)
         union all
         select (select room_id from messages
-                 where recipient = $1 and not deleted and room_id < walk.room_id order by room_id desc limit 1), place + 1
+                 where recipient is not null and not deleted
+                   and (recipient, room_id) < ($1, walk.room_id) and (recipient, room_id) >= ($1, 0)
+                 order by recipient desc, room_id desc limit 1), place + 1
           from walk where room_id is not null and place <= $5
     ), unread as (
         select walk.room_id, rooms.name, newest.seq, coalesce(receipts.read, 0) as read
@@ -48,7 +53,10 @@ const DIRECT: &str = "
           join rooms on rooms.id = walk.room_id
           left join receipts on (receipts.reader, receipts.room) = ($1, rooms.name)
          cross join lateral (select seq from messages
-                              where recipient = $1 and room_id = walk.room_id and not deleted order by seq desc limit 1) newest
+                              where recipient is not null and not deleted
+                                and (recipient, room_id, seq) > ($1, walk.room_id, 0)
+                                and (recipient, room_id, seq) <= ($1, walk.room_id, 9223372036854775807)
+                              order by recipient desc, room_id desc, seq desc limit 1) newest
          where newest.seq > coalesce(receipts.read, 0) and walk.place <= $5 and rooms.name <> $7
          order by newest.seq desc limit $6
     )
@@ -59,19 +67,22 @@ const DIRECT: &str = "
         select count(*) as some
           from (select from messages
                  where recipient = $1 and room_id = unread.room_id and not deleted and received_at > (select cutoff(unread.name))
-                   and seq > unread.read and seq <= $2 and seq <> all($3) order by seq limit $4) looked) counted on true";
+                   and seq > unread.read and seq <= $2 and seq <> all($3) limit $4) looked) counted on true";
 
 /// Of rooms: what was counted, and what was looked at for it.
 const ROOMS: &str = "
     select 0::bigint, asked.name, coalesce(newest.seq, 0), counted.some, counted.looked
       from unnest($5::text[], $6::bigint[]) as asked (name, read)
       join rooms on rooms.name = asked.name
-      left join lateral (select seq from messages where room_id = rooms.id order by seq desc limit 1) newest on true
+      left join lateral (select seq from messages
+                           where (room_id, seq) > (rooms.id, 0) and (room_id, seq) <= (rooms.id, 9223372036854775807)
+                           order by room_id desc, seq desc limit 1) newest on true
      cross join lateral (
         select count(*) filter (where sender <> $1 and not deleted and seq <> all($3)) as some, count(*) as looked
           from (select sender, deleted, seq from messages
-                 where room_id = rooms.id and seq > asked.read and seq <= $2 and received_at > (select cutoff(rooms.name))
-                 order by seq limit $4) looked) counted";
+                 where (room_id, seq) > (rooms.id, asked.read) and (room_id, seq) <= (rooms.id, $2)
+                   and received_at > (select cutoff(rooms.name))
+                 order by room_id, seq limit $4) looked) counted";
 
 /// What is stored above the floor: no more than workers may hold unacknowledged.
 const ABOVE: &str = "
