@@ -63,6 +63,7 @@ alter table outbox
 drop index outbox_first_seq_idx;
 create index outbox_first_seq_idx on outbox (first_seq, id) where receipts is null;
 create index outbox_receipts_idx on outbox (first_seq, id) where receipts is not null;
+create index outbox_receipts_id_idx on outbox (id) where receipts is not null;
 
 -- The questions operators ask.
 create view direct_messages as
