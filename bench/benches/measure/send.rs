@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, HeaderMap};
@@ -22,6 +23,9 @@ const BARE: &str = "measure.bare";
 const CONNECTIONS: usize = 8;
 /// No limit: these are no people.
 const UNLIMITED: [(&str, &str); 2] = [("SEND_BURST", "1000000000"), ("SEND_RATE_PER_SECOND", "1000000000")];
+
+/// No id twice in a run.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// How a message is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +111,7 @@ async fn send(clients: &Arc<[Client]>, administrator: &Client, way: Way, side_by
             let mut latencies = Vec::new();
             while begun.elapsed() < sending {
                 let asked = Instant::now();
-                let number = latencies.len();
-                let id = format!("{:x}-{number}", begun.elapsed().as_nanos());
+                let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
                 let text = "Somebody says something of an ordinary length, as people do in a chat room all day long.";
                 let (subject, body) = match way {
                     Way::Plain => (format!("chat.{ROOM}"), json!({"user": user, "text": text, "id": id})),
