@@ -1,47 +1,14 @@
 //! Which message is meant: from the index, and what the index does not have yet, from the log.
 
 use runtime::{Ctx, Error, LogMessage, Result, changes};
-use wire::{Change, Code, Conversation, DeleteRequest, Deletion, Incoming, Message, Mode, Seq, Which, derived_id};
+use wire::{Change, Code, Conversation, DeleteRequest, Deletion, Incoming, Seq, Which, derived_id};
 
+use crate::found::{Found, State};
 use crate::index::{self, Rows};
 
 /// Messages looked at together in the log.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
-
-/// How far a message is deleted already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
-    /// It is there.
-    There,
-    /// It has a tombstone.
-    Soft,
-    /// Its text is erased.
-    Hard,
-}
-
-impl State {
-    /// What a deletion of this mode makes of a message.
-    pub fn of(mode: Mode) -> State {
-        match mode {
-            Mode::Soft => State::Soft,
-            Mode::Hard => State::Hard,
-        }
-    }
-}
-
-/// The message that is meant.
-#[derive(Debug, Clone)]
-pub struct Found {
-    /// As shown, its text aside.
-    pub message: Message,
-    /// The id was made from the position.
-    pub derived: bool,
-    /// When the log received it, in Unix milliseconds.
-    pub received_ms: i64,
-    /// How far it is deleted already.
-    pub state: State,
-}
 
 /// Finds the message.
 ///

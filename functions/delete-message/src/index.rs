@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
 use wire::{DeleteRequest, Message, Seq, Which};
 
-use crate::find::{Found, State};
+use crate::found::{Found, State};
 
 /// A key is looked up in a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);

@@ -2,6 +2,7 @@
 //! and answers when the log has it. `persist-message` does the rest, whenever it can.
 
 mod find;
+mod found;
 mod index;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,7 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 
 use async_nats::HeaderMap;
-use find::{Found, State};
+use found::{Found, State};
 use runtime::{Ctx, Error, Fatal, Function, Reply, Request, Result, append, inject_trace, this};
 use serde::Deserialize;
 use tracing::Instrument;

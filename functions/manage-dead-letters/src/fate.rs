@@ -6,7 +6,7 @@ use runtime::{Ctx, Error, Result};
 use tokio::time::{Instant, sleep};
 use wire::{Incoming, Limits, RetryOutcome, Seq};
 
-use crate::retry::Whole;
+use crate::letter::Whole;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);

@@ -3,6 +3,7 @@
 
 mod discard;
 mod fate;
+mod letter;
 mod list;
 mod retry;
 mod show;

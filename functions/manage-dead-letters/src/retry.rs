@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use runtime::{Again, AppendError, Ctx, Error, Reply, Request, Result, append_again};
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection as _, Row};
+use runtime::{AppendError, Ctx, Error, Reply, Request, Result, append_again};
+use sqlx::Connection as _;
+use sqlx::postgres::PgConnection;
 use tokio::time::Instant;
-use wire::{Code, LetterId, Reason, Retried, RetryLetter, Seq, is_in_log};
+use wire::{Code, LetterId, Retried, RetryLetter, Seq};
 
 use crate::fate::{self, Fate};
-use crate::{missing, patience, settled};
+use crate::letter::Whole;
+use crate::{missing, patience};
 
 /// The part of a request's time in which the log has to acknowledge; what is left is for marking the letter.
 const APPEND_SHARE: f64 = 0.6;
@@ -26,67 +27,6 @@ const HOLD: &str = "
 
 const MARK: &str = "
     update dead_letters set outcome = 'retried', outcome_at = now(), outcome_seq = $2 where id = $1 and outcome is null";
-
-/// A letter, whole.
-#[derive(Debug)]
-pub struct Whole {
-    pub id: LetterId,
-    pub subject: String,
-    pub headers: Vec<u8>,
-    pub payload: Vec<u8>,
-    reason: String,
-    outcome: Option<String>,
-    outcome_seq: Option<i64>,
-    digest: String,
-}
-
-impl Whole {
-    fn read(id: LetterId, row: &PgRow) -> Result<Whole, sqlx::Error> {
-        Ok(Whole {
-            id,
-            subject: row.try_get("subject")?,
-            headers: row.try_get("headers")?,
-            payload: row.try_get("payload")?,
-            reason: row.try_get("reason")?,
-            outcome: row.try_get("outcome")?,
-            outcome_seq: row.try_get("outcome_seq")?,
-            digest: row.try_get("digest")?,
-        })
-    }
-
-    /// The same for the same letter, so that a retry that died before the letter was marked appends nothing twice. It
-    /// begins with what no user's name holds: nobody gets it through send-message.
-    pub fn message_id(&self) -> String {
-        format!("/retry/{}/{}", self.id, self.digest)
-    }
-
-    /// As it goes to the log. JetStream forgets an id after two minutes, the index never: so a message that came
-    /// without one gets this, and is stored once however late a retry is repeated.
-    pub fn again<'a>(&'a self, message_id: &'a str) -> Again<'a> {
-        Again { subject: &self.subject, headers: &self.headers, payload: &self.payload, message_id, unnamed: message_id }
-    }
-
-    /// Why it cannot be appended, however often that is tried.
-    fn refusal(&self) -> Option<Error> {
-        let conflict = |what: String| Some(Error::new(Code::Conflict, format!("dead letter {} {what}", self.id)));
-        let unknown_subject = [Reason::MalformedSubject, Reason::NulInSubject].iter().any(|reason| reason.as_str() == self.reason);
-        if let Some(outcome) = &self.outcome {
-            Some(settled(self.id, outcome, self.outcome_seq))
-        } else if self.reason == Reason::BelowFence.as_str() {
-            conflict("waits below the fence: stream-bootstrap appends it by itself".to_owned())
-        } else if self.reason == Reason::MalformedHeaders.as_str() {
-            conflict("has headers that cannot be sent again; look at it with show, publish what is worth keeping, drop it".to_owned())
-        } else if unknown_subject
-            || self.subject.contains(|c: char| c == char::REPLACEMENT_CHARACTER || c.is_whitespace() || c.is_control())
-        {
-            conflict("has a subject that cannot be published to; look at it with show, publish what is worth keeping, drop it".to_owned())
-        } else if !is_in_log(&self.subject) {
-            conflict("has a subject the log does not take in; look at it with show, publish what is worth keeping, drop it".to_owned())
-        } else {
-            None
-        }
-    }
-}
 
 pub async fn retry(ctx: Ctx, request: Request<RetryLetter>) -> Result<Reply<Retried>> {
     let RetryLetter(id) = request.ask;

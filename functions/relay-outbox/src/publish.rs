@@ -7,7 +7,7 @@ use async_nats::{Request, RequestErrorKind, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use runtime::{ApiError, Connection, inject_trace, parse_headers, remote_parent};
+use runtime::{ApiError, Connection, PublishAck, PublishError, inject_trace, parse_headers, remote_parent};
 use serde::Deserialize;
 use serde_json::json;
 use tracing::Span;
@@ -171,7 +171,7 @@ impl Publisher {
             let ack = self.ask(event, headers).await?;
             // An event that is known stands where it stood, and moves nothing.
             if !ack.duplicate {
-                self.moved(ack.seq);
+                self.moved(ack.seq.get());
             }
         }
         Ok(())
@@ -205,11 +205,11 @@ impl Publisher {
         if ack.count != events.len() {
             return Err(Trouble::Publish(format!("a batch of {} was acknowledged as {}", events.len(), ack.count)));
         }
-        self.moved(ack.seq);
+        self.moved(ack.seq.get());
         Ok(true)
     }
 
-    async fn ask(&self, event: &Outgoing, headers: HeaderMap) -> Result<Ack, Trouble> {
+    async fn ask(&self, event: &Outgoing, headers: HeaderMap) -> Result<PublishAck, Trouble> {
         let request = Request::new().headers(headers).payload(event.payload.clone()).timeout(Some(ACK_TIMEOUT));
         match self.nats.client().send_request(event.subject.clone(), request).await {
             Ok(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(no_stream()),
@@ -235,37 +235,15 @@ fn no_stream() -> Trouble {
     Trouble::Publish("JetStream or the stream is not there".to_owned())
 }
 
-#[derive(Debug, Deserialize)]
-struct Ack {
-    #[serde(default)]
-    stream: String,
-    #[serde(default)]
-    seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    /// How many events a batch held.
-    #[serde(default)]
-    count: usize,
-    error: Option<AckError>,
-}
-
-#[derive(Debug, Deserialize)]
-struct AckError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
 /// Reads JetStream's answer; a batch with a known event reads as a duplicate.
-fn read(payload: &[u8]) -> Result<Ack, Trouble> {
-    let mut ack: Ack = serde_json::from_slice(payload).map_err(|_| Trouble::Publish("what answers is not JetStream".to_owned()))?;
+fn read(payload: &[u8]) -> Result<PublishAck, Trouble> {
+    let mut ack: PublishAck = serde_json::from_slice(payload).map_err(|_| Trouble::Publish("what answers is not JetStream".to_owned()))?;
     match ack.error.take() {
         None if ack.stream == EVENTS_STREAM => Ok(ack),
         None => Err(Trouble::Publish(format!("stream {} took an event", ack.stream))),
-        Some(error) if error.err_code == code::KNOWN_EVENT => Ok(Ack { duplicate: true, ..ack }),
+        Some(error) if error.err_code == code::KNOWN_EVENT => Ok(PublishAck { duplicate: true, ..ack }),
         Some(error) if code::WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Trouble::Superseded),
-        Some(AckError { err_code, description }) => Err(Trouble::Publish(format!("JetStream says: {description} ({err_code})"))),
+        Some(PublishError { err_code, description }) => Err(Trouble::Publish(format!("JetStream says: {description} ({err_code})"))),
     }
 }
 

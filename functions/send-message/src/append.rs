@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Request, RequestErrorKind, StatusCode};
 use bytes::Bytes;
-use runtime::{Error, Result};
-use serde::Deserialize;
+use runtime::{Error, PublishAck, PublishError, Result};
 use tokio::time::Instant;
 use wire::{Code, STREAM, Seq};
 
@@ -137,7 +136,7 @@ impl Appender {
         }
     }
 
-    async fn ask(&self, message: &Outgoing, headers: async_nats::HeaderMap, payload: Bytes, until: Instant) -> Result<Ack, Trouble> {
+    async fn ask(&self, message: &Outgoing, headers: async_nats::HeaderMap, payload: Bytes, until: Instant) -> Result<PublishAck, Trouble> {
         let time = until.saturating_duration_since(Instant::now());
         let request = Request::new().headers(headers).payload(payload).timeout(Some(time));
         let reply = self.client.send_request(message.subject.clone(), request).await;
@@ -156,38 +155,16 @@ fn no_stream() -> Trouble {
     Trouble::Final(Error::new(Code::Unavailable, reason))
 }
 
-#[derive(Debug, Deserialize)]
-struct Ack {
-    #[serde(default)]
-    stream: String,
-    #[serde(default)]
-    seq: Seq,
-    #[serde(default)]
-    duplicate: bool,
-    /// How many messages a batch held.
-    #[serde(default)]
-    count: usize,
-    error: Option<AckError>,
-}
-
-#[derive(Debug, Deserialize)]
-struct AckError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
 /// Reads JetStream's answer; one that refuses what was only asked for is no trouble.
-fn read(payload: &[u8]) -> Result<Ack, Trouble> {
-    let ack: Ack = serde_json::from_slice(payload)
+fn read(payload: &[u8]) -> Result<PublishAck, Trouble> {
+    let ack: PublishAck = serde_json::from_slice(payload)
         .map_err(|_| Trouble::Final(Error::internal("what answers is not JetStream: another service listens on the log's subjects")))?;
     match &ack.error {
         None if ack.stream == STREAM => Ok(ack),
         None => Err(Trouble::Final(Error::internal(format!("stream {} took a message of the log", ack.stream)))),
-        Some(AckError { err_code: code::NOT_EXPECTED, .. }) => Ok(ack),
-        Some(AckError { err_code: code::KNOWN_MESSAGE, .. }) => Err(Trouble::Known),
-        Some(AckError { err_code, description }) => Err(refused(*err_code, description)),
+        Some(PublishError { err_code: code::NOT_EXPECTED, .. }) => Ok(ack),
+        Some(PublishError { err_code: code::KNOWN_MESSAGE, .. }) => Err(Trouble::Known),
+        Some(PublishError { err_code, description }) => Err(refused(*err_code, description)),
     }
 }
 

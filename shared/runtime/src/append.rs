@@ -54,21 +54,34 @@ impl From<AppendError> for Error {
     }
 }
 
+/// What JetStream answers to a publish.
 #[derive(Debug, Deserialize)]
-struct PublishAck {
+pub struct PublishAck {
+    /// Which stream took it; empty when none did.
     #[serde(default)]
-    stream: String,
+    pub stream: String,
+    /// Where it stands there; of a batch, its last message.
     #[serde(default)]
-    seq: Seq,
-    error: Option<PublishError>,
+    pub seq: Seq,
+    /// The stream knew its `Nats-Msg-Id`: it stands where the first one does.
+    #[serde(default)]
+    pub duplicate: bool,
+    /// How many messages a batch held.
+    #[serde(default)]
+    pub count: usize,
+    /// Why it was not taken.
+    pub error: Option<PublishError>,
 }
 
+/// Why JetStream did not take a publish.
 #[derive(Debug, Deserialize)]
-struct PublishError {
+pub struct PublishError {
+    /// JetStream's number for it.
     #[serde(default)]
-    err_code: u64,
+    pub err_code: u64,
+    /// In JetStream's words.
     #[serde(default)]
-    description: String,
+    pub description: String,
 }
 
 /// Appends a message to the log, waiting at most `limit`; where it stands. Known to JetStream under its `Nats-Msg-Id`, it

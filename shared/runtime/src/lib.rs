@@ -17,7 +17,7 @@ mod tail;
 mod telemetry;
 mod union;
 
-pub use append::{AppendError, append};
+pub use append::{AppendError, PublishAck, PublishError, append};
 pub use append_again::{Again, append_again};
 pub use config::{NatsSettings, Settings, Vars};
 pub use consume::{Delivery, Worker};
