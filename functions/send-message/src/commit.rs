@@ -80,7 +80,8 @@ impl Committer {
     /// 409, or 503.
     pub async fn commit(&self, message: Outgoing, until: Instant) -> Result<Sent> {
         if let Some(_alone) = self.line.alone() {
-            return self.line.append_alone(&message, until).await;
+            // In a box: ten times as large as the rest, it would be moved along with every message, alone or not.
+            return Box::pin(self.line.append_alone(&message, until)).await;
         }
         let (answer, answered) = oneshot::channel();
         // Never more than MAX_CONCURRENT_REQUESTS of them wait, in either queue.

@@ -77,6 +77,8 @@ impl Telemetry {
             .with_writer(std::io::stderr)
             .with_ansi(false)
             .with_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)))
+            // Spans are for traces. Here each would be written out for every request, in case a line is logged within it.
+            .with_filter(filter_fn(|metadata| metadata.is_event()))
             .with_filter(filter_fn(exporter_speaks_once));
         let spans = telemetry.traces.as_ref().map(|provider| {
             tracing_opentelemetry::layer()
