@@ -1,0 +1,149 @@
+//! What has expired, read from the log. Nothing can be made older there, so the clock goes on instead.
+
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+use sqlx::AssertSqlSafe;
+
+use super::*;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A function with `EXPIRE_DAYS`, and its clock.
+async fn history_with(world: &World, days: &str) -> (Running, Arc<Mutex<SystemTime>>) {
+    let mut vars = world.vars("get-history");
+    vars.insert("EXPIRE_DAYS".to_owned(), days.to_owned());
+    let clock = Arc::new(Mutex::new(SystemTime::now()));
+    let shown = clock.clone();
+    let function = function().clock(move || *shown.lock().unwrap());
+    (function.start(Vars::from_pairs(vars).unwrap()).await.unwrap(), clock)
+}
+
+fn unix_ms(at: SystemTime) -> i64 {
+    i64::try_from(at.duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// A moment between what was published before and what will be.
+async fn moment() -> SystemTime {
+    let moment = SystemTime::now();
+    eventually("the clock moves on", SOON, async || (unix_ms(SystemTime::now()) > unix_ms(moment)).then_some(())).await;
+    moment
+}
+
+async fn delete(world: &World, target: u64, received: SystemTime) {
+    let body = json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": "ann", "mode": "soft",
+                      "by": "ann", "timestamp": 1_700_000_000_000_i64, "received": unix_ms(received)});
+    publish_body(&world.client("stream-bootstrap").await, "change.chat.general", &body.to_string()).await;
+}
+
+/// Twenty messages; the moment; five more, the second of them deleted as one of the twenty is.
+async fn publish_around_a_moment(world: &World, client: &Client) -> SystemTime {
+    for number in 1..=20 {
+        publish(client, "general", &number.to_string()).await;
+        publish(client, "quiet", "x").await;
+    }
+    let moment = moment().await;
+    for number in 21..=25 {
+        publish(client, "general", &number.to_string()).await;
+    }
+    delete(world, 1, moment).await;
+    delete(world, 42, SystemTime::now()).await;
+    moment
+}
+
+/// Text, or that it is a tombstone, by every way to ask for all of it.
+async fn everything(client: &Client, source: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    let shown = |got: &Got| -> Vec<String> {
+        assert!(got.source == source || got.messages.is_empty(), "{got:?}");
+        got.messages.iter().map(|message| if message.deleted { "deleted".to_owned() } else { message.text.clone() }).collect()
+    };
+    for body in [json!({}), json!({"after": 0}), json!({"before": i64::MAX}), json!({"around": 42})] {
+        found.push(shown(&ask(client, "general", body).await));
+    }
+    // Page by page, backwards and forwards.
+    for limit in [1, 4] {
+        let (mut backwards, mut body) = (Vec::new(), json!({ "limit": limit }));
+        loop {
+            let page = ask(client, "general", body).await;
+            backwards.splice(0..0, shown(&page));
+            if !page.more {
+                break;
+            }
+            body = json!({"limit": limit, "before": page.messages.first().expect("whoever is told of more finds it").seq});
+        }
+        let (mut forwards, mut after) = (Vec::new(), 0);
+        loop {
+            let page = ask(client, "general", json!({"limit": limit, "after": after})).await;
+            forwards.extend(shown(&page));
+            if !page.more {
+                break;
+            }
+            assert!(page.through > after, "a page that brings nothing");
+            after = page.through;
+        }
+        found.extend([backwards, forwards]);
+    }
+    found
+}
+
+/// The numbers from `first` on, with tombstones for those deleted.
+fn numbers(first: usize) -> Vec<String> {
+    let shown = |number: usize| if [1, 22].contains(&number) { "deleted".to_owned() } else { number.to_string() };
+    (first..=25).map(shown).collect()
+}
+
+#[tokio::test]
+async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
+    let world = World::with_own_postgres().await;
+    let client = world.client("publisher").await;
+    // Nobody but PostgreSQL knows that this room keeps its messages.
+    sqlx::raw_sql("insert into retention values ('general', null)").execute(&world.database().await).await.unwrap();
+    let moment = publish_around_a_moment(&world, &client).await;
+    world.postgres().stop().await;
+    let (function, clock) = history_with(&world, "2").await;
+    let at = |time: SystemTime| *clock.lock().unwrap() = time;
+    assert_eq!(everything(&client, "log").await, vec![numbers(1); 8]);
+    at(moment + 2 * DAY - Duration::from_secs(60));
+    assert_eq!(everything(&client, "log").await, vec![numbers(1); 8], "a minute before");
+    at(moment + 2 * DAY);
+    assert_eq!(everything(&client, "log").await, vec![numbers(21); 8], "at their time, and their tombstones with them");
+    let quiet = ask(&client, "quiet", json!({"limit": 3})).await;
+    assert!(quiet.messages.is_empty() && !quiet.more && quiet.source == "log", "nothing is there, and that is no error: {quiet:?}");
+    at(SystemTime::now() + 2 * DAY);
+    assert_eq!(everything(&client, "log").await, vec![Vec::<String>::new(); 8]);
+    world.postgres().start().await;
+    let source = async || ask(&client, "general", json!({})).await.source;
+    eventually("PostgreSQL is there again", SOON, async || (source().await == "both").then_some(())).await;
+    assert_eq!(everything(&client, "both").await, vec![numbers(1); 8], "it knows better");
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn where_nothing_expires_nothing_does_while_postgresql_is_away() {
+    let world = World::with_own_postgres().await;
+    let client = world.client("publisher").await;
+    publish(&client, "general", "1").await;
+    world.postgres().stop().await;
+    let (function, clock) = history_with(&world, "0").await;
+    *clock.lock().unwrap() += 36_500 * DAY;
+    assert_eq!(ask(&client, "general", json!({})).await.texts(), ["1"]);
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_expires_before_it_is_stored_leaves_no_page_without_an_end() {
+    let world = World::start().await;
+    let function = history(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    let moment = publish_around_a_moment(&world, &client).await;
+    let sql = format!(
+        "create or replace function cutoff(asked text) returns timestamptz language sql stable as
+         $$ select to_timestamp({} / 1000.0) $$",
+        unix_ms(moment)
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&database).await.unwrap();
+    assert_eq!(everything(&client, "both").await, vec![numbers(21); 8]);
+    function.stop().await.unwrap();
+}
