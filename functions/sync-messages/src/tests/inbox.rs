@@ -7,7 +7,7 @@ use wire::{DELIVERED, DM_INBOX};
 use super::*;
 
 const STORED: u64 = 10_400;
-const IN_LOG: u64 = 300;
+const IN_LOG: u64 = 700;
 /// The log counts as stored up to here.
 const FLOOR: u64 = 60_000;
 const PAGE: usize = 500;
