@@ -1,5 +1,7 @@
 //! `demo` against the running functions, as `./dev up` runs it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 use std::collections::HashMap;
 use std::time::Duration;
 
