@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use sqlx::AssertSqlSafe;
+use wire::DM_HISTORY;
 
 use super::*;
 
@@ -37,53 +38,73 @@ async fn delete(world: &World, target: u64, received: SystemTime) {
     publish_body(&world.client("stream-bootstrap").await, "change.chat.general", &body.to_string()).await;
 }
 
-/// Twenty messages; the moment; five more, the second of them deleted as one of the twenty is.
+/// Twenty messages; the moment; five more, the second of them deleted as one of the twenty is. Of two people, six and three.
 async fn publish_around_a_moment(world: &World, client: &Client) -> SystemTime {
     for number in 1..=20 {
         publish(client, "general", &number.to_string()).await;
         publish(client, "quiet", "x").await;
     }
+    let direct = async |from: &str, to: &str, number: usize| {
+        let body = json!({"user": from, "text": number.to_string()}).to_string();
+        publish_body(client, &format!("dm.{from}.{to}"), &body).await;
+    };
+    for number in 1..=6 {
+        direct("ann", "bob", number).await;
+    }
     let moment = moment().await;
     for number in 21..=25 {
         publish(client, "general", &number.to_string()).await;
     }
+    direct("bob", "ann", 7).await;
+    direct("ann", "bob", 8).await;
+    direct("bob", "ann", 9).await;
     delete(world, 1, moment).await;
-    delete(world, 42, SystemTime::now()).await;
+    delete(world, 48, SystemTime::now()).await;
     moment
 }
 
-/// Text, or that it is a tombstone, by every way to ask for all of it.
+/// Texts, or that they are tombstones.
+fn shown(got: &Got, source: &str) -> Vec<String> {
+    assert!(got.source == source || got.messages.is_empty(), "{got:?}");
+    got.messages.iter().map(|message| if message.deleted { "deleted".to_owned() } else { message.text.clone() }).collect()
+}
+
+/// All of a conversation, page by page from the newest on.
+async fn backwards(client: &Client, subject: &str, limit: u32, source: &str) -> Vec<String> {
+    let (mut found, mut body) = (Vec::new(), json!({ "limit": limit }));
+    loop {
+        let page = ask_raw(client, subject.to_owned(), &body.to_string()).await.unwrap();
+        found.splice(0..0, shown(&page, source));
+        if !page.more {
+            return found;
+        }
+        body = json!({"limit": limit, "before": page.messages.first().expect("whoever is told of more finds it").seq});
+    }
+}
+
+/// And after a cursor.
+async fn forwards(client: &Client, limit: u32, source: &str) -> Vec<String> {
+    let (mut found, mut after) = (Vec::new(), 0);
+    loop {
+        let page = ask(client, "general", json!({"limit": limit, "after": after})).await;
+        found.extend(shown(&page, source));
+        if !page.more {
+            return found;
+        }
+        assert!(page.through > after, "a page that brings nothing");
+        after = page.through;
+    }
+}
+
+/// By every way to ask for all of a room.
 async fn everything(client: &Client, source: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
-    let shown = |got: &Got| -> Vec<String> {
-        assert!(got.source == source || got.messages.is_empty(), "{got:?}");
-        got.messages.iter().map(|message| if message.deleted { "deleted".to_owned() } else { message.text.clone() }).collect()
-    };
-    for body in [json!({}), json!({"after": 0}), json!({"before": i64::MAX}), json!({"around": 42})] {
-        found.push(shown(&ask(client, "general", body).await));
+    for body in [json!({}), json!({"after": 0}), json!({"before": i64::MAX}), json!({"around": 48})] {
+        found.push(shown(&ask(client, "general", body).await, source));
     }
-    // Page by page, backwards and forwards.
     for limit in [1, 4] {
-        let (mut backwards, mut body) = (Vec::new(), json!({ "limit": limit }));
-        loop {
-            let page = ask(client, "general", body).await;
-            backwards.splice(0..0, shown(&page));
-            if !page.more {
-                break;
-            }
-            body = json!({"limit": limit, "before": page.messages.first().expect("whoever is told of more finds it").seq});
-        }
-        let (mut forwards, mut after) = (Vec::new(), 0);
-        loop {
-            let page = ask(client, "general", json!({"limit": limit, "after": after})).await;
-            forwards.extend(shown(&page));
-            if !page.more {
-                break;
-            }
-            assert!(page.through > after, "a page that brings nothing");
-            after = page.through;
-        }
-        found.extend([backwards, forwards]);
+        found.push(backwards(client, &HISTORY.subject(&["general"]), limit, source).await);
+        found.push(forwards(client, limit, source).await);
     }
     found
 }
@@ -109,6 +130,10 @@ async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
     assert_eq!(everything(&client, "log").await, vec![numbers(1); 8], "a minute before");
     at(moment + 2 * DAY);
     assert_eq!(everything(&client, "log").await, vec![numbers(21); 8], "at their time, and their tombstones with them");
+    for limit in [1, 2, 5] {
+        let direct = backwards(&client, &DM_HISTORY.subject(&["bob", "ann"]), limit, "log").await;
+        assert_eq!(direct, ["7", "8", "9"], "both directions, {limit} a page");
+    }
     let quiet = ask(&client, "quiet", json!({"limit": 3})).await;
     assert!(quiet.messages.is_empty() && !quiet.more && quiet.source == "log", "nothing is there, and that is no error: {quiet:?}");
     // Of a log that was trimmed, too; but what was trimmed before its time may still be somewhere.
