@@ -1,5 +1,7 @@
 //! `demo` against the running functions, as `./dev up` runs it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -19,6 +21,20 @@ fn demo(world: &World, extra: &[(&str, &str)]) -> Command {
     command
 }
 
+/// What it shows, once it has shown all of it.
+async fn shown(mut demo: Command) -> String {
+    let output = demo.output().await.unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown}{}", String::from_utf8_lossy(&output.stderr));
+    shown
+}
+
+/// How far each direct message came, in the order of the lines that say so.
+fn statuses(shown: &str) -> Vec<&str> {
+    let words = shown.lines().filter_map(|line| line.rsplit_once("  "));
+    words.map(|(_, word)| word).filter(|word| ["sent", "delivered", "read"].contains(word)).collect()
+}
+
 #[tokio::test]
 async fn a_demonstration_one_can_read_in_one_trace() {
     let (world, receiver) = tokio::join!(World::start(), OtlpReceiver::start());
@@ -30,11 +46,10 @@ async fn a_demonstration_one_can_read_in_one_trace() {
         world.spawn("send-message"),
         world.spawn("sync-messages"),
         world.spawn("delete-message"),
+        world.spawn("track-receipts"),
         world.spawn("relay-outbox")
     );
-    let output = demo(&world, &telemetry).output().await.unwrap();
-    let shown = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{shown}{}", String::from_utf8_lossy(&output.stderr));
+    let shown = shown(demo(&world, &telemetry)).await;
     assert!(shown.contains("acknowledged: sequence 1 of CHAT_MESSAGES"), "{shown}");
     assert!(shown.contains("$ nats req chat.history.general '{\"limit\":10}'"), "{shown}");
     assert!(shown.contains("Hello from the demonstration") && shown.contains("Scrollback-Source: index"), "{shown}");
@@ -43,6 +58,10 @@ async fn a_demonstration_one_can_read_in_one_trace() {
     let history: Vec<&str> = shown.lines().find(|line| line.trim_start().starts_with("get-history")).unwrap().split_whitespace().collect();
     assert_eq!(history[2], "2", "{shown}");
     assert!(!shown.contains('\u{1b}'), "{shown}");
+    // History, the inbox before bob dies and after; history when it is delivered; and when two of three are read.
+    let (sent, delivered, read) = (["sent"; 9], ["delivered"; 3], ["read", "read", "delivered"]);
+    assert_eq!(statuses(&shown), [&sent[..], &delivered, &read].concat(), "{shown}");
+    assert!(shown.contains("scrollback.receipt.delivered") && shown.contains("scrollback.receipt.read"), "{shown}");
 
     let names = ["demo", "send chat.general", "process chat.general", "request chat.history.general", "get-history chat.history.>"];
     let spans = receiver
@@ -60,4 +79,19 @@ async fn a_wrong_room_is_refused() {
     let output = Command::new(env!("CARGO_BIN_EXE_demo")).arg("a.b").output().await.unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("a room is 1 to 64"));
+}
+
+#[tokio::test]
+async fn it_can_be_shown_again_and_by_two_at_once() {
+    let world = World::start().await;
+    let _functions = futures::future::join_all(
+        ["persist-message", "get-history", "send-message", "sync-messages", "delete-message", "track-receipts", "relay-outbox"]
+            .map(|name| world.spawn(name)),
+    )
+    .await;
+    let first = shown(demo(&world, &[])).await;
+    let (second, third) = tokio::join!(shown(demo(&world, &[])), shown(demo(&world, &[])));
+    for shown in [second, third] {
+        assert_eq!(statuses(&shown), statuses(&first), "{shown}");
+    }
 }

@@ -101,7 +101,8 @@ fn read_part(side: Side, floor: Seq, tail: Tail, rows: Rows, above: &Union<'_>) 
     let index_reach = rows.messages.last().filter(|_| rows.more).map(|last| last.seq);
     let (lowest, highest, cut) = match side {
         Side::Older(_) => {
-            let tail_reach = (!tail.complete).then_some(tail.from);
+            // Below what has expired nothing is left, read or not.
+            let tail_reach = (!tail.complete && !tail.expired).then_some(tail.from);
             let reach = index_reach.max(tail_reach);
             (reach.unwrap_or(Seq::ZERO), end, reach.is_some())
         }
@@ -176,7 +177,7 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
     }
     // Last, so that no text is read after its deletion was not seen.
     let changes = runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next()).await?;
-    let cutoff_ms = ctx.settings().cutoff_ms();
+    let cutoff_ms = ctx.cutoff_ms();
     tails.iter_mut().for_each(|tail| tail.expire(cutoff_ms));
     let above = Union { known: HashMap::new(), changes: changes.iter().collect(), cutoff_ms };
     let mut parts = Vec::with_capacity(sides.len());
@@ -185,13 +186,15 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
         let read_to = tail.last.unwrap_or(Seq::ZERO);
         let through = if tail.complete || older { last.max(read_to) } else { read_to };
         let lowest = if tail.complete { first } else { tail.from };
-        let more = !tail.complete || (older && trimmed);
+        // What lies before something that has expired has expired, too.
+        let more = if older { !tail.expired && (trimmed || !tail.complete) } else { !tail.complete };
         let graves = match *side {
             Side::Older(before) => lowest..=before.previous(),
             Side::Newer(after) => after.next()..=through,
         };
+        let unreached = older && trimmed && !tail.expired;
         let merged = above.merge(Vec::new(), tail.messages, &(Seq::ZERO..=Seq::MAX), &graves).messages;
-        if older && trimmed && merged.is_empty() {
+        if unreached && merged.is_empty() {
             return Err(Error::new(Code::Unavailable, TOO_OLD));
         }
         parts.push(Part { messages: merged.into_values().collect(), more, through, from_log: true });

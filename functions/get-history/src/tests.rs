@@ -2,6 +2,7 @@
 
 mod deletion;
 mod direct;
+mod expiry;
 
 use std::time::Duration;
 

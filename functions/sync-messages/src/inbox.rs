@@ -19,7 +19,7 @@ const MARK: &str = "select delivered from users where name = $1";
 /// The user's range is written as bounds of pairs, here and below, and not as `recipient = $1`: then only the index that begins with the
 /// recipient has the order, and nobody's mail is looked for among everybody's. Oldest first, at least one row, at most about `$4`
 /// bytes of text; `counted` is what there was before that cut.
-const MESSAGES: &str = "
+pub const MESSAGES: &str = "
     select seq, rooms.name as room, sender, recipient, sized.id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
                count(*) over () as counted

@@ -118,7 +118,7 @@ async fn from_the_log_alone(ctx: &Ctx, ask: &SyncRequest, (first, end): (Seq, Se
     }
     let below = first.previous();
     let (mut tail, changes) = from_log(ctx, ask, below, max_bytes).await?;
-    let cutoff_ms = ctx.settings().cutoff_ms();
+    let cutoff_ms = ctx.cutoff_ms();
     tail.expire(cutoff_ms);
     let through = if tail.complete { end } else { tail.last.unwrap_or(below).min(end) };
     let range = ask.after.next()..=through;

@@ -1,5 +1,8 @@
 //! Clients that were away, on real servers; the worker beside is the real binary.
 
+mod expiry;
+mod inbox;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -101,10 +101,9 @@ impl Settings {
         wire::Limits { text_bytes: self.max_text_bytes }
     }
 
-    /// What the log took at this time, in Unix milliseconds, or before has expired, by our clock and without asking the table
-    /// `retention`: for while PostgreSQL is away. `None` where nothing expires.
-    pub fn cutoff_ms(&self) -> Option<i64> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    /// What the log took at this time, in Unix milliseconds, or before has expired when it is `now`. `None` where nothing expires.
+    pub(crate) fn cutoff_ms(&self, now: SystemTime) -> Option<i64> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
         (self.expire_days > 0).then(|| now_ms.saturating_sub(i64::from(self.expire_days) * DAY_MS))
     }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -50,6 +50,7 @@ struct Shared {
     nats: Connection,
     database: Database,
     log: Arc<Log>,
+    clock: Clock,
     stop: CancellationToken,
 }
 
@@ -105,6 +106,12 @@ impl<S> Ctx<S> {
         &self.shared.log
     }
 
+    /// What the log took at this time, in Unix milliseconds, or before has expired, by our clock and without asking the table
+    /// `retention`: for while PostgreSQL is away. `None` where nothing expires.
+    pub fn cutoff_ms(&self) -> Option<i64> {
+        self.shared.settings.cutoff_ms((self.shared.clock)())
+    }
+
     /// Cancelled when the process is told to stop.
     pub fn stop(&self) -> &CancellationToken {
         &self.shared.stop
@@ -126,6 +133,7 @@ impl<S> Ctx<S> {
     }
 }
 
+type Clock = Box<dyn Fn() -> SystemTime + Send + Sync>;
 type Setup<S> = Box<dyn FnOnce(Ctx) -> BoxFuture<'static, Result<S, Fatal>> + Send>;
 type Bind<S> = Box<dyn FnOnce(Ctx<S>) -> Registered + Send>;
 type Work<S> = Box<dyn FnOnce(Ctx<S>, Meter) -> BoxFuture<'static, Result<(), Fatal>> + Send>;
@@ -134,6 +142,7 @@ type Work<S> = Box<dyn FnOnce(Ctx<S>, Meter) -> BoxFuture<'static, Result<(), Fa
 pub struct Function<S = ()> {
     identity: Identity,
     own_settings: &'static str,
+    clock: Clock,
     setup: Setup<S>,
     endpoints: Vec<Bind<S>>,
     work: Vec<(EndpointInfo, &'static str, Work<S>)>,
@@ -158,7 +167,21 @@ impl<S: Send + Sync + 'static> Function<S> {
     where
         F: Future<Output = Result<S, Fatal>> + Send + 'static,
     {
-        Function { identity, own_settings: "", setup: Box::new(move |ctx| setup(ctx).boxed()), endpoints: Vec::new(), work: Vec::new() }
+        Function {
+            identity,
+            own_settings: "",
+            clock: Box::new(SystemTime::now),
+            setup: Box::new(move |ctx| setup(ctx).boxed()),
+            endpoints: Vec::new(),
+            work: Vec::new(),
+        }
+    }
+
+    /// Another clock than the system's for [`Ctx::cutoff_ms`]: a test cannot wait until messages are days old.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.clock = Box::new(clock);
+        self
     }
 
     /// What `--help` says of the function's own variables: one a line, in the form of those every function has.
@@ -310,7 +333,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         let database = Database::new(&settings, identity.name)?;
         let nats = connect(&settings.nats, identity.name, &stop).await?;
         let log = Log::new(nats.clone(), settings.clone(), identity.name, stop.clone());
-        let shared = Arc::new(Shared { identity, settings, vars, nats, database, log, stop: stop.clone() });
+        let shared = Arc::new(Shared { identity, settings, vars, nats, database, log, clock: self.clock, stop: stop.clone() });
         let state = (self.setup)(Ctx { shared: shared.clone(), state: Arc::new(()) }).await?;
         let ctx = Ctx { shared: shared.clone(), state: Arc::new(state) };
 

@@ -27,6 +27,8 @@ pub struct Tail {
     pub from: Seq,
     /// The last sequence read, storable or not; `None` when the log had nothing.
     pub last: Option<Seq>,
+    /// Some of it has expired and was left out. The log is in the order of receipt: what is older in the conversation has, too.
+    pub expired: bool,
 }
 
 /// What was read of one subject.
@@ -79,12 +81,13 @@ impl Tail {
 
     /// The same for messages of several conversations, each with a cutoff of its own.
     pub fn expire_each(&mut self, cutoff_ms: impl Fn(&str) -> Option<i64>) {
-        let received_ms = &self.received_ms;
+        let (received_ms, before) = (&self.received_ms, self.messages.len());
         let alive = |message: &Message| {
             let Some(cutoff_ms) = cutoff_ms(&message.room) else { return true };
             received_ms.get(&message.seq).is_none_or(|received_ms| *received_ms > cutoff_ms)
         };
         self.messages.retain(alive);
+        self.expired |= self.messages.len() < before;
     }
 }
 

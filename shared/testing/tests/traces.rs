@@ -14,8 +14,8 @@ async fn send_store_and_query_stand_in_one_trace() {
     quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
     let (history, worker) = tokio::join!(world.spawn_with("get-history", &quick), world.spawn_with("persist-message", &quick));
     // The demonstration asks them, too; their spans are another test's.
-    let _others =
-        tokio::join!(world.spawn("send-message"), world.spawn("sync-messages"), world.spawn("delete-message"), world.spawn("relay-outbox"));
+    let others = ["send-message", "sync-messages", "delete-message", "track-receipts", "relay-outbox"];
+    let _others = futures::future::join_all(others.map(|name| world.spawn(name))).await;
     let mut demo = world.command_as("demo", "publisher");
     demo.env("OPERATOR_USER", "operator").env("OPERATOR_PASS", world.nats().password("operator"));
     for (name, value) in &quick {

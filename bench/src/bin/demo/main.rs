@@ -1,6 +1,8 @@
-//! `demo`: messages sent, read, stored, told of, deleted, and the services that did it, each step with the command a person would
-//! type.
+//! `demo`: messages sent, read, stored, told of, deleted, delivered, and the services that did it, each step with the command a
+//! person would type.
 
+mod ask;
+mod people;
 mod rely;
 mod services;
 mod show;
@@ -8,26 +10,24 @@ mod show;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use async_nats::{HeaderMap, Message as NatsMessage, Request, RequestErrorKind, StatusCode};
-use runtime::{Connection, Fatal, Identity, NatsSettings, Telemetry, Vars, connect, inject_trace};
+use ask::ask;
+use runtime::{Connection, Fatal, Identity, NatsSettings, Telemetry, Vars, connect};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 use wire::{HISTORY, Message, Room, STREAM, Seq, Source, header};
 
-/// Everything may still be starting.
-const START_WITHIN: Duration = Duration::from_secs(60);
 const STORED_WITHIN: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const PAGE: u32 = 10;
 
 const IDENTITY: Identity =
     Identity { name: "demo", version: env!("CARGO_PKG_VERSION"), description: "Sends messages, reads them back, shows who did it." };
 
 const HELP: &str = "\
-Sends messages, reads them back, waits until they are stored, syncs, deletes one, and lists the services found.
+Sends messages, reads them back, waits until they are stored, syncs, deletes one, has two people write and read, and lists
+the services found.
 
 usage: demo [ROOM]   (general)
 
@@ -99,14 +99,17 @@ async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
     let steps = async {
         send_and_read(&publisher, room).await?;
         // The admin room takes messages from trusted publishers only.
-        if room.as_str() == Room::ADMIN { Ok(()) } else { rely::demonstrate(&publisher, room).await }
+        if room.as_str() != Room::ADMIN {
+            rely::demonstrate(&publisher, room).await?;
+        }
+        people::demonstrate(&publisher).await
     };
     steps.instrument(root).await?;
     if operator.operator_user.is_some() {
         let operator = NatsSettings { nats_user: operator.operator_user, nats_pass: operator.operator_pass, nats_creds: None, ..nats };
         let operator = connect(&operator, IDENTITY.name, &stop).await?;
         println!(
-            "8. Who did this? Every copy of every function answers for itself.\n   $ nats micro ls; nats micro stats persist-message\n"
+            "12. Who did this? Every copy of every function answers for itself.\n   $ nats micro ls; nats micro stats persist-message\n"
         );
         services::list(operator.client()).await?;
     }
@@ -223,31 +226,6 @@ async fn history(publisher: &Connection, room: &Room, body: &serde_json::Value) 
         through: header(header::THROUGH).ok_or_else(unreadable)?,
         more: header(header::MORE).ok_or_else(unreadable)?,
     })
-}
-
-/// Asks, and while nobody listens there, waits for `who`.
-async fn ask(connection: &Connection, subject: &str, body: &str, span: &Span, who: &str) -> Result<NatsMessage, Fatal> {
-    let begun = Instant::now();
-    let mut told = false;
-    loop {
-        let mut headers = HeaderMap::new();
-        inject_trace(span, &mut headers);
-        let request = Request::new().headers(headers).payload(body.to_owned().into());
-        let why = match connection.client().send_request(subject.to_owned(), request).instrument(span.clone()).await {
-            Ok(reply) if reply.status != Some(StatusCode::NO_RESPONDERS) => return Ok(reply),
-            Err(error) if error.kind() == RequestErrorKind::TimedOut => connection.refused().unwrap_or_else(|| "no answer".to_owned()),
-            Err(error) if error.kind() != RequestErrorKind::NoResponders => error.to_string(),
-            Ok(_) | Err(_) => "nobody listens there".to_owned(),
-        };
-        if begun.elapsed() > START_WITHIN {
-            return Err(Fatal::new(format!("{subject}: {why}; waited {} s for {who}", START_WITHIN.as_secs())));
-        }
-        if !told {
-            println!("   … waiting for {who} ({why})");
-            told = true;
-        }
-        tokio::time::sleep(RETRY_INTERVAL).await;
-    }
 }
 
 fn now_ms() -> u128 {

@@ -1,26 +1,18 @@
 //! What a client relies on: acknowledged sending, events, sync, deletion.
 
-use std::time::Duration;
-
-use async_nats::Message as NatsMessage;
-use futures::StreamExt;
 use runtime::{Connection, Fatal};
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
-use wire::{DELETE, Deleted, Endpoint, Room, SEND, SYNC, SendAck, Seq, SyncPage, event_subject, header};
+use serde_json::json;
+use wire::{DELETE, Deleted, Room, SEND, SYNC, SendAck, SyncPage, event_subject};
 
-use crate::{ask, now_ms, show};
+use crate::ask::{Events, request};
+use crate::{now_ms, show};
 
 const USER: &str = "demo";
-const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 /// Sends, waits for the event, syncs, deletes, syncs again.
 pub async fn demonstrate(publisher: &Connection, room: &Room) -> Result<(), Fatal> {
     let room = room.as_str();
-    let subject = event_subject(room);
-    let closed = |error: async_nats::SubscribeError| Fatal::new(format!("{subject}: {error}"));
-    let mut events = publisher.client().subscribe(subject.clone()).await.map_err(closed)?;
+    let mut events = Events::subscribe(publisher, event_subject(room)).await?;
 
     println!("4. Send through send-message: it answers when the log has the message, and the same id again is the same message.");
     let body = json!({"text": "Sent once, whatever happens", "id": format!("demo-{}-{}", now_ms(), std::process::id())});
@@ -32,9 +24,8 @@ pub async fn demonstrate(publisher: &Connection, room: &Room) -> Result<(), Fata
     println!();
 
     println!("5. Be told when it is stored: relay-outbox publishes events, in order, into a stream of their own.");
-    println!("   $ nats sub {subject}");
-    let event = until_told(&mut events, ack.seq, &subject).await?;
-    println!("   {} {}\n", of(&event, "ce-type"), String::from_utf8_lossy(&event.payload));
+    events.until(&format!("stored:{}", ack.seq)).await?;
+    println!();
 
     println!("6. Come back after a while: what happened after a cursor.");
     let after = json!({"after": ack.seq.previous(), "limit": 10});
@@ -54,46 +45,4 @@ pub async fn demonstrate(publisher: &Connection, room: &Room) -> Result<(), Fata
     }
     println!();
     Ok(())
-}
-
-/// Asks, shows question and answer as a person would see them, and reads the answer.
-async fn request<Q, R, T: DeserializeOwned>(
-    publisher: &Connection,
-    endpoint: Endpoint<Q, R>,
-    names: &[&str],
-    body: &Value,
-    who: &str,
-) -> Result<T, Fatal> {
-    let subject = endpoint.subject(names);
-    println!("   $ nats req {subject} '{body}'");
-    let span = tracing::info_span!(
-        "request",
-        otel.name = format!("request {subject}"),
-        otel.kind = "client",
-        messaging.system = "nats",
-        messaging.destination.name = subject,
-    );
-    let reply = ask(publisher, &subject, &body.to_string(), &span, who).await?;
-    if let Some(error) = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR)) {
-        return Err(Fatal::new(format!("{who} answers {}: {error}", of(&reply, header::SERVICE_ERROR_CODE))));
-    }
-    println!("   {}", String::from_utf8_lossy(&reply.payload));
-    serde_json::from_slice(&reply.payload).map_err(|_| Fatal::new(format!("the answer to {subject} is unreadable")))
-}
-
-async fn until_told(events: &mut async_nats::Subscriber, seq: Seq, subject: &str) -> Result<NatsMessage, Fatal> {
-    let late =
-        || Fatal::new(format!("no event for sequence {seq} on {subject} within {} s: does relay-outbox run?", TOLD_WITHIN.as_secs()));
-    let deadline = Instant::now() + TOLD_WITHIN;
-    loop {
-        let event = timeout_at(deadline, events.next()).await.map_err(|_| late())?.ok_or_else(late)?;
-        let data: Value = serde_json::from_slice(&event.payload).unwrap_or_default();
-        if data.get("seq").and_then(Value::as_u64) == Some(seq.get()) {
-            return Ok(event);
-        }
-    }
-}
-
-fn of(message: &NatsMessage, name: &str) -> String {
-    message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str().to_owned()).unwrap_or_default()
 }

@@ -1,17 +1,23 @@
 //! Text for a terminal: columns, and nothing in them that a terminal would obey.
 
 use time::OffsetDateTime;
-use wire::Message;
+use wire::{Message, Status};
 
 const MAX_TEXT_CHARS: usize = 80;
 
-/// One line a message.
+/// One line a message; of a direct one, also how far it came.
 pub fn messages(messages: &[Message]) {
-    let rows: Vec<[String; 4]> = messages
+    let rows: Vec<[String; 5]> = messages
         .iter()
         .map(|message| {
             let text = if message.deleted { "(deleted)".to_owned() } else { plain(&message.text) };
-            [message.seq.to_string(), when(message.timestamp), plain(&message.user), text]
+            let status = match message.status {
+                Some(Status::Sent) => "sent",
+                Some(Status::Delivered) => "delivered",
+                Some(Status::Read) => "read",
+                None => "",
+            };
+            [message.seq.to_string(), when(message.timestamp), plain(&message.user), text, status.to_owned()]
         })
         .collect();
     table(&rows);

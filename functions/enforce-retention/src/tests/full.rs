@@ -3,51 +3,88 @@
 use super::*;
 use wire::SEND;
 
+const BUDGET: u64 = 8 << 20;
+const SENDERS: [&str; 4] = ["ann", "bob", "carol", "dave"];
+
+/// What was acknowledged: position and sender.
+type Acknowledged = Vec<(i64, String)>;
+
+/// One large message; the position, or the error.
+async fn send(client: &Client, user: &str) -> Result<(i64, String), Value> {
+    let reply = ask(client, SEND.subject(&[user, "general"]), json!({ "text": "t".repeat(60_000) })).await;
+    reply["seq"].as_i64().map(|seq| (seq, user.to_owned())).ok_or_else(|| reply["error"].clone())
+}
+
+/// Everybody sends until they are refused.
+async fn fill(client: &Client) -> Acknowledged {
+    let until_refused = async |user: &'static str| {
+        let mut acknowledged = Acknowledged::new();
+        loop {
+            match send(client, user).await {
+                Ok(sent) => acknowledged.push(sent),
+                Err(error) => {
+                    assert_eq!((&error["code"], &error["retryable"]), (&json!(503), &json!(true)), "{error}");
+                    return acknowledged;
+                }
+            }
+            assert!(acknowledged.len() < 200, "the budget is spent by now");
+        }
+    };
+    futures::future::join_all(SENDERS.map(until_refused)).await.concat()
+}
+
+/// The operators' gauges, and those in STATS.
+async fn check_gauges(world: &World) {
+    let budget = status(world).await;
+    assert!(budget.unstored_part.unwrap() > 0.9 && budget.unstored_bytes <= budget.bytes, "{budget:?}");
+    assert_eq!(budget.max_bytes, Some(BUDGET));
+    assert!(budget.bytes_per_second > 0 && budget.seconds_left.is_some(), "{budget:?}");
+    let operator = world.client("operator").await;
+    let stats = ask(&operator, format!("{}.enforce-retention", wire::DISCOVER_STATS), json!({})).await;
+    let data = &stats["endpoints"].as_array().unwrap().iter().find(|endpoint| endpoint["name"] == "trim").unwrap()["data"];
+    assert_eq!(data["log_max_bytes"], BUDGET);
+}
+
 #[tokio::test]
 async fn a_full_log_refuses_and_mends_itself() {
     let world = World::builder().administrator().start().await;
     let config = world.shipped_but(|file, object| {
         if file.starts_with(wire::STREAM) && object.get("max_bytes").is_some() {
-            object["max_bytes"] = json!(8 << 20);
+            object["max_bytes"] = json!(BUDGET);
         }
     });
     let _bootstrap = world.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)]).await;
     let _send = world.spawn_with("send-message", &[("SEND_BURST", "10000"), ("SEND_RATE_PER_SECOND", "10000")]).await;
+    let worker = world.spawn("persist-message").await;
     let running = start(&world, &[SELDOM]).await;
     let client = world.client("publisher").await;
-    let text = "t".repeat(60_000);
-    let send = async || {
-        let reply = ask(&client, SEND.subject(&["ann", "general"]), json!({ "text": text })).await;
-        reply["seq"].as_i64().ok_or_else(|| reply["error"]["code"].as_u64().unwrap())
-    };
-    let mut acknowledged = Vec::new();
-    let refusal = loop {
-        match send().await {
-            Ok(seq) => acknowledged.push(seq),
-            Err(code) => break code,
-        }
-        assert!(acknowledged.len() < 200, "the budget is spent by now");
-    };
-    assert_eq!(refusal, 503);
-    let budget = status(&world).await;
-    assert!(budget.unstored_part.unwrap() > 0.9 && budget.unstored_bytes <= budget.bytes, "{budget:?}");
-    assert_eq!(budget.max_bytes, Some(8 << 20));
-    assert!(budget.bytes_per_second > 0 && budget.seconds_left.is_some(), "{budget:?}");
-    let operator = world.client("operator").await;
-    let stats = ask(&operator, format!("{}.enforce-retention", wire::DISCOVER_STATS), json!({})).await;
-    let data = &stats["endpoints"].as_array().unwrap().iter().find(|endpoint| endpoint["name"] == "trim").unwrap()["data"];
-    assert_eq!(data["log_max_bytes"], 8 << 20);
+    let mut acknowledged = Acknowledged::new();
+    for user in SENDERS {
+        acknowledged.push(send(&client, user).await.unwrap());
+    }
+    settled(&world).await;
+    assert!(worker.terminate().await.success());
+
+    acknowledged.extend(fill(&client).await);
+    // What was stored before makes room, once.
+    run(&world, false).await;
+    acknowledged.extend(fill(&client).await);
+    check_gauges(&world).await;
     assert_eq!(run(&world, false).await.trimmed, 0, "nothing that is not stored makes room");
-    assert_eq!(send().await, Err(503));
+    assert_eq!(fill(&client).await, []);
+    assert!(range(&world).await.0 <= SENDERS.len() as u64 + 1, "everything that is not stored is there");
 
     let _worker = world.spawn("persist-message").await;
     // All of it is to be kept, by number and by age.
-    acknowledged.push(eventually("there is room again", SOON, async || send().await.ok()).await);
+    for user in SENDERS {
+        acknowledged.push(eventually("there is room again", SOON, async || send(&client, user).await.ok()).await);
+    }
     settled(&world).await;
+    acknowledged.sort();
     let database = world.database().await;
-    let stored: Vec<i64> = sqlx::query_scalar("select seq from messages order by seq").fetch_all(&database).await.unwrap();
+    let stored: Acknowledged = sqlx::query_as("select seq, sender from messages order by seq").fetch_all(&database).await.unwrap();
     assert_eq!(stored, acknowledged, "everything that was acknowledged");
     let (first, last) = range(&world).await;
-    assert!(first > 1 && last - first > 50, "{first} to {last}: no more is trimmed than makes room");
+    assert!(first > SENDERS.len() as u64 + 1 && last - first > 50, "{first} to {last}: no more is trimmed than makes room");
     running.stop().await.unwrap();
 }

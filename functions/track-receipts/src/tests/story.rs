@@ -1,12 +1,25 @@
 //! Two people, one of them away, and everything between them.
 
+use async_nats::{Client, Subscriber};
+use futures::StreamExt;
 use serde_json::{Value, json};
 use testing::{Process, World, eventually};
-use wire::{DM_HISTORY, DM_INBOX, DM_SYNC};
+use wire::{DM_HISTORY, DM_INBOX, DM_SEND, DM_SYNC};
 
-use super::{SOON, append, ask, deliver, history, inbox, read_direct, say};
+use super::{SOON, append, ask, deliver, history, inbox, read_direct};
 
-const FUNCTIONS: [&str; 5] = ["persist-message", "get-history", "sync-messages", "relay-outbox", "track-receipts"];
+/// All but `stream-bootstrap`, which is started with settings of its own.
+const FUNCTIONS: [&str; 9] = [
+    "persist-message",
+    "send-message",
+    "get-history",
+    "sync-messages",
+    "track-receipts",
+    "relay-outbox",
+    "delete-message",
+    "enforce-retention",
+    "manage-dead-letters",
+];
 
 /// Every function, as a process.
 struct All<'a> {
@@ -16,17 +29,24 @@ struct All<'a> {
 }
 
 impl All<'_> {
-    /// Somebody restarts everything, if this is how the story goes.
+    async fn start(world: &World, restarts: bool) -> All<'_> {
+        let mut all = All { world, running: Vec::new(), restarts };
+        all.run().await;
+        all
+    }
+
+    /// Somebody restarts everything, if this is how the story goes: none of those that took what was asked so far is there afterwards.
     async fn restart(&mut self) {
         if self.restarts {
-            for one in self.running.drain(..) {
-                assert!(one.terminate().await.success());
-            }
-            self.start().await;
+            let ended = futures::future::join_all(self.running.drain(..).map(Process::terminate)).await;
+            assert!(ended.iter().all(std::process::ExitStatus::success), "{ended:?}");
+            self.run().await;
         }
     }
 
-    async fn start(&mut self) {
+    async fn run(&mut self) {
+        // What a worker was handed while it ended comes again soon.
+        self.running.push(self.world.with_short_ack_wait().await);
         for name in FUNCTIONS {
             self.running.push(self.world.spawn(name).await);
         }
@@ -35,6 +55,24 @@ impl All<'_> {
 
 fn row(seq: u64, text: &str, status: &str) -> (u64, String, String) {
     (seq, text.to_owned(), status.to_owned())
+}
+
+async fn send(client: &Client, from: &str, to: &str, text: &str) {
+    let sent = ask(client, DM_SEND.subject(&[from, to]), &json!({ "text": text }).to_string()).await.unwrap();
+    assert_eq!((&sent["type"], &sent["status"], &sent["duplicate"]), (&json!("ack"), &json!("sent"), &json!(false)), "{sent}");
+}
+
+/// Waits until a receipt of bob's is told; the same may be told again.
+async fn heard(events: &mut Subscriber, kind: &str, through: u64) {
+    let wanted = json!({"user": "bob", "room": "dm.alice.bob", "through": through});
+    loop {
+        let event = tokio::time::timeout(SOON, events.next()).await.unwrap_or_else(|_| panic!("{kind} {through} is not told")).unwrap();
+        let told = event.headers.as_ref().unwrap().get("ce-type").unwrap().as_str().to_owned();
+        if told == format!("scrollback.receipt.{kind}") {
+            assert_eq!(serde_json::from_slice::<Value>(&event.payload).unwrap(), wanted);
+            return;
+        }
+    }
 }
 
 #[tokio::test]
@@ -49,63 +87,76 @@ async fn bob_was_away_and_everything_is_restarted_all_the_time() {
 
 async fn tell(restarts: bool) {
     let world = World::builder().administrator().start().await;
-    // What a worker was handed while it ended comes again soon.
-    let _bootstrap = world.with_short_ack_wait().await;
-    let mut all = All { world: &world, running: Vec::new(), restarts };
-    all.start().await;
+    let mut all = All::start(&world, restarts).await;
     let client = world.client("publisher").await;
+    let mut alice = client.subscribe("events.v1.dm.alice.bob").await.unwrap();
     for text in ["one", "two", "three"] {
-        say(&client, "dm.alice.bob", "alice", text).await;
+        send(&client, "alice", "bob", text).await;
     }
-    say(&client, "dm.carol.dave", "carol", "not for bob").await;
+    send(&client, "carol", "dave", "not for bob").await;
     all.restart().await;
     let three = |status: [&str; 3]| vec![row(1, "one", status[0]), row(2, "two", status[1]), row(3, "three", status[2])];
     assert_eq!(history(&client, "alice", "bob").await, three(["sent"; 3]));
+    all.restart().await;
     assert_eq!(inbox(&client, "bob").await, three(["sent"; 3]));
     // Bob's client dies before it confirms: nothing is delivered by being sent.
     all.restart().await;
-    assert_eq!(inbox(&client, "bob").await, three(["sent"; 3]));
     assert_eq!(history(&client, "alice", "bob").await, three(["sent"; 3]));
+    let waits = ask(&client, DM_INBOX.subject(&["bob"]), "").await.unwrap();
+    assert_eq!(super::shown(&waits["messages"]), three(["sent"; 3]), "the same three");
     assert_eq!(inbox(&client, "alice").await, []);
 
-    assert_eq!(deliver(&client, "bob", 3).await, (3, true));
+    let through = waits["through"].as_u64().unwrap();
+    assert_eq!(deliver(&client, "bob", through).await, (through, true));
     all.restart().await;
-    assert_eq!(inbox(&client, "bob").await, []);
+    heard(&mut alice, "delivered", through).await;
     assert_eq!(history(&client, "alice", "bob").await, three(["delivered"; 3]));
-
+    assert_eq!(inbox(&client, "bob").await, []);
+    all.restart().await;
     assert_eq!(read_direct(&client, "bob", "alice", 2).await, (2, true));
     all.restart().await;
+    heard(&mut alice, "read", 2).await;
     let now = three(["read", "read", "delivered"]);
     assert_eq!(history(&client, "alice", "bob").await, now);
     assert_eq!(history(&client, "bob", "alice").await, now);
     let sync = ask(&client, DM_SYNC.subject(&["alice", "bob"]), r#"{"after":0}"#).await.unwrap();
     assert_eq!(super::shown(&sync["messages"]), now);
+    when(&client).await;
+    all.restart().await;
+    when(&client).await;
+    check_events(&world, through).await;
+}
 
-    // Alice asks when; without asking nobody is told.
-    let told = ask(&client, DM_HISTORY.subject(&["alice", "bob"]), r#"{"receipts":true}"#).await.unwrap();
+/// Alice asks when; without asking nobody is told.
+async fn when(client: &Client) {
+    let told = ask(client, DM_HISTORY.subject(&["alice", "bob"]), r#"{"receipts":true}"#).await.unwrap();
     let at = |message: usize, field: &str| told[message][field].as_i64();
     for message in 0..3 {
         assert_eq!(at(message, "readAt").is_some(), message < 2, "{told}");
         assert!(at(message, "deliveredAt").unwrap() > 1_700_000_000_000, "{told}");
         assert!(at(message, "readAt").is_none_or(|read| read >= at(message, "deliveredAt").unwrap()), "{told}");
     }
-    let plain = ask(&client, DM_HISTORY.subject(&["alice", "bob"]), "").await.unwrap();
+    let plain = ask(client, DM_HISTORY.subject(&["alice", "bob"]), "").await.unwrap();
     assert!(plain[0]["deliveredAt"].is_null() && plain[0]["readAt"].is_null(), "{plain}");
+}
 
-    let events = events(&world, 6).await;
+/// Each once, and each after what it is about.
+async fn check_events(world: &World, through: u64) {
+    let events = events(world, 6).await;
     let dm = "events.v1.dm.alice.bob";
     let receipts: Vec<&(String, String, Value)> = events.iter().filter(|(_, kind, _)| kind.starts_with("scrollback.receipt.")).collect();
+    let data = |through: u64| json!({"user": "bob", "room": "dm.alice.bob", "through": through});
     assert_eq!(
         receipts,
         [
-            &(dm.to_owned(), "scrollback.receipt.delivered".to_owned(), json!({"user": "bob", "room": "dm.alice.bob", "through": 3})),
-            &(dm.to_owned(), "scrollback.receipt.read".to_owned(), json!({"user": "bob", "room": "dm.alice.bob", "through": 2})),
+            &(dm.to_owned(), "scrollback.receipt.delivered".to_owned(), data(through)),
+            &(dm.to_owned(), "scrollback.receipt.read".to_owned(), data(2)),
         ]
     );
     let place =
         |kind: &str, key: &str, value: u64| events.iter().position(|event| event.1.ends_with(kind) && event.2[key] == value).unwrap();
-    assert!(place("message.stored", "seq", 3) < place("receipt.delivered", "through", 3), "{events:?}");
-    assert!(place("receipt.delivered", "through", 3) < place("receipt.read", "through", 2), "{events:?}");
+    assert!(place("message.stored", "seq", 3) < place("receipt.delivered", "through", through), "{events:?}");
+    assert!(place("receipt.delivered", "through", through) < place("receipt.read", "through", 2), "{events:?}");
 }
 
 /// Subject, type and data of every event, once there are `wanted`.
