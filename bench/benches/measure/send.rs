@@ -55,7 +55,7 @@ pub async fn measure(world: &World, plan: &Plan) {
     let folder = batches_in_memory(world);
     // A batch costs little more than a message then: a few pay already.
     let in_memory = rows(world, plan, &worker, &[UNLIMITED[0], UNLIMITED[1], ("SEND_MIN_BATCH", "4")]).await;
-    print("Acknowledged sending, batches staged in memory, SEND_MIN_BATCH=4 (as shipped for Docker)", &in_memory);
+    print("Acknowledged sending, batches staged in memory, SEND_MIN_BATCH=4 (as shipped)", &in_memory);
     worker.terminate().await;
     // A folder left in memory is a leak until the next boot.
     std::fs::remove_dir_all(folder).expect("our own folder");
