@@ -497,6 +497,15 @@ pub(crate) struct ConsumerInfo {
     pub num_ack_pending: u64,
     #[serde(default)]
     pub num_pending: u64,
+    #[serde(default)]
+    pub config: ConsumerConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ConsumerConfig {
+    /// In nanoseconds.
+    #[serde(default)]
+    pub ack_wait: u64,
 }
 
 #[derive(Debug, Deserialize)]
