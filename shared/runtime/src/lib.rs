@@ -16,6 +16,7 @@ mod requests;
 mod service;
 mod tail;
 mod telemetry;
+mod told;
 mod union;
 
 pub use append::{AppendError, PublishAck, PublishError, append};
@@ -31,6 +32,7 @@ pub use nats::{ApiError, Connection, connect};
 pub use service::{Meter, Reply, Request};
 pub use tail::{Tail, changes};
 pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
+pub use told::told;
 pub use union::{Key, Merged, Union};
 
 /// This function's name, version and description, from its `Cargo.toml`.
