@@ -11,12 +11,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use wire::{Seq, jetstream};
 
 use crate::consume::IN_PROGRESS;
-use crate::{Connection, Delivery, LogMessage};
+use crate::log::ConsumerInfo;
+use crate::{ApiError, Connection, Delivery, LogMessage};
 
 /// Longer than a pull, shorter than the consumer's ack_wait: what one pull brought is not brought again by it.
 const PULL_EXPIRES: Duration = Duration::from_secs(20);
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Two heartbeats missed: the consumer's leader changed, or the connection is dead without knowing it.
+/// Two heartbeats missed: the consumer's leader changed, the connection is dead without knowing it, or the server has too much to do.
 pub(crate) const SILENCE: Duration = Duration::from_secs(5);
 
 /// Why pulling was interrupted.
@@ -81,10 +82,13 @@ impl Pulls {
         while self.ready.is_empty() {
             let mut connection = self.connection.clone();
             let message = tokio::select! {
-                message = timeout(SILENCE, self.replies.next()) => message.map_err(|_| Trouble::Silent)?.ok_or(Trouble::Broken)?,
+                message = timeout(SILENCE, self.replies.next()) => message,
                 () = connection.broken() => return Err(Trouble::Broken),
             };
-            self.take(message)?;
+            match message {
+                Ok(message) => self.take(message.ok_or(Trouble::Broken)?)?,
+                Err(_) => self.doubt().await?,
+            }
             self.keep_open().await?;
         }
         let until = Instant::now() + linger;
@@ -100,6 +104,20 @@ impl Pulls {
             self.keep_open().await?;
         }
         Ok(self.ready.drain(..self.ready.len().min(self.max_batch)).collect())
+    }
+
+    /// While the consumer can be asked over this connection, the connection stays: what is on its way on another one that was given
+    /// up would be delivered again, and a server that is busy would have more to do. The pulls may be lost, so new ones are made;
+    /// should the server have kept the old ones, it sends a little more than we wanted.
+    async fn doubt(&mut self) -> Result<(), Trouble> {
+        match self.connection.api::<ConsumerInfo>(jetstream::CONSUMER_INFO, &json!({})).await {
+            Ok(_) => {
+                self.open.clear();
+                Ok(())
+            }
+            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => Err(Trouble::NoConsumer),
+            Err(_) => Err(Trouble::Silent),
+        }
     }
 
     /// Keeps what the server has sent, and nobody took yet, from being sent again.
