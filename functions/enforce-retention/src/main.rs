@@ -5,6 +5,7 @@ mod alone;
 mod budget;
 mod erase;
 mod letters;
+mod moves;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -100,16 +101,16 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
     if !dry_run {
         sweep::note_default(&ctx).await?;
     }
-    let (mut sweep, mut trimmed, mut expired) = (Sweep::default(), None, 0);
+    let (mut sweep, mut trimmed, mut expired, mut moves) = (Sweep::default(), None, 0, 0);
     while Instant::now() < enough {
         if trimmed.is_none() {
             trimmed = trim::trim(&ctx, dry_run).await?;
         }
         match sweep.step(&ctx, dry_run).await? {
             Some(step) => {
-                expired += step.expired;
+                (expired, moves) = (expired + step.expired, moves + step.moves);
                 if let (true, Some(trimmed)) = (step.done, trimmed) {
-                    return Reply::json(&Retained { trimmed, expired, more: false, dry_run });
+                    return Reply::json(&Retained { trimmed, expired, moves, more: false, dry_run });
                 }
             }
             None => tokio::time::sleep(BUSY_PAUSE).await,
@@ -119,7 +120,7 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
     if !dry_run {
         ctx.sweep_now.notify_one();
     }
-    Reply::json(&Retained { trimmed: trimmed.unwrap_or(0), expired, more: true, dry_run })
+    Reply::json(&Retained { trimmed: trimmed.unwrap_or(0), expired, moves, more: true, dry_run })
 }
 
 async fn erase_user(ctx: Ctx<Own>, request: Request<EraseRequest>) -> Result<Reply<Erased>> {
@@ -185,6 +186,7 @@ async fn keep_sweeping(ctx: Ctx<Own>, meter: Meter) -> Result<(), Fatal> {
                 if step.expired > 0 {
                     meter.handled(step.expired, begun.elapsed());
                 }
+                meter.count("moves", step.moves);
                 if step.done { ctx.interval() } else { sweep::pause_after(begun.elapsed()) }
             }
             Ok(None) => ctx.interval(),

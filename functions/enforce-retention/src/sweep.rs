@@ -11,6 +11,7 @@ use wire::{DEFAULT_ROOMS, DIRECT_ROOMS, Incoming, Limits, Seq};
 
 use crate::Own;
 use crate::alone::{alone, refused};
+use crate::moves::Moves;
 
 /// The advisory lock of the one copy that sweeps; any number nobody else uses: "sweep" in ASCII.
 const LOCK: i64 = 0x0073_7765_6570;
@@ -19,7 +20,7 @@ const STEP: usize = 5_000;
 /// After each step, so many times as long as it took: sweeping takes a tenth of one connection's time, however much
 /// there is to sweep, and storing goes on beside it.
 const PAUSES: u32 = 9;
-/// Walks begin anew after this: for rooms whose days were changed, and for what a replay stored again.
+/// Walks begin anew after this: for rooms whose days were changed, and for what a replay stored again. Marks are walked this often.
 const REWALK: Duration = Duration::from_secs(3_600);
 
 const NOTE_DEFAULT: &str = "
@@ -102,6 +103,8 @@ const DELETE_CHANGES: &str = "
 pub struct Step {
     /// Messages.
     pub expired: u64,
+    /// Moves of marks.
+    pub moves: u64,
     /// Nothing that has expired is left.
     pub done: bool,
 }
@@ -148,6 +151,8 @@ pub struct Sweep {
     left: Vec<Walk>,
     /// Where the walk under way goes on.
     after: Option<Seq>,
+    /// Then the moves of marks, if it is time to.
+    moves: Option<Moves>,
     /// Where the walks over everything go on in the next pass: what they leave behind belongs to rooms that keep it longer.
     rooms: Seq,
     direct: Seq,
@@ -161,13 +166,11 @@ impl Sweep {
     /// # Errors
     /// A server does not answer; the step is as if it had not been.
     pub async fn step(&mut self, ctx: &Ctx<Own>, dry_run: bool) -> Result<Option<Step>> {
-        let Some(rooms) = (if self.left.is_empty() { alone(ctx, LOCK, rooms).await? } else { Some(Vec::new()) }) else {
-            return Ok(None);
-        };
-        if self.left.is_empty() {
+        if self.left.is_empty() && self.moves.is_none() {
+            let Some(rooms) = alone(ctx, LOCK, rooms).await? else { return Ok(None) };
             self.begin(rooms, dry_run);
         }
-        let Some(walk) = self.left.last().cloned() else { return Ok(Some(Step { expired: 0, done: true })) };
+        let Some(walk) = self.left.last().cloned() else { return self.step_moves(ctx, dry_run).await };
         let after = self.after.unwrap_or(match walk {
             Walk::Rooms => self.rooms,
             Walk::Direct => self.direct,
@@ -199,16 +202,25 @@ impl Sweep {
             self.left.pop();
         }
         let messages = if walk == Walk::Changes { 0 } else { expired };
-        Ok(Some(Step { expired: messages, done: self.left.is_empty() }))
+        Ok(Some(Step { expired: messages, moves: 0, done: self.left.is_empty() && self.moves.is_none() }))
+    }
+
+    async fn step_moves(&mut self, ctx: &Ctx<Own>, dry_run: bool) -> Result<Option<Step>> {
+        let mut walk = self.moves.clone().unwrap_or_default();
+        let Some((moves, done)) = alone(ctx, LOCK, async |connection| walk.step(connection, dry_run).await).await? else { return Ok(None) };
+        self.moves = Some(walk).filter(|_| !done);
+        Ok(Some(Step { expired: 0, moves, done }))
     }
 
     fn begin(&mut self, rooms: Vec<String>, dry_run: bool) {
         if dry_run {
             self.left.push(Walk::Count);
+            self.moves = Some(Moves::default());
             return;
         }
         if self.since.is_none_or(|since| since.elapsed() > REWALK) {
             (self.rooms, self.direct, self.since) = (Seq::ZERO, Seq::ZERO, Some(Instant::now()));
+            self.moves = Some(Moves::default());
         }
         self.left.extend([Walk::Changes, Walk::Direct, Walk::Rooms]);
         self.left.extend(rooms.into_iter().map(Walk::Room));

@@ -3,6 +3,7 @@
 mod erase;
 mod expire;
 mod full;
+mod moves;
 mod sweep;
 mod trim;
 

@@ -1,7 +1,12 @@
 //! Texts that were deleted for good, in the log.
 
+use futures::future::try_join_all;
 use runtime::{Log, LogError};
 use wire::{Deletion, Incoming, Limits, Seq};
+
+/// Erased together. The log overwrites and flushes one after the other, some milliseconds each: more at once would only wait there, and let
+/// others wait.
+pub const TOGETHER: usize = 8;
 
 /// One place in the log, and what is to be erased there.
 #[derive(Debug, Clone)]
@@ -35,18 +40,19 @@ impl Erasure {
     }
 }
 
-/// Erases them; what is gone already, or is another message by now, is left alone.
+/// Erases them, [`TOGETHER`] at most; what is gone already, or is another message by now, is left alone.
 ///
 /// # Errors
 /// The log does not answer. Doing it again is harmless.
 pub async fn erase(log: &Log, erasures: &[Erasure], limits: Limits) -> Result<(), LogError> {
-    for erasure in erasures {
-        log.erase(erasure.seq, |found| {
-            let (id, seq) = (found.message_id(), found.seq);
-            let message = Incoming::parse(&found.subject, id, &found.payload, seq, found.received_ms, limits);
-            message.is_ok_and(|message| erasure.is(&message))
-        })
-        .await?;
-    }
-    Ok(())
+    try_join_all(erasures.iter().map(|erasure| erase_one(log, erasure, limits))).await.map(|_| ())
+}
+
+async fn erase_one(log: &Log, erasure: &Erasure, limits: Limits) -> Result<bool, LogError> {
+    log.erase(erasure.seq, |found| {
+        let (id, seq) = (found.message_id(), found.seq);
+        let message = Incoming::parse(&found.subject, id, &found.payload, seq, found.received_ms, limits);
+        message.is_ok_and(|message| erasure.is(&message))
+    })
+    .await
 }

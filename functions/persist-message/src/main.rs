@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use batch::Batch;
-use runtime::{Class, Ctx, Delivery, Fatal, Function, Meter, Worker, link, remote_parent, this};
+use runtime::{Class, Ctx, Delivery, Fatal, Function, LongWork, Meter, Worker, link, remote_parent, this};
 use seen::Seen;
 use serde::Deserialize;
 use tracing::{Instrument, Span};
@@ -95,7 +95,7 @@ async fn handle(ctx: Ctx<Shared>, worker: Worker, meter: Meter, deliveries: Arc<
     let processing: Vec<Span> = deliveries.iter().filter_map(|delivery| process_span(&receive, delivery)).collect();
     let batch = Batch::read(&deliveries, ctx.settings().limits());
     let (redelivered, contradicted) = (batch.redelivered, batch.contradicted);
-    let Some(outcome) = store_all(&ctx, &worker, batch).instrument(receive).await else { return false };
+    let Some(outcome) = store_all(&ctx, &worker, worker.long_work(&deliveries), batch).instrument(receive).await else { return false };
     drop(processing);
     for reason in &outcome.refused {
         meter.refused(format!("422:{reason}"));
@@ -138,7 +138,7 @@ struct Outcome {
 
 /// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
 /// what it holds; a row the database refuses is found by halving. `None` when told to stop first.
-async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, batch: Batch) -> Option<Outcome> {
+async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, mut work: LongWork<'_>, batch: Batch) -> Option<Outcome> {
     let mut outcome = Outcome { duplicates: batch.repeated.len() as u64, ..Outcome::default() };
     let mut parts = vec![batch];
     let mut pause = FIRST_PAUSE;
@@ -151,7 +151,7 @@ async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, batch: Batch) -> Option<O
                 if stored.new + stored.changed > 0 {
                     wake_relay(ctx).await;
                 }
-                erase_all(ctx, worker, &stored.erase).await?;
+                erase_all(ctx, worker, &mut work, &stored.erase).await?;
                 outcome.refused.extend(part.letters.iter().map(|letter| letter.reason));
                 if pause > FIRST_PAUSE {
                     tracing::info!("PostgreSQL is back; storing again");
@@ -197,15 +197,17 @@ async fn wake_relay(ctx: &Ctx<Shared>) {
 
 /// Erases from the log what was deleted for good, however long the log takes: only then the deletion is acknowledged, and
 /// should we die before, it comes again. `None` when told to stop first.
-async fn erase_all(ctx: &Ctx<Shared>, worker: &Worker, erasures: &[erase::Erasure]) -> Option<()> {
-    while let Err(error) = erase::erase(ctx.log(), erasures, ctx.settings().limits()).await {
-        tracing::warn!(%error, "a deleted text could not be erased from the log yet");
-        worker.waiting(true);
-        tokio::select! {
-            () = tokio::time::sleep(LONGEST_PAUSE) => {}
-            () = ctx.stop().cancelled() => return None,
+async fn erase_all(ctx: &Ctx<Shared>, worker: &Worker, work: &mut LongWork<'_>, erasures: &[erase::Erasure]) -> Option<()> {
+    for some in erasures.chunks(erase::TOGETHER) {
+        while let Err(error) = work.part(erase::erase(ctx.log(), some, ctx.settings().limits())).await {
+            tracing::warn!(%error, "a deleted text could not be erased from the log yet");
+            worker.waiting(true);
+            tokio::select! {
+                () = tokio::time::sleep(LONGEST_PAUSE) => {}
+                () = ctx.stop().cancelled() => return None,
+            }
+            worker.waiting(false);
         }
-        worker.waiting(false);
     }
     Some(())
 }

@@ -1,6 +1,7 @@
 //! The worker as its publishers and operators see it, on real servers.
 
 mod change;
+mod erase;
 mod seen;
 
 use std::collections::BTreeMap;

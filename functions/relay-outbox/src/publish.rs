@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::{Request, RequestErrorKind, StatusCode};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use runtime::{ApiError, Connection, PublishAck, PublishError, inject_trace, parse_headers, remote_parent};
+use runtime::{Connection, PublishAck, PublishError, inject_trace, remote_parent, told};
 use serde::Deserialize;
 use serde_json::json;
 use tracing::Span;
-use wire::{EVENTS, EVENTS_STREAM, Event, Seq, header, jetstream};
+use wire::{EVENTS_STREAM, Event, Seq, header, jetstream};
 
 use crate::trouble::Trouble;
 
@@ -141,12 +139,7 @@ impl Publisher {
     async fn look(&self, relayed: Seq) -> Result<Position, Trouble> {
         // In this order: an event that comes in between is known as told, and makes the stream refuse what we publish.
         let info: StreamInfo = self.nats.api(&jetstream::stream("INFO", EVENTS_STREAM), &json!({})).await?;
-        let told = match self.nats.api::<Got>(&jetstream::stream("MSG.GET", EVENTS_STREAM), &json!({ "last_by_subj": EVENTS })).await {
-            Ok(got) => got.message.sequence()?,
-            Err(error) if error.is(ApiError::NO_MESSAGE) => Seq::ZERO,
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Position { last: info.state.last_seq, watermark: told.max(relayed) })
+        Ok(Position { last: info.state.last_seq, watermark: told(&self.nats).await?.max(relayed) })
     }
 
     /// Publishes all of them in this order.
@@ -255,25 +248,4 @@ struct StreamInfo {
 #[derive(Debug, Deserialize)]
 struct State {
     last_seq: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Got {
-    message: LastEvent,
-}
-
-/// As the JSON API gives it.
-#[derive(Debug, Deserialize)]
-struct LastEvent {
-    #[serde(default)]
-    hdrs: String,
-}
-
-impl LastEvent {
-    fn sequence(&self) -> Result<Seq, Trouble> {
-        let headers = BASE64.decode(&self.hdrs).ok().and_then(|block| parse_headers(&block).ok());
-        let value = headers.as_ref().and_then(|headers| headers.get(header::SEQUENCE).or_else(|| headers.get(header::TOLD)));
-        let sequence = value.and_then(|value| wire::sequence(value.as_str()));
-        sequence.ok_or_else(|| Trouble::Publish("the last event does not say which it is".to_owned()))
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use runtime::{ApiError, Connection, Log};
+use runtime::{ApiError, Connection, Log, told};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
@@ -64,17 +64,18 @@ pub async fn stored(connection: &mut PgConnection) -> Result<Option<Seq>, sqlx::
     Ok(Some(Seq::from_i64(stored)))
 }
 
-/// The log's last sequence against `stored`; `None` when there is no log.
+/// The log's last sequence against what is stored or told; `None` when there is no log.
 ///
 /// # Errors
 /// JetStream does not answer.
 pub async fn look(nats: &Connection, stored: Seq) -> Result<Option<Fence>, ApiError> {
-    let state = state(nats).await?;
-    Ok(state.map(|state| Fence { last: state.last_seq, stored: stored.get() }))
+    let (told, state) = (told(nats).await?, state(nats).await?);
+    Ok(state.map(|state| Fence { last: state.last_seq, stored: stored.max(told).get() }))
 }
 
-/// Makes sure that the next sequence lies above everything stored; says what was done. Afterwards the log exists;
-/// its subjects may still be the fence's, and letters may wait: [`Object::apply`] and [`letters::append`] go on from there.
+/// Makes sure that the next sequence lies above everything stored, and above everything told: a database that was lost with the
+/// log knows nothing, and whoever reads events takes what is told under a known position for known. Says what was done.
+/// Afterwards the log exists; its subjects may still be the fence's, and letters may wait: [`Object::apply`] and [`letters::append`] go on from there.
 ///
 /// Wherever this is interrupted, doing it again from the beginning finishes it.
 ///
@@ -87,7 +88,7 @@ pub async fn keep(
     shipped: &Object,
     limits: Limits,
 ) -> Result<Vec<String>, Trouble> {
-    let stored = stored(connection).await?.unwrap_or(Seq::ZERO);
+    let stored = stored(connection).await?.unwrap_or(Seq::ZERO).max(told(nats).await?);
     let (Some(state), Some(config)) = (state(nats).await?, shipped.actual(nats).await?) else {
         return create(nats, shipped, stored).await;
     };

@@ -4,6 +4,7 @@ mod audit;
 mod deletions;
 mod fence;
 mod replay;
+mod told;
 
 use std::collections::HashMap;
 use std::time::Duration;

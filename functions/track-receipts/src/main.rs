@@ -4,6 +4,7 @@
 mod delivered;
 mod mark;
 mod read;
+mod rooms;
 #[cfg(test)]
 mod tests;
 mod unread;

@@ -11,11 +11,12 @@ use sqlx::postgres::PgConnection;
 use wire::{CHANGES, Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, directs_to};
 
 use crate::mark::look;
+use crate::rooms;
 
 /// Exact up to here.
 const EXACT: u64 = 999;
-/// Rows looked at in one conversation.
-const ROWS: i64 = 1_000;
+/// Counted in one conversation: when there are so many, there may be more.
+const MOST: i64 = 1_000;
 /// Conversations in a reply.
 const LISTED: usize = 500;
 /// Conversations of two people looked at, those begun last.
@@ -35,7 +36,9 @@ const KNOWN: &str = "
      where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
 
 /// Conversations of two people with something unread, from one to the next by the index. The walk ends after `$5` of them. Ranges are
-/// bounds of rows and not equalities: then no other index has the order that is asked for, and none is taken.
+/// bounds of rows and not equalities: then no other index has the order that is asked for, and none is taken. One's own messages
+/// and tombstones are not in it, and what has expired and is not swept yet lies at its end: nothing else is looked at than counts,
+/// but for what was deleted a moment ago.
 const DIRECT: &str = "
     with recursive walk (room_id, place) as (
         (select room_id, 1 from messages
@@ -60,29 +63,17 @@ const DIRECT: &str = "
          where newest.seq > coalesce(receipts.read, 0) and walk.place <= $5 and rooms.name <> $7
          order by newest.seq desc limit $6
     )
-    select walked.through, name, coalesce(seq, 0), coalesce(counted.some, 0), coalesce(counted.some, 0)
+    select walked.through, name, coalesce(seq, 0), coalesce(counted.some, 0)
       from (select coalesce(max(place), 0)::bigint as through from walk where room_id is not null) walked
       left join unread on true
       left join lateral (
         select count(*) as some
-          from (select from messages
-                 where recipient = $1 and room_id = unread.room_id and not deleted and received_at > (select cutoff(unread.name))
-                   and seq > unread.read and seq <= $2 and seq <> all($3) limit $4) looked) counted on true";
-
-/// Of rooms: what was counted, and what was looked at for it.
-const ROOMS: &str = "
-    select 0::bigint, asked.name, coalesce(newest.seq, 0), counted.some, counted.looked
-      from unnest($5::text[], $6::bigint[]) as asked (name, read)
-      join rooms on rooms.name = asked.name
-      left join lateral (select seq from messages
-                           where (room_id, seq) > (rooms.id, 0) and (room_id, seq) <= (rooms.id, 9223372036854775807)
-                           order by room_id desc, seq desc limit 1) newest on true
-     cross join lateral (
-        select count(*) filter (where sender <> $1 and not deleted and seq <> all($3)) as some, count(*) as looked
-          from (select sender, deleted, seq from messages
-                 where (room_id, seq) > (rooms.id, asked.read) and (room_id, seq) <= (rooms.id, $2)
-                   and received_at > (select cutoff(rooms.name))
-                 order by room_id, seq limit $4) looked) counted";
+          from (select from (select seq, received_at from messages
+                              where recipient is not null and not deleted
+                                and (recipient, room_id, seq) > ($1, unread.room_id, unread.read)
+                                and (recipient, room_id, seq) <= ($1, unread.room_id, $2)
+                              order by recipient desc, room_id desc, seq desc limit $4 + cardinality($3)) looked
+                 where received_at > (select cutoff(unread.name)) and seq not in (select unnest($3)) limit $4) found) counted on true";
 
 /// What is stored above the floor: no more than workers may hold unacknowledged.
 const ABOVE: &str = "
@@ -145,8 +136,8 @@ struct All {
     cut: bool,
 }
 
-/// Conversations walked; and of one of them, if there is one, its name, newest position, what was counted, and looked at for it.
-type CountRow = (i64, Option<String>, i64, i64, i64);
+/// Conversations walked; and of one of them, if there is one, its name, newest position, and what was counted.
+type CountRow = (i64, Option<String>, i64, i64);
 
 impl Asked<'_> {
     async fn count(self, connection: &mut PgConnection) -> Result<All, sqlx::Error> {
@@ -156,34 +147,27 @@ impl Asked<'_> {
         let deleted = self.above.iter().map(|change| change.tombstone());
         let gone: Vec<i64> =
             deleted.flat_map(|grave| [Some(grave.seq), known.get(&(grave.user, grave.id)).copied()]).flatten().map(Seq::as_i64).collect();
-        let mut rows: Vec<CountRow> = sqlx::query_as(DIRECT)
+        let rows: Vec<CountRow> = sqlx::query_as(DIRECT)
             .bind(self.user.as_str())
             .bind(self.floor.as_i64())
             .bind(&gone)
-            .bind(ROWS)
+            .bind(MOST)
             .bind(WALKED)
             .bind(LISTED as i64 + 1)
             .bind(self.own_conversation())
             .fetch_all(&mut *connection)
             .await?;
         let cut = rows.iter().any(|row| row.0 > WALKED);
-        let (names, reads): (Vec<&str>, Vec<i64>) = self.marks.iter().map(|(room, read)| (room.as_str(), *read)).unzip();
-        let of_rooms: Vec<CountRow> = sqlx::query_as(ROOMS)
-            .bind(self.user.as_str())
-            .bind(self.floor.as_i64())
-            .bind(&gone)
-            .bind(ROWS)
-            .bind(&names)
-            .bind(reads)
-            .fetch_all(&mut *connection)
-            .await?;
-        rows.extend(of_rooms);
         let mut rooms: HashMap<String, Counted> = HashMap::new();
-        for (_, room, newest, some, looked) in rows {
+        for (_, room, newest, some) in rows {
             let Some(room) = room else { continue };
-            let count = u64::try_from(some).unwrap_or_default();
-            rooms.insert(room, Counted { count, more: looked >= ROWS, newest: Seq::from_i64(newest) });
+            rooms.insert(room, Counted { count: some.unsigned_abs(), more: false, newest: Seq::from_i64(newest) });
         }
+        for room in rooms::count(connection, self.user.as_str(), self.marks, self.floor, &gone, MOST).await? {
+            let counted = Counted { count: room.count.unsigned_abs(), more: room.is_cut(), newest: room.newest };
+            rooms.insert(room.room.to_owned(), counted);
+        }
+        let names: Vec<&str> = self.marks.iter().map(|(room, _)| room.as_str()).collect();
         for (room, seq) in self.above_the_floor(connection, known, &names).await? {
             let counted = rooms.entry(room).or_default();
             counted.count += 1;

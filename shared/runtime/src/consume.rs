@@ -4,29 +4,24 @@
 //! connection of whoever receives it (see [`crate::Log`]). Then what was under way is fetched through the
 //! JSON API instead, the malformed ones are handed on marked as such and removed from the stream.
 
-use std::collections::VecDeque;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{Message, StatusCode, Subject, Subscriber};
+use async_nats::Subject;
+use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
-use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use wire::{Seq, jetstream};
+use wire::Seq;
 
 use crate::log::ConsumerInfo;
+use crate::pulls::{Pulls, SILENCE, Trouble};
 use crate::{Connection, Fatal, Log, LogError, LogMessage, Settings, connect};
 
-/// Longer than a pull, shorter than the consumer's ack_wait: what one pull brought is not brought again by it.
-const PULL_EXPIRES: Duration = Duration::from_secs(20);
-const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Two heartbeats missed: the consumer's leader changed, or the connection is dead without knowing it.
-const SILENCE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -37,6 +32,13 @@ const LANES: usize = 2;
 /// How long a batch may gather while another is being stored.
 const LINGER: Duration = Duration::from_millis(10);
 
+/// The consumer's ack_wait until it has told its own.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Of ack_wait: after this part of it the server hears that long work goes on. A report that comes late still comes in time.
+const REPORT_AFTER: u32 = 4;
+/// To JetStream: this is worked on, its ack_wait begins anew.
+pub(crate) const IN_PROGRESS: &str = "+WPI";
+
 /// One message of the log, as delivered.
 #[derive(Debug)]
 pub struct Delivery {
@@ -46,7 +48,7 @@ pub struct Delivery {
     pub attempt: u64,
     /// The header block no client can read, or the empty block under a subject that is not UTF-8.
     pub malformed: Option<Vec<u8>>,
-    ack: Option<Subject>,
+    pub(crate) ack: Option<Subject>,
 }
 
 /// A copy's part in consuming the log.
@@ -62,6 +64,9 @@ struct Shared {
     max_batch: usize,
     stuck_after: Duration,
     progress: AtomicU64,
+    /// Counts how often long work told that it goes on.
+    going_on: AtomicU64,
+    ack_wait_ms: AtomicU64,
     waiting: AtomicBool,
     lanes: Arc<Semaphore>,
 }
@@ -75,6 +80,40 @@ struct Batch {
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
+
+/// Work on a batch that may take longer than the server waits for an acknowledgement.
+#[derive(Debug)]
+pub struct LongWork<'a> {
+    worker: &'a Worker,
+    deliveries: &'a [Delivery],
+    told: Instant,
+}
+
+impl LongWork<'_> {
+    /// Waits for a part of the work, which must end by itself: meanwhile nothing of the batch, nor of what waits for its turn behind it, is
+    /// delivered again, and the watchdog does not take us for stuck. Between the parts nothing is said; whoever stands still there
+    /// for ack_wait loses the batch to another copy.
+    pub async fn part<T>(&mut self, part: impl Future<Output = T>) -> T {
+        let mut part = pin!(part);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut part => return done,
+                () = sleep_until(self.told + self.worker.report_after()) => self.tell().await,
+            }
+        }
+    }
+
+    async fn tell(&mut self) {
+        self.told = Instant::now();
+        self.worker.0.going_on.fetch_add(1, Ordering::Relaxed);
+        for ack in self.deliveries.iter().filter_map(|delivery| delivery.ack.clone()) {
+            if let Err(error) = self.worker.0.control.client().publish(ack, IN_PROGRESS.into()).await {
+                tracing::debug!(%error, "the server does not hear that work goes on; the messages may come again, and do no harm");
+            }
+        }
     }
 }
 
@@ -97,6 +136,8 @@ impl Worker {
             max_batch,
             stuck_after,
             progress: AtomicU64::new(0),
+            going_on: AtomicU64::new(0),
+            ack_wait_ms: AtomicU64::new(ACK_WAIT.as_millis() as u64),
             waiting: AtomicBool::new(false),
             lanes: Arc::new(Semaphore::new(LANES)),
         }))
@@ -105,6 +146,22 @@ impl Worker {
     /// Tells the watchdog that nothing moves because the database is away, not because we are stuck.
     pub fn waiting(&self, waiting: bool) {
         self.0.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// Work on `deliveries` that begins now.
+    pub fn long_work<'a>(&'a self, deliveries: &'a [Delivery]) -> LongWork<'a> {
+        LongWork { worker: self, deliveries, told: Instant::now() }
+    }
+
+    fn report_after(&self) -> Duration {
+        Duration::from_millis(self.0.ack_wait_ms.load(Ordering::Relaxed)) / REPORT_AFTER
+    }
+
+    fn note_ack_wait(&self, info: &ConsumerInfo) {
+        let ack_wait = Duration::from_nanos(info.config.ack_wait);
+        if !ack_wait.is_zero() {
+            self.0.ack_wait_ms.store(u64::try_from(ack_wait.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
     }
 
     /// Messages acknowledged since the start.
@@ -209,18 +266,35 @@ impl Worker {
         self.0.lanes.clone().acquire_owned().await.ok()
     }
 
+    /// Waits for a place; `None` when told to stop. While long work keeps all of them, the server hears that what it sent
+    /// already is not forgotten.
+    async fn lane_for(&self, pulls: &mut Pulls) -> Result<Option<OwnedSemaphorePermit>, Trouble> {
+        let mut before = self.0.going_on.load(Ordering::Relaxed);
+        loop {
+            tokio::select! {
+                lane = self.lane() => return Ok(lane),
+                () = self.0.stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(self.report_after()) => {}
+            }
+            let now = self.0.going_on.load(Ordering::Relaxed);
+            if now != before {
+                pulls.hold().await?;
+            }
+            before = now;
+        }
+    }
+
     async fn pull_until_trouble(&self, batches: &mpsc::Sender<Batch>) -> Result<(), Trouble> {
         let connection = connect(&self.0.settings.nats, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
         let Ok(connection) = connection else { return Err(Trouble::Broken) };
+        if let Ok(info) = self.0.log.consumer().await {
+            self.note_ack_wait(&info);
+        }
         let mut pulls = Pulls::start(connection, self.0.max_batch).await?;
         loop {
             // A lane first, then messages: what comes while all are busy makes the next batch larger, and while the
             // database is away nothing more is asked for.
-            let lane = tokio::select! {
-                lane = self.lane() => lane,
-                () = self.0.stop.cancelled() => return Ok(()),
-            };
-            let Some(lane) = lane else { return Ok(()) };
+            let Some(lane) = self.lane_for(&mut pulls).await? else { return Ok(()) };
             // While the other lane is busy a small batch gains nothing by hurrying; a lone message never waits.
             let linger = if self.0.lanes.available_permits() + 1 < LANES { LINGER } else { Duration::ZERO };
             let deliveries = tokio::select! {
@@ -263,16 +337,18 @@ impl Worker {
 
     /// Ends with an error when messages are pending and nothing moves, so that whoever runs this starts it afresh.
     async fn watch(&self) -> Fatal {
-        let mut last = (0, 0);
+        let mut last = (0, 0, 0);
         let mut moved = Instant::now();
         loop {
             tokio::time::sleep(WATCH_INTERVAL).await;
-            let Ok(ConsumerInfo { ack_floor, num_ack_pending, num_pending, .. }) = self.0.log.consumer().await else {
+            let Ok(info) = self.0.log.consumer().await else {
                 // Without an answer there is nothing to judge: NATS is away, or the consumer is not there yet.
                 moved = Instant::now();
                 continue;
             };
-            let now = (ack_floor.stream_seq, self.progress());
+            self.note_ack_wait(&info);
+            let ConsumerInfo { ack_floor, num_ack_pending, num_pending, .. } = info;
+            let now = (ack_floor.stream_seq, self.progress(), self.0.going_on.load(Ordering::Relaxed));
             let idle = num_ack_pending + num_pending == 0;
             if now != last || idle || self.0.waiting.load(Ordering::Relaxed) {
                 (last, moved) = (now, Instant::now());
@@ -284,144 +360,6 @@ impl Worker {
             }
         }
     }
-}
-
-/// Why pulling was interrupted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-enum Trouble {
-    #[error("the connection broke")]
-    Broken,
-    #[error("the consumer fell silent")]
-    Silent,
-    #[error("there is no such consumer; is stream-bootstrap running?")]
-    NoConsumer,
-}
-
-/// Pull requests under way on one connection.
-struct Pulls {
-    connection: Connection,
-    inbox: String,
-    replies: Subscriber,
-    max_batch: usize,
-    number: u64,
-    /// Pulls under way, oldest first: number, and messages it may still bring. The server serves them in this order.
-    open: VecDeque<(u64, usize)>,
-    ready: VecDeque<Delivery>,
-}
-
-impl Pulls {
-    async fn start(connection: Connection, max_batch: usize) -> Result<Pulls, Trouble> {
-        let inbox = connection.client().new_inbox();
-        let replies = connection.client().subscribe(format!("{inbox}.*")).await.map_err(|_| Trouble::Broken)?;
-        let mut pulls = Pulls { connection, inbox, replies, max_batch, number: 0, open: VecDeque::new(), ready: VecDeque::new() };
-        pulls.keep_open().await?;
-        Ok(pulls)
-    }
-
-    /// Asks for more before the server has sent all it was asked for: it never waits for us.
-    async fn keep_open(&mut self) -> Result<(), Trouble> {
-        while self.open.iter().map(|(_, left)| left).sum::<usize>() <= self.max_batch / 2 {
-            self.ask().await?;
-        }
-        Ok(())
-    }
-
-    async fn ask(&mut self) -> Result<(), Trouble> {
-        self.number += 1;
-        self.open.push_back((self.number, self.max_batch));
-        let request = json!({
-            "batch": self.max_batch,
-            "expires": u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX),
-            "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos()).unwrap_or(u64::MAX),
-        });
-        let reply = format!("{}.{}", self.inbox, self.number);
-        self.connection
-            .client()
-            .publish_with_reply(jetstream::CONSUMER_NEXT, reply, request.to_string().into())
-            .await
-            .map_err(|_| Trouble::Broken)
-    }
-
-    /// Waits for a message, then takes what else is there or comes within `linger`. Asks for more before it
-    /// returns, so that the server sends while the batch is being stored.
-    async fn next(&mut self, linger: Duration) -> Result<Vec<Delivery>, Trouble> {
-        while self.ready.is_empty() {
-            let mut connection = self.connection.clone();
-            let message = tokio::select! {
-                message = timeout(SILENCE, self.replies.next()) => message.map_err(|_| Trouble::Silent)?.ok_or(Trouble::Broken)?,
-                () = connection.broken() => return Err(Trouble::Broken),
-            };
-            self.take(message)?;
-            self.keep_open().await?;
-        }
-        let until = Instant::now() + linger;
-        while self.ready.len() < self.max_batch {
-            let message = match self.replies.next().now_or_never() {
-                None if linger > Duration::ZERO => timeout_at(until, self.replies.next()).await.ok(),
-                ready => ready,
-            };
-            match message {
-                Some(Some(message)) => self.take(message)?,
-                Some(None) | None => break,
-            }
-            self.keep_open().await?;
-        }
-        Ok(self.ready.drain(..).collect())
-    }
-
-    fn take(&mut self, message: Message) -> Result<(), Trouble> {
-        let Some(status) = message.status else {
-            if let Some((_, left)) = self.open.front_mut() {
-                *left -= 1;
-                if *left == 0 {
-                    self.open.pop_front();
-                }
-            }
-            match delivery(message) {
-                Some(delivery) => self.ready.push_back(delivery),
-                None => tracing::warn!("a delivery without a readable acknowledgement subject was left to come again"),
-            }
-            return Ok(());
-        };
-        if status == StatusCode::IDLE_HEARTBEAT {
-            return Ok(());
-        }
-        if status == StatusCode::NO_RESPONDERS {
-            return Err(Trouble::NoConsumer);
-        }
-        // 404, 408 and 409 end the pull they answer; 409 also tells of a consumer that was deleted or moved.
-        let ended: Option<u64> = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
-        self.open.retain(|(number, _)| Some(*number) != ended);
-        let told = message.description.as_deref().unwrap_or_default();
-        if status == StatusCode::REQUEST_TERMINATED && !told.contains("Exceeded") && !told.contains("Batch Completed") {
-            tracing::debug!(told, "the pull was ended");
-            return Err(if told.contains("Consumer Deleted") { Trouble::NoConsumer } else { Trouble::Silent });
-        }
-        Ok(())
-    }
-}
-
-/// Reads what the server says about a delivery from its acknowledgement subject,
-/// `$JS.ACK.<stream>.<consumer>.<attempt>.<stream seq>.<consumer seq>.<nanoseconds>.<pending>`; the second
-/// form of it has two more tokens, domain and account, before the stream.
-fn delivery(message: Message) -> Option<Delivery> {
-    let ack = message.reply?;
-    let tokens: Vec<&str> = ack.split('.').collect();
-    let fields = match tokens.len() {
-        9 => &tokens[2..],
-        11.. => &tokens[4..],
-        _ => return None,
-    };
-    let nanos: i64 = fields.get(5)?.parse().ok()?;
-    let message = LogMessage {
-        seq: Seq::new(fields.get(3)?.parse().ok()?)?,
-        subject: message.subject.to_string(),
-        headers: message.headers,
-        payload: message.payload,
-        received_ms: nanos / 1_000_000,
-    };
-    let attempt = fields.get(2)?.parse().ok()?;
-    Some(Delivery { message, attempt, malformed: None, ack: Some(ack) })
 }
 
 /// Between half of `pause` and all of it, so that copies do not come back in step.

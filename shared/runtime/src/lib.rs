@@ -11,16 +11,18 @@ mod function;
 mod headers;
 mod log;
 mod nats;
+mod pulls;
 mod requests;
 mod service;
 mod tail;
 mod telemetry;
+mod told;
 mod union;
 
 pub use append::{AppendError, PublishAck, PublishError, append};
 pub use append_again::{Again, append_again};
 pub use config::{NatsSettings, Settings, Vars};
-pub use consume::{Delivery, Worker};
+pub use consume::{Delivery, LongWork, Worker};
 pub use database::{Class, Database, DatabaseError};
 pub use error::{Error, Fatal, Result};
 pub use function::{Ctx, Function, Identity, Running};
@@ -30,6 +32,7 @@ pub use nats::{ApiError, Connection, connect};
 pub use service::{Meter, Reply, Request};
 pub use tail::{Tail, changes};
 pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
+pub use told::told;
 pub use union::{Key, Merged, Union};
 
 /// This function's name, version and description, from its `Cargo.toml`.

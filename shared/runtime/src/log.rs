@@ -456,12 +456,12 @@ fn unix_ms(rfc3339: &str) -> Option<i64> {
 }
 
 #[derive(Deserialize)]
-struct GetReply {
-    message: StoredMessage,
+pub(crate) struct GetReply {
+    pub message: StoredMessage,
 }
 
 #[derive(Deserialize)]
-struct StoredMessage {
+pub(crate) struct StoredMessage {
     subject: String,
     seq: u64,
     #[serde(default)]
@@ -472,7 +472,7 @@ struct StoredMessage {
 }
 
 impl StoredMessage {
-    fn read(self) -> Result<RawMessage, ApiError> {
+    pub fn read(self) -> Result<RawMessage, ApiError> {
         let decode = |text: &str| BASE64.decode(text).map_err(|_| ApiError::Unreadable("not base64".to_owned()));
         let header_block = decode(&self.hdrs)?;
         let headers = if header_block.is_empty() { Ok(None) } else { parse_headers(&header_block).map(Some) };
@@ -497,6 +497,15 @@ pub(crate) struct ConsumerInfo {
     pub num_ack_pending: u64,
     #[serde(default)]
     pub num_pending: u64,
+    #[serde(default)]
+    pub config: ConsumerConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ConsumerConfig {
+    /// In nanoseconds.
+    #[serde(default)]
+    pub ack_wait: u64,
 }
 
 #[derive(Debug, Deserialize)]

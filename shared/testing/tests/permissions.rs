@@ -33,6 +33,9 @@ const FOREIGN: &[&str] = &[
     "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
     "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES",
     "$JS.API.STREAM.SNAPSHOT.CHAT_MESSAGES",
+    "$JS.API.STREAM.MSG.GET.CHAT_EVENTS",
+    "$JS.API.STREAM.MSG.DELETE.CHAT_EVENTS",
+    "$JS.API.STREAM.PURGE.CHAT_EVENTS",
     "$JS.API.CONSUMER.DELETE.CHAT_MESSAGES.persist-message",
     "$JS.API.CONSUMER.CREATE.CHAT_MESSAGES",
     "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
@@ -49,6 +52,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "change.chat.general",
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
+            "$JS.API.STREAM.MSG.GET.CHAT_EVENTS",
             "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
         ],
         "manage-dead-letters" => &["chat.general", "admin.alerts", "dm.alice.bob", "change.chat.general"],
@@ -56,7 +60,7 @@ fn own(user: &str) -> &'static [&'static str] {
         // The rescue of messages no client can read, and the erasing of deleted texts.
         "persist-message" => &["$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES", "scrollback.outbox"],
         "track-receipts" => &["scrollback.outbox"],
-        "relay-outbox" => &["events.v1.chat.general"],
+        "relay-outbox" => &["events.v1.chat.general", "$JS.API.STREAM.MSG.GET.CHAT_EVENTS"],
         "delete-message" => &["change.chat.general", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
         "enforce-retention" => &["change.chat.general", "$JS.API.STREAM.PURGE.CHAT_MESSAGES", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
         "publisher" => &[

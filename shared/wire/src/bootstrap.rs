@@ -26,7 +26,7 @@ pub struct Check {
     pub swallowed: Vec<String>,
     /// Migrations not yet run, by number.
     pub migrations: Vec<i64>,
-    /// The log's last sequence against the highest one stored.
+    /// The log's last sequence against the highest one stored or told.
     pub fence: Option<Fence>,
 }
 
@@ -48,7 +48,7 @@ pub struct Difference {
 pub struct Fence {
     /// The stream's last sequence.
     pub last: u64,
-    /// The highest sequence PostgreSQL knows.
+    /// The highest sequence PostgreSQL knows, or the last one that was told in `CHAT_EVENTS`.
     pub stored: u64,
 }
 

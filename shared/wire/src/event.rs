@@ -145,8 +145,14 @@ impl ReceiptEvent {
     }
 }
 
+/// Up to where the log is told with an event that has these headers: to the event's own place, or as a receipt says, which has none.
+/// `None` for what is no event of ours.
+pub fn told<'a>(header: impl Fn(&'static str) -> Option<&'a str>) -> Option<Seq> {
+    header(header::SEQUENCE).or_else(|| header(header::TOLD)).and_then(sequence)
+}
+
 /// Reads the value of the header `ce-sequence`.
-pub fn sequence(value: &str) -> Option<Seq> {
+fn sequence(value: &str) -> Option<Seq> {
     value.parse().ok().and_then(Seq::new)
 }
 
@@ -219,6 +225,16 @@ mod tests {
         assert_eq!(sequence(&written), Seq::new(17));
         assert_eq!(Seq::MAX.get().to_string().len(), SEQUENCE_DIGITS);
         assert_eq!((sequence(""), sequence("seventeen")), (None, None));
+    }
+
+    #[test]
+    fn an_event_says_up_to_where_the_log_is_told() {
+        let told_by = |headers: &[(&str, &'static str)]| {
+            told(|name| headers.iter().find(|(found, _)| *found == name).map(|(_, value)| *value)).map(Seq::get)
+        };
+        assert_eq!(told_by(&[(header::SEQUENCE, "0000000000000000017"), (header::TOLD, "3")]), Some(17));
+        assert_eq!(told_by(&[(header::TOLD, "3")]), Some(3));
+        assert_eq!((told_by(&[]), told_by(&[(header::SEQUENCE, "x")])), (None, None));
     }
 
     #[test]

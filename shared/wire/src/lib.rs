@@ -34,7 +34,7 @@ pub use dead_letters::{
 };
 pub use delete::{DeleteRequest, Deleted, DeletedStatus, Which};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
-pub use event::{DeletedEvent, Event, ReceiptEvent, StoredEvent, sequence};
+pub use event::{DeletedEvent, Event, ReceiptEvent, StoredEvent, told};
 pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};

@@ -43,6 +43,8 @@ pub struct Retained {
     pub trimmed: u64,
     /// Messages that had expired and left the index.
     pub expired: u64,
+    /// Moves of the marks `delivered` and `read` that nobody can ask about any more.
+    pub moves: u64,
     /// There is more to sweep than the request had time for; it is swept all the same.
     pub more: bool,
     /// Nothing was done.

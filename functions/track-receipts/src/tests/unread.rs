@@ -24,6 +24,17 @@ async fn store(database: &PgPool, from: i64, count: i64, room: &str, sender: &st
     .unwrap();
 }
 
+/// The log counts as stored up to there.
+async fn lift(world: &World, floor: u64) {
+    let admin = world.client("administrator").await;
+    admin.request("$JS.API.STREAM.PURGE.CHAT_MESSAGES", json!({"seq": floor + 1}).to_string().into()).await.unwrap();
+    stored(world, floor).await;
+}
+
+fn more(room: &str, count: u64) -> (String, u64, bool) {
+    (room.to_owned(), count, true)
+}
+
 fn deletion(room: &str, target: u64, to: Option<&str>) -> serde_json::Value {
     let mut body = json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": "ann",
                           "timestamp": 1_700_000_000_000_i64, "received": 1, "mode": "soft", "by": "ann"});
@@ -85,23 +96,22 @@ async fn what_others_said_above_the_mark_is_unread() {
 async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (client, admin, database) = (world.client("publisher").await, world.client("administrator").await, world.database().await);
-    // The log counts as stored up to there.
-    admin.request("$JS.API.STREAM.PURGE.CHAT_MESSAGES", json!({"seq": 100_000}).to_string().into()).await.unwrap();
-    stored(&world, 99_999).await;
+    let (client, bootstrap, database) = (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    lift(&world, 99_999).await;
     store(&database, 1, 999, "dm.ann.bob", "ann", Some("bob")).await;
-    store(&database, 2_000, 1_000, "dm.bob.carol", "carol", Some("bob")).await;
+    store(&database, 2_000, 1_001, "dm.bob.carol", "carol", Some("bob")).await;
     store(&database, 4_000, 1_500, "general", "ann", None).await;
-    store(&database, 6_000, 1_200, "mine", "bob", None).await;
-    store(&database, 8_000, 10, "mine", "ann", None).await;
-    sqlx::query("insert into receipts values ('bob', 'general', 4499), ('bob', 'mine', 6199)").execute(&database).await.unwrap();
-    let more = |room: &str, count| (room.to_owned(), count, true);
-    // Of a room at most a thousand messages are looked at, one's own among them.
-    let counts = vec![more("mine", 0), more("general", 999), more("dm.bob.carol", 999), of("dm.ann.bob", 999)];
-    assert_eq!(unread(&client, "bob").await, (counts, 2_997));
+    store(&database, 6_000, 10, "mine", "bob", None).await;
+    sqlx::query("insert into receipts values ('bob', 'general', 4499), ('bob', 'mine', 5999)").execute(&database).await.unwrap();
+    let counts = vec![more("general", 999), more("dm.bob.carol", 999), of("dm.ann.bob", 999)];
+    assert_eq!(unread(&client, "bob").await, (counts, 2_997), "nothing is unread among one's own");
     sqlx::query("update receipts set read = read + 1").execute(&database).await.unwrap();
-    let counts = unread(&client, "bob").await.0;
-    assert_eq!(counts[..2], [more("mine", 1), of("general", 999)]);
+    assert_eq!(unread(&client, "bob").await.0[0], of("general", 999));
+    // Deleted a moment ago, and not yet in the index.
+    for (target, left) in [(2_500, more("dm.bob.carol", 999)), (2_600, of("dm.bob.carol", 999))] {
+        append(&bootstrap, "change.dm.bob.carol", deletion("dm.bob.carol", target, Some("bob"))).await;
+        assert_eq!(unread(&client, "bob").await.0[1], left);
+    }
 
     for peer in 0..510 {
         store(&database, 20_000 + peer, 1, &format!("dm.bob.peer-{peer:03}"), &format!("peer-{peer:03}"), Some("bob")).await;
@@ -110,6 +120,46 @@ async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
     let listed = all["unread"].as_array().unwrap();
     assert_eq!((listed.len(), &all["total"], &all["more"]), (500, &json!(500), &json!(true)));
     assert_eq!((&listed[0]["room"], &listed[499]["room"]), (&json!("dm.bob.peer-509"), &json!("dm.bob.peer-010")));
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
+    let world = World::builder().administrator().start().await;
+    let function = start(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    lift(&world, 999_999).await;
+    store(&database, 1, 999, "general", "ann", None).await;
+    store(&database, 1_000, 1_500, "general", "bob", None).await;
+    store(&database, 3_000, 1_500, "general", "ann", None).await;
+    sqlx::query("update messages set deleted = true, text = '' where seq >= 3000").execute(&database).await.unwrap();
+    store(&database, 5_000, 1_500, "old", "ann", None).await;
+    store(&database, 6_500, 3, "old", "ann", None).await;
+    store(&database, 7_000, 1_500, "dm.ann.bob", "ann", Some("bob")).await;
+    store(&database, 8_500, 2, "dm.ann.bob", "ann", Some("bob")).await;
+    sqlx::query(
+        "update messages set received_at = now() - interval '31 days' where seq between 5000 and 6499 or seq between 7000 and 8499",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    sqlx::query("insert into receipts values ('bob', 'general', 0), ('bob', 'old', 0)").execute(&database).await.unwrap();
+    let counts = vec![of("dm.ann.bob", 2), of("old", 3), of("general", 999)];
+    assert_eq!(unread(&client, "bob").await, (counts, 1_004));
+    store(&database, 9_000, 1, "general", "ann", None).await;
+    assert_eq!(unread(&client, "bob").await.0[0], more("general", 999));
+
+    // However many there are of one's own, a fixed number is looked at, shared by all rooms that need it.
+    store(&database, 10_000, 5, "deep", "ann", None).await;
+    store(&database, 20_000, 120_000, "deep", "bob", None).await;
+    sqlx::query("insert into receipts values ('bob', 'deep', 0)").execute(&database).await.unwrap();
+    sqlx::query("delete from receipts where room <> 'deep'").execute(&database).await.unwrap();
+    assert_eq!(unread(&client, "bob").await.0[0], of("deep", 5));
+    store(&database, 200_000, 7, "deeper", "ann", None).await;
+    store(&database, 210_000, 120_000, "deeper", "bob", None).await;
+    store(&database, 400_000, 2, "deeper", "ann", None).await;
+    sqlx::query("insert into receipts values ('bob', 'deeper', 0)").execute(&database).await.unwrap();
+    assert_eq!(unread(&client, "bob").await.0[..2], [more("deeper", 2), more("deep", 0)], "at least so many");
     function.stop().await.unwrap();
 }
 

@@ -1,0 +1,188 @@
+//! Pull requests on a connection that is there for nothing else.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::{Message, StatusCode, Subscriber};
+use futures::{FutureExt, StreamExt};
+use serde_json::json;
+use tokio::task::unconstrained;
+use tokio::time::{Instant, timeout, timeout_at};
+use wire::{Seq, jetstream};
+
+use crate::consume::IN_PROGRESS;
+use crate::log::ConsumerInfo;
+use crate::{ApiError, Connection, Delivery, LogMessage};
+
+/// Longer than a pull, shorter than the consumer's ack_wait: what one pull brought is not brought again by it.
+const PULL_EXPIRES: Duration = Duration::from_secs(20);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Two heartbeats missed: the consumer's leader changed, the connection is dead without knowing it, or the server has too much to do.
+pub(crate) const SILENCE: Duration = Duration::from_secs(5);
+
+/// Why pulling was interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error("the connection broke")]
+    Broken,
+    #[error("the consumer fell silent")]
+    Silent,
+    #[error("there is no such consumer; is stream-bootstrap running?")]
+    NoConsumer,
+}
+
+/// Pull requests under way on one connection.
+pub(crate) struct Pulls {
+    connection: Connection,
+    inbox: String,
+    replies: Subscriber,
+    max_batch: usize,
+    number: u64,
+    /// Pulls under way, oldest first: number, and messages it may still bring. The server serves them in this order.
+    open: VecDeque<(u64, usize)>,
+    ready: VecDeque<Delivery>,
+}
+
+impl Pulls {
+    pub(crate) async fn start(connection: Connection, max_batch: usize) -> Result<Pulls, Trouble> {
+        let inbox = connection.client().new_inbox();
+        let replies = connection.client().subscribe(format!("{inbox}.*")).await.map_err(|_| Trouble::Broken)?;
+        let mut pulls = Pulls { connection, inbox, replies, max_batch, number: 0, open: VecDeque::new(), ready: VecDeque::new() };
+        pulls.keep_open().await?;
+        Ok(pulls)
+    }
+
+    /// Asks for more before the server has sent all it was asked for: it never waits for us.
+    async fn keep_open(&mut self) -> Result<(), Trouble> {
+        while self.open.iter().map(|(_, left)| left).sum::<usize>() <= self.max_batch / 2 {
+            self.ask().await?;
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self) -> Result<(), Trouble> {
+        self.number += 1;
+        self.open.push_back((self.number, self.max_batch));
+        let request = json!({
+            "batch": self.max_batch,
+            "expires": u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX),
+            "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos()).unwrap_or(u64::MAX),
+        });
+        let reply = format!("{}.{}", self.inbox, self.number);
+        self.connection
+            .client()
+            .publish_with_reply(jetstream::CONSUMER_NEXT, reply, request.to_string().into())
+            .await
+            .map_err(|_| Trouble::Broken)
+    }
+
+    /// Waits for a message, then takes what else is there or comes within `linger`. Asks for more before it
+    /// returns, so that the server sends while the batch is being stored.
+    pub(crate) async fn next(&mut self, linger: Duration) -> Result<Vec<Delivery>, Trouble> {
+        while self.ready.is_empty() {
+            let mut connection = self.connection.clone();
+            let message = tokio::select! {
+                message = timeout(SILENCE, self.replies.next()) => message,
+                () = connection.broken() => return Err(Trouble::Broken),
+            };
+            match message {
+                Ok(message) => self.take(message.ok_or(Trouble::Broken)?)?,
+                Err(_) => self.doubt().await?,
+            }
+            self.keep_open().await?;
+        }
+        let until = Instant::now() + linger;
+        while self.ready.len() < self.max_batch {
+            let message = match self.replies.next().now_or_never() {
+                None if linger > Duration::ZERO => timeout_at(until, self.replies.next()).await.ok(),
+                ready => ready,
+            };
+            match message {
+                Some(Some(message)) => self.take(message)?,
+                Some(None) | None => break,
+            }
+            self.keep_open().await?;
+        }
+        Ok(self.ready.drain(..self.ready.len().min(self.max_batch)).collect())
+    }
+
+    /// While the consumer can be asked over this connection, the connection stays: what is on its way on another one that was given
+    /// up would be delivered again, and a server that is busy would have more to do. The pulls may be lost, so new ones are made;
+    /// should the server have kept the old ones, it sends a little more than we wanted.
+    async fn doubt(&mut self) -> Result<(), Trouble> {
+        match self.connection.api::<ConsumerInfo>(jetstream::CONSUMER_INFO, &json!({})).await {
+            Ok(_) => {
+                self.open.clear();
+                Ok(())
+            }
+            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => Err(Trouble::NoConsumer),
+            Err(_) => Err(Trouble::Silent),
+        }
+    }
+
+    /// Keeps what the server has sent, and nobody took yet, from being sent again.
+    pub(crate) async fn hold(&mut self) -> Result<(), Trouble> {
+        // There is no more than was asked for. Unconstrained: tokio would pretend that nothing is there after a hundred of them.
+        while let Some(message) = unconstrained(self.replies.next()).now_or_never() {
+            self.take(message.ok_or(Trouble::Broken)?)?;
+        }
+        for ack in self.ready.iter().filter_map(|delivery| delivery.ack.clone()) {
+            self.connection.client().publish(ack, IN_PROGRESS.into()).await.map_err(|_| Trouble::Broken)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), Trouble> {
+        let Some(status) = message.status else {
+            if let Some((_, left)) = self.open.front_mut() {
+                *left -= 1;
+                if *left == 0 {
+                    self.open.pop_front();
+                }
+            }
+            match delivery(message) {
+                Some(delivery) => self.ready.push_back(delivery),
+                None => tracing::warn!("a delivery without a readable acknowledgement subject was left to come again"),
+            }
+            return Ok(());
+        };
+        if status == StatusCode::IDLE_HEARTBEAT {
+            return Ok(());
+        }
+        if status == StatusCode::NO_RESPONDERS {
+            return Err(Trouble::NoConsumer);
+        }
+        // 404, 408 and 409 end the pull they answer; 409 also tells of a consumer that was deleted or moved.
+        let ended: Option<u64> = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        self.open.retain(|(number, _)| Some(*number) != ended);
+        let told = message.description.as_deref().unwrap_or_default();
+        if status == StatusCode::REQUEST_TERMINATED && !told.contains("Exceeded") && !told.contains("Batch Completed") {
+            tracing::debug!(told, "the pull was ended");
+            return Err(if told.contains("Consumer Deleted") { Trouble::NoConsumer } else { Trouble::Silent });
+        }
+        Ok(())
+    }
+}
+
+/// Reads what the server says about a delivery from its acknowledgement subject,
+/// `$JS.ACK.<stream>.<consumer>.<attempt>.<stream seq>.<consumer seq>.<nanoseconds>.<pending>`; the second
+/// form of it has two more tokens, domain and account, before the stream.
+fn delivery(message: Message) -> Option<Delivery> {
+    let ack = message.reply?;
+    let tokens: Vec<&str> = ack.split('.').collect();
+    let fields = match tokens.len() {
+        9 => &tokens[2..],
+        11.. => &tokens[4..],
+        _ => return None,
+    };
+    let nanos: i64 = fields.get(5)?.parse().ok()?;
+    let message = LogMessage {
+        seq: Seq::new(fields.get(3)?.parse().ok()?)?,
+        subject: message.subject.to_string(),
+        headers: message.headers,
+        payload: message.payload,
+        received_ms: nanos / 1_000_000,
+    };
+    let attempt = fields.get(2)?.parse().ok()?;
+    Some(Delivery { message, attempt, malformed: None, ack: Some(ack) })
+}
