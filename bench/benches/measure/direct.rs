@@ -135,7 +135,9 @@ impl Side {
         eprintln!("direct: storing {messages} messages");
         let world = World::builder().administrator().start().await;
         let (directs, pool, asker) = (Directs { messages }, world.database().await, world.client("publisher").await);
+        let begun = Instant::now();
         directs.store(&pool).await;
+        eprintln!("direct: stored in {:.0} s", begun.elapsed().as_secs_f64());
         let operator = world.client("operator").await;
         Ingest { world: &world, operator, database: pool.clone(), written: 0, memory: Vec::new() }.lift(messages).await;
         let mut functions = Vec::new();

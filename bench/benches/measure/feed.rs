@@ -18,7 +18,7 @@ pub const RATE: u64 = 5_000;
 /// Messages in a batch at the fixed rate, and when the log is filled.
 const STEADY_BATCH: u64 = 100;
 const FULL_BATCH: u64 = 500;
-/// Batches under way when the log is filled.
+/// Batches under way, when the log is filled and when it falls behind the rate: JetStream takes no more than 50.
 const AT_ONCE: usize = 4;
 /// One message of so many is a direct one.
 pub const DIRECT_EVERY: u64 = 4;
@@ -46,7 +46,7 @@ impl Feed {
         let mut under_way = FuturesUnordered::new();
         loop {
             tokio::select! {
-                _ = ticks.tick() => under_way.push(self.publish(STEADY_BATCH)),
+                _ = ticks.tick(), if under_way.len() < AT_ONCE => under_way.push(self.publish(STEADY_BATCH)),
                 Some(()) = under_way.next() => {}
                 () = &mut enough => break,
             }

@@ -50,7 +50,7 @@ const FULL: Plan = Plan {
     naive_messages: 10_000,
     asking: Duration::from_millis(1_500),
     directs: 1_000_000,
-    asks: 3_000,
+    asks: 1_000,
     stored: 1_000_000,
     steady: Duration::from_secs(20),
 };
@@ -60,8 +60,8 @@ const QUICK: Plan = Plan {
     naive_messages: 1_000,
     asking: Duration::from_millis(300),
     directs: 200_000,
-    asks: 300,
-    stored: 100_000,
+    asks: 200,
+    stored: 200_000,
     steady: Duration::from_secs(4),
 };
 

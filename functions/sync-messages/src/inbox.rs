@@ -20,7 +20,7 @@ const MARK: &str = "select delivered from users where name = $1";
 /// recipient has the order, and nobody's mail is looked for among everybody's. The room's name is a subquery and no join: a plan for any
 /// limit takes it for a tenth of all mail, and would join it by reading every room there is. Oldest first, at least one row, at most
 /// about `$4` bytes of text; `counted` is what there was before that cut.
-const MESSAGES: &str = "
+pub const MESSAGES: &str = "
     select seq, (select name from rooms where rooms.id = room_id) as room, sender, recipient, id, text, sent_at, deleted, counted from (
         select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
                count(*) over () as counted

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::Client;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use testing::{World, eventually};
 use wire::{ChangeType, DM_SYNC, Mode, SYNC, Seq, SyncPage, header, jetstream};
 
@@ -310,4 +311,30 @@ async fn a_bad_request_is_told_what_to_mend() {
     let (page, _) = ask_raw(&publisher, SYNC.subject(&["nowhere"]), r#"{"after":0}"#).await.unwrap();
     assert_eq!((page.messages.len(), page.more), (0, false), "nothing there is no error");
     function.stop().await.unwrap();
+}
+
+/// What an inbox costs is what it shows: no plan, for whatever limit, may read the rooms of all the others.
+#[tokio::test]
+async fn an_inbox_reads_no_room_but_its_own() {
+    let world = World::start().await;
+    let database = world.database().await;
+    sqlx::raw_sql(
+        "insert into rooms (name) select 'dm.a-' || n || '.b-' || n from generate_series(1, 20000) as n;
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
+         select n, rooms.id, 'a-' || n, 'b-' || n, 'id-' || n, false, 'hello', now(), now()
+           from generate_series(1, 20000) as n join rooms on rooms.name = 'dm.a-' || n || '.b-' || n",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    sqlx::raw_sql("analyze").execute(&database).await.unwrap();
+    let mut connection = database.acquire().await.unwrap();
+    // The plan PostgreSQL turns to after some executions.
+    let prepare =
+        format!("set plan_cache_mode = force_generic_plan; prepare page (text, bigint, bigint, bigint) as {}", crate::inbox::MESSAGES);
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
+    let plan = "explain execute page ('b-7', 0, 101, 1000000)";
+    let plan: Vec<String> = sqlx::query_scalar(plan).fetch_all(&mut *connection).await.unwrap();
+    let plan = plan.join("\n");
+    assert!(plan.contains("messages_recipient_seq_idx") && !plan.contains("Seq Scan"), "{plan}");
 }

@@ -17,7 +17,7 @@ const STANDING: &str = "select delivered from users where name = $1";
 
 /// Conversations that had something in what was moved over. Bounds of pairs, so that no index is taken but the recipient's; and a
 /// subquery for the names, since a join would read every room there is.
-const CONCERNED: &str = "
+pub const CONCERNED: &str = "
     select (select name from rooms where rooms.id = moved.room_id), max(moved.seq)
       from (select room_id, seq from messages
              where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, $3)
