@@ -1,6 +1,6 @@
 //! What Scrollback costs and what it brings, side by side with its limits, in one run on real servers.
 //!
-//! `just bench` runs the release binaries, about six minutes; `just bench --quick` shows that it works, `just bench send` measures
+//! `just bench` runs the release binaries, about a quarter of an hour; `just bench --quick` shows that it works, `just bench send` measures
 //! one part. Progress goes to standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
 //! slows the machine down for a while slows all of them; what is printed is the median of the rounds.
 
