@@ -48,7 +48,7 @@ lint: check
 # What has to pass before a change lands
 ci: check test
 
-# Ingest, history and footprint, measured on this machine
+# Measured on this machine: footprint, ingest, history, send, direct, expiry, or those named; --quick for a short look
 bench *ARGS:
     cargo bench --locked --package bench -- "$@"
 

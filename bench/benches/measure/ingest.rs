@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use testing::{Process, World};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use wire::jetstream;
+use wire::{User, direct_subject, jetstream};
 
 use crate::Plan;
 use crate::footprint::resident_mib;
@@ -19,8 +19,8 @@ use crate::numbers::{median, per_second, rounded, scattered, table};
 
 /// Asking costs the server something too; 20 ms of some seconds are not missed.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-const ROOMS: u64 = 8;
-const USERS: u64 = 500;
+pub const ROOMS: u64 = 8;
+pub const USERS: u64 = 500;
 
 pub async fn measure(world: &World, plan: &Plan) {
     let mut ingest =
@@ -157,8 +157,31 @@ impl Ingest<'_> {
         self.ask(jetstream::CONSUMER_INFO).await["ack_floor"]["stream_seq"].as_u64().expect("an ack floor")
     }
 
+    /// Messages of the log that are not acknowledged as stored.
+    pub async fn waiting(&self) -> u64 {
+        let info = self.ask(jetstream::CONSUMER_INFO).await;
+        ["num_pending", "num_ack_pending"].iter().filter_map(|field| info[field].as_u64()).sum()
+    }
+
     pub async fn last(&self) -> u64 {
         self.ask(jetstream::STREAM_INFO).await["state"]["last_seq"].as_u64().expect("a last sequence")
+    }
+
+    /// Lifts the log above `stored`, which was put into the index by hand, and has one message go through it: from there on all is as
+    /// if every message had.
+    pub async fn lift(&self, stored: u64) {
+        assert!(self.world.spawn("stream-bootstrap").await.terminate().await.success());
+        let [first, other] = ["first", "other"].map(|name| User::parse(name).expect("a name"));
+        let body = json!({"user": first.as_str(), "text": "And one through the log."}).to_string();
+        let publisher = self.world.client("publisher").await;
+        let ack = publisher.request(direct_subject(&first, &other), body.into()).await.expect("JetStream answers");
+        let ack: Value = serde_json::from_slice(&ack.payload).expect("JSON");
+        assert_eq!(ack["seq"], stored + 1, "the log stands right above what is stored");
+        let worker = self.world.spawn("persist-message").await;
+        while self.floor().await <= stored {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        assert!(worker.terminate().await.success());
     }
 
     async fn ask(&self, subject: &'static str) -> Value {
@@ -197,12 +220,12 @@ fn copy_rows(rows: u64) -> Vec<u8> {
     bytes
 }
 
-fn user(n: u64) -> String {
+pub fn user(n: u64) -> String {
     format!("user-{}", scattered(n) % USERS)
 }
 
 /// About as long as people write, and no two alike.
-fn text(n: u64) -> String {
+pub fn text(n: u64) -> String {
     let word = |k| scattered(n + k);
     format!("{n}: {:x} {:x} {:x} is what I meant, and it has been so since {:x}", word(0), word(1), word(2), word(3))
 }

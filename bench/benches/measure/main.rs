@@ -1,16 +1,20 @@
 //! What Scrollback costs and what it brings, side by side with its limits, in one run on real servers.
 //!
-//! `just bench` runs the release binaries, about six minutes; `just bench --quick` shows that it works, `just bench send` measures
+//! `just bench` runs the release binaries, about a quarter of an hour; `just bench --quick` shows that it works, `just bench send` measures
 //! one part. Progress goes to standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
 //! slows the machine down for a while slows all of them; what is printed is the median of the rounds.
 
 #![expect(clippy::expect_used, reason = "a measurement that fails measures nothing")]
 
+mod direct;
+mod expiry;
+mod feed;
 mod footprint;
 mod history;
 mod ingest;
 mod naive;
 mod numbers;
+mod people;
 mod send;
 
 use std::time::Duration;
@@ -27,13 +31,39 @@ pub struct Plan {
     pub naive_messages: usize,
     /// How long one kind of question is asked.
     pub asking: Duration,
+    /// Direct messages in the long log.
+    pub directs: u64,
+    /// Each question about them is asked this often.
+    pub asks: u64,
+    /// Messages that are stored before others expire; half of them expire.
+    pub stored: u64,
+    /// How long messages are published at a fixed rate without a sweep, before it and after it.
+    pub steady: Duration,
 }
 
 /// What can be asked for by name.
-const PARTS: [&str; 4] = ["footprint", "ingest", "history", "send"];
+const PARTS: [&str; 6] = ["footprint", "ingest", "history", "send", "direct", "expiry"];
 
-const FULL: Plan = Plan { rounds: 3, messages: 100_000, naive_messages: 10_000, asking: Duration::from_millis(1_500) };
-const QUICK: Plan = Plan { rounds: 1, messages: 20_000, naive_messages: 1_000, asking: Duration::from_millis(300) };
+const FULL: Plan = Plan {
+    rounds: 3,
+    messages: 100_000,
+    naive_messages: 10_000,
+    asking: Duration::from_millis(1_500),
+    directs: 1_000_000,
+    asks: 1_000,
+    stored: 1_000_000,
+    steady: Duration::from_secs(20),
+};
+const QUICK: Plan = Plan {
+    rounds: 1,
+    messages: 20_000,
+    naive_messages: 1_000,
+    asking: Duration::from_millis(300),
+    directs: 200_000,
+    asks: 200,
+    stored: 200_000,
+    steady: Duration::from_secs(4),
+};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -56,7 +86,9 @@ async fn measure(plan: &Plan, parts: &[&str]) {
             "footprint" => footprint::measure(&world, plan).await,
             "ingest" => ingest::measure(&world, plan).await,
             "history" => history::measure(&world, plan).await,
-            _ => send::measure(&world, plan).await,
+            "send" => send::measure(&world, plan).await,
+            "direct" => direct::measure(plan).await,
+            _ => expiry::measure(plan).await,
         }
     }
 }

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::Client;
-use runtime::{Running, Vars};
+use runtime::{Database, Running, Settings, Vars};
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use testing::{World, eventually};
 use wire::{ChangeType, DM_SYNC, Mode, SYNC, Seq, SyncPage, header, jetstream};
 
@@ -313,4 +314,46 @@ async fn a_bad_request_is_told_what_to_mend() {
     let (page, _) = ask_raw(&publisher, SYNC.subject(&["nowhere"]), r#"{"after":0}"#).await.unwrap();
     assert_eq!((page.messages.len(), page.more), (0, false), "nothing there is no error");
     function.stop().await.unwrap();
+}
+
+/// What an inbox costs is what it shows: no plan, for whatever limit, may read the rooms of all the others.
+#[tokio::test]
+async fn an_inbox_reads_no_room_but_its_own() {
+    let world = World::start().await;
+    let database = world.database().await;
+    sqlx::raw_sql(
+        "insert into rooms (name) select 'dm.a-' || n || '.b-' || n from generate_series(0, 1999) as n;
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
+         select n, rooms.id, 'a-' || n % 2000, 'b-' || n % 2000, 'id-' || n, false, 'hello', now(), now()
+           from generate_series(1, 40000) as n join rooms on rooms.name = 'dm.a-' || n % 2000 || '.b-' || n % 2000",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    sqlx::raw_sql("analyze").execute(&database).await.unwrap();
+    // As the function itself connects: the plan is one for any limit.
+    let settings = Settings::read(&Vars::from_pairs(world.vars("sync-messages")).unwrap()).unwrap();
+    let connected = Database::new(&settings, "test").unwrap();
+    let plan = connected.run(SOON, async |connection| {
+        let prepare = format!("prepare page (text, bigint, bigint, bigint) as {}", crate::inbox::MESSAGES);
+        sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await?;
+        sqlx::query_scalar::<_, String>("explain execute page ('b-7', 0, 101, 1000000)").fetch_all(connection).await
+    });
+    let plan = plan.await.unwrap().join("\n");
+    assert!(plan.contains("messages_recipient_seq_idx") && !plan.contains("Seq Scan"), "{plan}");
+}
+
+/// Such a plan expects far more rows than there are, and compiling it takes longer than running it.
+#[tokio::test]
+async fn no_statement_is_compiled() {
+    let world = World::start().await;
+    let settings = Settings::read(&Vars::from_pairs(world.vars("sync-messages")).unwrap()).unwrap();
+    let connected = Database::new(&settings, "test").unwrap();
+    let plan = connected.run(SOON, async |connection| {
+        // Dear enough on paper for anything PostgreSQL could do about it.
+        let dear = "explain select count(*) from generate_series(1, 100000000) as a, generate_series(1, 100000000) as b";
+        sqlx::query_scalar::<_, String>(dear).fetch_all(connection).await
+    });
+    let plan = plan.await.unwrap().join("\n");
+    assert!(!plan.contains("JIT"), "{plan}");
 }

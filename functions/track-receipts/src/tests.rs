@@ -1,6 +1,7 @@
 //! Marks as people's clients move them, on real servers; whatever stands beside is the real binary.
 
 mod marks;
+mod plans;
 mod story;
 mod unread;
 
