@@ -49,7 +49,9 @@ async fn erasing_many_texts_brings_no_deletion_again() {
         (info["ack_floor"]["stream_seq"] == 2 * MANY).then_some(info)
     })
     .await;
-    assert_eq!(info["delivered"]["consumer_seq"], before + MANY as u64, "each was delivered once: {info}");
+    // A machine that stands still for seconds may have a pull or two brought again. Without reports all of it comes at least twice.
+    let again = info["delivered"]["consumer_seq"].as_u64().unwrap() - before - MANY as u64;
+    assert!(again < MANY as u64 / 10, "what is worked on is not delivered again: {again} were; {info}");
     let state = bootstrap.request(wire::jetstream::STREAM_INFO, "".into()).await.unwrap();
     let state: Value = serde_json::from_slice(&state.payload).unwrap();
     assert_eq!(

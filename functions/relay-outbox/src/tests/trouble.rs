@@ -16,7 +16,7 @@ async fn filled() -> (World, Client, PgPool) {
 
 /// Waits until there are more events than `before`, and not yet all.
 async fn under_way(admin: &Client, before: u64) -> u64 {
-    let held = eventually("events come", SOON, async || Some(count(admin).await).filter(|held| *held > before)).await;
+    let held = eventually("events come", SOON * 3, async || Some(count(admin).await).filter(|held| *held > before)).await;
     assert!(held < MANY, "too late: all is told");
     held
 }
