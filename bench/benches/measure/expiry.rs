@@ -269,22 +269,25 @@ impl Bench<'_> {
                 parts.push(rates[1] / rates[0]);
             }
         }
-        let part = median(&parts);
-        let row = |name: &str, rates: &[f64], part: f64| vec![name.to_owned(), rounded(median(rates)), format!("{part:.2} ×")];
+        let (paired, overall) = (median(&parts), median(&with) / median(&without));
+        let row = |name: &str, rates: &[f64], part: f64| {
+            let each = rates.iter().map(|rate| rounded(*rate)).collect::<Vec<String>>().join(" · ");
+            vec![name.to_owned(), each, rounded(median(rates)), format!("{part:.2} ×")]
+        };
         table(
             "Storing as fast as can be, 1 copy of persist-message",
-            &["", "messages/s", "of without"],
-            &[row("without a sweep", &without, 1.0), row("while sweeping", &with, part)],
+            &["messages/s", "round by round", "median", "of without"],
+            &[row("without a sweep", &without, 1.0), row("while sweeping", &with, overall)],
         );
-        let (least, most) = parts.iter().fold((f64::MAX, 0.0f64), |(least, most), part| (part.min(least), part.max(most)));
-        println!("Medians of {} rounds, both ways in each; round by round {least:.2} to {most:.2} ×.", parts.len());
+        let parts = parts.iter().map(|part| format!("{part:.2}")).collect::<Vec<String>>().join(" · ");
+        println!("Both ways in each round; its part, round by round: {parts}; their median {paired:.2} ×.");
+        // Where two fair ways to sum up disagree, the rounds lie too far apart to tell.
+        let told = if (paired >= REQUIRED) == (overall >= REQUIRED) { verdict(paired >= REQUIRED) } else { "UNDECIDED" };
         println!(
-            "Required: at least {REQUIRED} × ({}), no wait for a lock beyond {LOCK_WAIT_ALLOWED_MS} ms ({}: {} waits of {LOCK_WAIT_TOLD_MS} ms or more, the longest {:.0} ms).\n",
-            verdict(part >= REQUIRED),
-            verdict(waits.longest_ms <= LOCK_WAIT_ALLOWED_MS),
-            waits.count,
-            waits.longest_ms
+            "Required: at least {REQUIRED} × by both medians ({told}), no wait for a lock beyond {LOCK_WAIT_ALLOWED_MS} ms ({}).",
+            verdict(waits.longest_ms <= LOCK_WAIT_ALLOWED_MS)
         );
+        println!("{} waits of {LOCK_WAIT_TOLD_MS} ms or more while sweeping, the longest {:.0} ms.\n", waits.count, waits.longest_ms);
     }
 
     /// Has a full log stored; how many messages a second, and the waits until then if that was with a sweep.

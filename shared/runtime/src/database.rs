@@ -16,7 +16,7 @@ use crate::{Fatal, Settings};
 /// Set on every connection. The plans: a statement over arrays that starts as a custom plan may turn
 /// four times slower when PostgreSQL changes its mind after five executions; generic from the start stays fast.
 /// Such a plan is made for far more rows than a page has, so on large tables PostgreSQL would compile each of them, every time
-/// anew: 25 to 80 ms for a page of one.
+/// anew: an inbox of one message took 28 ms on a million, and takes 2.
 const SESSION: [(&str, &str); 9] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("jit", "off"),
