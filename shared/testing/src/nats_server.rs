@@ -210,10 +210,8 @@ async fn greeting(port: u16) -> Option<String> {
 static PROGRAM: OnceLock<OsString> = OnceLock::new();
 
 fn program() -> OsString {
-    if let Some(program) = PROGRAM.get() {
-        return program.clone();
-    }
-    std::env::var_os("SCROLLBACK_NATS_SERVER").unwrap_or_else(|| {
+    // What was named is run as it is, whatever it is.
+    std::env::var_os("SCROLLBACK_NATS_SERVER").or_else(|| PROGRAM.get().cloned()).unwrap_or_else(|| {
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
             .map(|folder| folder.join("nats-server"))
             .find(|program| program.is_file())
