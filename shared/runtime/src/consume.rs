@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use wire::Seq;
 
 use crate::log::ConsumerInfo;
-use crate::pulls::{Pulls, SILENCE, Trouble};
+use crate::pulls::{IN_PROGRESS, Pulls, SILENCE, Trouble};
 use crate::{Connection, Fatal, Log, LogError, LogMessage, Settings, connect};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -36,8 +36,6 @@ const LINGER: Duration = Duration::from_millis(10);
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Of ack_wait: after this part of it the server hears that long work goes on. A report that comes late still comes in time.
 const REPORT_AFTER: u32 = 4;
-/// To JetStream: this is worked on, its ack_wait begins anew.
-pub(crate) const IN_PROGRESS: &str = "+WPI";
 
 /// One message of the log, as delivered.
 #[derive(Debug)]

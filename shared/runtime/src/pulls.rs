@@ -10,7 +10,6 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout, timeout_at};
 use wire::{Seq, jetstream};
 
-use crate::consume::IN_PROGRESS;
 use crate::log::ConsumerInfo;
 use crate::{ApiError, Connection, Delivery, LogMessage};
 
@@ -19,6 +18,8 @@ const PULL_EXPIRES: Duration = Duration::from_secs(20);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Two heartbeats missed: the consumer's leader changed, the connection is dead without knowing it, or the server has too much to do.
 pub(crate) const SILENCE: Duration = Duration::from_secs(5);
+/// To JetStream: this is worked on, its ack_wait begins anew.
+pub(crate) const IN_PROGRESS: &str = "+WPI";
 
 /// Why pulling was interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -194,6 +194,20 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
     let waits: Vec<(String, i64)> =
         sqlx::query_as("select recipient, messages from undelivered order by recipient").fetch_all(&database).await.unwrap();
     assert_eq!(waits, [("bob".to_owned(), 1), ("carol".to_owned(), 1)]);
+    // Five messages and two marks, of which nobody is told here.
+    let lag = async || -> Vec<(String, i64, bool)> {
+        let lag = sqlx::query_as("select stage, waiting, behind < interval '1 minute' from lag where waiting > 0 order by stage");
+        lag.fetch_all(&database).await.unwrap()
+    };
+    assert_eq!(lag().await, [("delivery".to_owned(), 2, true), ("events".to_owned(), 7, true)]);
+    // What has expired waits for nobody, swept or not.
+    sqlx::raw_sql(
+        "insert into retention (room, days) values ('dm.bob.carol', 1); update messages set received_at = now() - interval '2 days'",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    assert_eq!(lag().await, [("delivery".to_owned(), 1, false), ("events".to_owned(), 7, true)]);
     let people: Vec<String> = sqlx::query_scalar("select name from users order by name").fetch_all(&database).await.unwrap();
     assert_eq!(people, ["ann", "bob", "carol"]);
     function.stop().await.unwrap();
