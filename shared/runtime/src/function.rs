@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::ops::Deref;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,9 +13,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wire::{Ask, Endpoint, EndpointInfo};
 
+use crate::ctx::{Clock, Ctx, Shared};
 use crate::requests::Requests;
 use crate::service::{QUEUE_GROUP, Registered, Service};
-use crate::{Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars, Worker, connect};
+use crate::{Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars, connect};
 
 /// What was taken is finished within this; compose and `dev` wait five seconds longer before they kill.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
@@ -37,103 +37,6 @@ pub struct Identity {
     pub description: &'static str,
 }
 
-/// What a handler may touch; `S` is the function's own.
-pub struct Ctx<S = ()> {
-    shared: Arc<Shared>,
-    state: Arc<S>,
-}
-
-struct Shared {
-    identity: Identity,
-    settings: Settings,
-    vars: Vars,
-    nats: Connection,
-    database: Database,
-    log: Arc<Log>,
-    clock: Clock,
-    stop: CancellationToken,
-}
-
-impl<S> Clone for Ctx<S> {
-    fn clone(&self) -> Self {
-        Ctx { shared: self.shared.clone(), state: self.state.clone() }
-    }
-}
-
-impl<S> fmt::Debug for Ctx<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ctx").field("function", &self.shared.identity.name).finish_non_exhaustive()
-    }
-}
-
-/// The function's own state.
-impl<S> Deref for Ctx<S> {
-    type Target = S;
-
-    fn deref(&self) -> &S {
-        &self.state
-    }
-}
-
-impl<S> Ctx<S> {
-    /// Who we are.
-    pub fn identity(&self) -> Identity {
-        self.shared.identity
-    }
-
-    /// What every function is configured with.
-    pub fn settings(&self) -> &Settings {
-        &self.shared.settings
-    }
-
-    /// The environment, for settings of the function's own.
-    pub fn vars(&self) -> &Vars {
-        &self.shared.vars
-    }
-
-    /// The connection the service API uses; not for receiving messages of the log.
-    pub fn nats(&self) -> &Connection {
-        &self.shared.nats
-    }
-
-    /// PostgreSQL.
-    pub fn database(&self) -> &Database {
-        &self.shared.database
-    }
-
-    /// The log, for reading.
-    pub fn log(&self) -> &Log {
-        &self.shared.log
-    }
-
-    /// What the log took at this time, in Unix milliseconds, or before has expired, by our clock and without asking the table
-    /// `retention`: for while PostgreSQL is away. `None` where nothing expires.
-    pub fn cutoff_ms(&self) -> Option<i64> {
-        self.shared.settings.cutoff_ms((self.shared.clock)())
-    }
-
-    /// Cancelled when the process is told to stop.
-    pub fn stop(&self) -> &CancellationToken {
-        &self.shared.stop
-    }
-
-    /// This copy's part in consuming the log: at most `max_batch` messages at once, and an error when
-    /// nothing moves for `stuck_after`.
-    pub fn worker(&self, max_batch: usize, stuck_after: Duration) -> Worker {
-        let shared = &self.shared;
-        Worker::new(
-            shared.nats.clone(),
-            shared.log.clone(),
-            shared.settings.clone(),
-            shared.identity.name,
-            shared.stop.clone(),
-            max_batch,
-            stuck_after,
-        )
-    }
-}
-
-type Clock = Box<dyn Fn() -> SystemTime + Send + Sync>;
 type Setup<S> = Box<dyn FnOnce(Ctx) -> BoxFuture<'static, Result<S, Fatal>> + Send>;
 type Bind<S> = Box<dyn FnOnce(Ctx<S>) -> Registered + Send>;
 type Work<S> = Box<dyn FnOnce(Ctx<S>, Meter) -> BoxFuture<'static, Result<(), Fatal>> + Send>;
