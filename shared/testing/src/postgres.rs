@@ -165,6 +165,8 @@ impl Postgres {
         let mut command = kept(EndBy::Quit, &program);
         command.args(arguments).arg("-D").arg(&data).args(["-p", &self.port.to_string()]);
         command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "max_connections=200"]);
+        // In its folder, which is removed: a server that is killed would leave segments in /dev/shm.
+        command.args(["-c", "dynamic_shared_memory_type=mmap"]);
         let child = Child::start("postgres", command, &self.folder);
         eventually("PostgreSQL answers", START_WITHIN, async || match self.answers(&data).await {
             true => Some(Some(())),
