@@ -58,9 +58,7 @@ impl Outgoing {
         let span = headers.get(TRACEPARENT).is_some().then(|| send_span(&subject, event.seq(), &mut headers));
         Ok(Outgoing { subject, headers, payload, _span: span })
     }
-}
 
-impl Outgoing {
     /// For an event without a position of its own: says that everything up to `told` was told before.
     pub fn after(mut self, told: Seq) -> Outgoing {
         self.headers.insert(header::TOLD, HeaderValue::from(told.get()));

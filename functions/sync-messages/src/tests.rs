@@ -320,17 +320,7 @@ async fn a_bad_request_is_told_what_to_mend() {
 #[tokio::test]
 async fn an_inbox_reads_no_room_but_its_own() {
     let world = World::start().await;
-    let database = world.database().await;
-    sqlx::raw_sql(
-        "insert into rooms (name) select 'dm.a-' || n || '.b-' || n from generate_series(0, 1999) as n;
-         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-         select n, rooms.id, 'a-' || n % 2000, 'b-' || n % 2000, 'id-' || n, false, 'hello', now(), now()
-           from generate_series(1, 40000) as n join rooms on rooms.name = 'dm.a-' || n % 2000 || '.b-' || n % 2000",
-    )
-    .execute(&database)
-    .await
-    .unwrap();
-    sqlx::raw_sql("analyze").execute(&database).await.unwrap();
+    world.store_conversations().await;
     // As the function itself connects: the plan is one for any limit.
     let settings = Settings::read(&Vars::from_pairs(world.vars("sync-messages")).unwrap()).unwrap();
     let connected = Database::new(&settings, "test").unwrap();

@@ -209,6 +209,22 @@ impl World {
         connected.unwrap_or_else(|error| panic!("PostgreSQL does not answer: {error}"))
     }
 
+    /// Stores 40,000 messages in 2,000 conversations, `a-7` to `b-7` and so on, past the log: enough for PostgreSQL to plan as for many.
+    ///
+    /// # Panics
+    ///
+    /// When PostgreSQL does not take them.
+    pub async fn store_conversations(&self) {
+        let stored = sqlx::raw_sql(
+            "insert into rooms (name) select 'dm.a-' || n || '.b-' || n from generate_series(0, 1999) as n;
+             insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
+             select n, rooms.id, 'a-' || n % 2000, 'b-' || n % 2000, 'id-' || n, false, 'hello', now(), now()
+               from generate_series(1, 40000) as n join rooms on rooms.name = 'dm.a-' || n % 2000 || '.b-' || n % 2000;
+             analyze",
+        );
+        stored.execute(&self.database().await).await.expect("messages are stored");
+    }
+
     /// The shipped streams and consumers, each changed by `edit` (its file name, its configuration), in a folder of this world.
     /// `stream-bootstrap` takes them when started with `BOOTSTRAP_CONFIG` set to it.
     ///

@@ -68,6 +68,11 @@ pub async fn request_quietly<Q, R, T: DeserializeOwned>(
 
 async fn question(publisher: &Connection, subject: String, body: &Value, who: &str) -> Result<NatsMessage, Fatal> {
     println!("   $ nats req {subject} '{body}'");
+    answer(publisher, &subject, body, who).await
+}
+
+/// What `who` answers, shown nowhere; an error of theirs is one here.
+pub async fn answer(publisher: &Connection, subject: &str, body: &Value, who: &str) -> Result<NatsMessage, Fatal> {
     let span = tracing::info_span!(
         "request",
         otel.name = format!("request {subject}"),
@@ -75,7 +80,7 @@ async fn question(publisher: &Connection, subject: String, body: &Value, who: &s
         messaging.system = "nats",
         messaging.destination.name = subject,
     );
-    let reply = ask(publisher, &subject, &body.to_string(), &span, who).await?;
+    let reply = ask(publisher, subject, &body.to_string(), &span, who).await?;
     match reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR)) {
         Some(error) => Err(Fatal::new(format!("{who} answers {}: {error}", of(&reply, header::SERVICE_ERROR_CODE)))),
         None => Ok(reply),

@@ -10,13 +10,13 @@ mod show;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ask::ask;
-use runtime::{Connection, Fatal, Identity, NatsSettings, Telemetry, Vars, connect};
+use ask::{answer, ask};
+use runtime::{Connection, Fatal, Identity, NatsSettings, PublishAck, Telemetry, Vars, connect};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
-use wire::{HISTORY, Message, Room, STREAM, Seq, Source, header};
+use wire::{HISTORY, Message, Room, STREAM, Source, header};
 
 const STORED_WITHIN: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -135,10 +135,10 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         messaging.message.id = tracing::field::Empty,
     );
     let ack = ask(publisher, &subject, &body.to_string(), &send, "the log; stream-bootstrap makes it").await?;
-    let ack: Ack = serde_json::from_slice(&ack.payload).map_err(|_| Fatal::new("what answers is not JetStream"))?;
+    let ack: PublishAck = serde_json::from_slice(&ack.payload).map_err(|_| Fatal::new("what answers is not JetStream"))?;
     let seq = match ack {
-        Ack { stream, seq: Some(seq), error: None } if stream == STREAM => seq,
-        Ack { error, .. } => {
+        PublishAck { stream, seq, error: None, .. } if stream == STREAM => seq,
+        PublishAck { error, .. } => {
             let why = error.map(|error| error.description).unwrap_or_default();
             return Err(Fatal::new(format!("JetStream did not take the message: {why}")));
         }
@@ -177,20 +177,6 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
     }
 }
 
-#[derive(Deserialize)]
-struct Ack {
-    #[serde(default)]
-    stream: String,
-    seq: Option<Seq>,
-    error: Option<AckError>,
-}
-
-#[derive(Deserialize)]
-struct AckError {
-    #[serde(default)]
-    description: String,
-}
-
 /// One page as it came.
 struct Answered {
     messages: Vec<Message>,
@@ -207,18 +193,8 @@ impl Answered {
 
 async fn history(publisher: &Connection, room: &Room, body: &serde_json::Value) -> Result<Answered, Fatal> {
     let subject = HISTORY.subject(&[room.as_str()]);
-    let span = tracing::info_span!(
-        "history",
-        otel.name = format!("request {subject}"),
-        otel.kind = "client",
-        messaging.system = "nats",
-        messaging.destination.name = subject,
-    );
-    let reply = ask(publisher, &subject, &body.to_string(), &span, "get-history").await?;
+    let reply = answer(publisher, &subject, body, "get-history").await?;
     let header = |name: &str| reply.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str().to_owned());
-    if let Some(error) = header(header::SERVICE_ERROR) {
-        return Err(Fatal::new(format!("get-history answers {}: {error}", header(header::SERVICE_ERROR_CODE).unwrap_or_default())));
-    }
     let unreadable = || Fatal::new(format!("the answer to {subject} is not a page of history"));
     Ok(Answered {
         messages: serde_json::from_slice(&reply.payload).map_err(|_| unreadable())?,

@@ -14,8 +14,7 @@ use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::{Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use runtime::{Connection, Fatal};
-use serde::Deserialize;
+use runtime::{Connection, Fatal, PublishAck, PublishError};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::line::Outgoing;
@@ -245,29 +244,14 @@ fn value(text: impl ToString) -> HeaderValue {
     text.to_string().parse().unwrap_or_default()
 }
 
-#[derive(Deserialize)]
-struct Ack {
-    #[serde(default)]
-    duplicate: bool,
-    error: Option<AckError>,
-}
-
-#[derive(Deserialize)]
-struct AckError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
 /// Reads JetStream's answer; one that refuses what was only asked for is no trouble.
-fn answer(reply: &Message) -> Result<Ack, Trouble> {
+fn answer(reply: &Message) -> Result<PublishAck, Trouble> {
     if reply.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(Trouble::NoStream);
     }
-    let ack: Ack = serde_json::from_slice(&reply.payload)
+    let ack: PublishAck = serde_json::from_slice(&reply.payload)
         .map_err(|_| Trouble::Fatal(Fatal::new("what answers is not JetStream: another service listens on the log's subjects")))?;
-    let Some(AckError { err_code, description }) = &ack.error else { return Ok(ack) };
+    let Some(PublishError { err_code, description }) = &ack.error else { return Ok(ack) };
     Err(match *err_code {
         code::NOT_EXPECTED => return Ok(ack),
         code::KNOWN_MESSAGE => Trouble::Known,

@@ -20,17 +20,7 @@ async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> S
 #[tokio::test]
 async fn nobody_reads_the_rooms_of_all_the_others() {
     let world = World::start().await;
-    let database = world.database().await;
-    sqlx::raw_sql(
-        "insert into rooms (name) select 'dm.a-' || n || '.b-' || n from generate_series(0, 1999) as n;
-         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-         select n, rooms.id, 'a-' || n % 2000, 'b-' || n % 2000, 'id-' || n, false, 'hello', now(), now()
-           from generate_series(1, 40000) as n join rooms on rooms.name = 'dm.a-' || n % 2000 || '.b-' || n % 2000",
-    )
-    .execute(&database)
-    .await
-    .unwrap();
-    sqlx::raw_sql("analyze").execute(&database).await.unwrap();
+    world.store_conversations().await;
     let concerned = plan(&world, crate::delivered::CONCERNED, "text, bigint, bigint, bigint", "'b-7', 0, 40000, 10000").await;
     assert!(concerned.contains("messages_recipient_seq_idx") && !concerned.contains("Seq Scan"), "{concerned}");
     let above = plan(&world, crate::unread::ABOVE, "bigint, text, text[]", "40000, 'b-7', '{general}'").await;
