@@ -25,8 +25,9 @@ struct Two<'a> {
 
 /// Alice sends while bob is away; he comes back, dies, comes back, confirms, reads.
 pub async fn demonstrate(publisher: &Connection) -> Result<(), Fatal> {
-    let now_ms = now_ms();
-    let (alice, bob) = (format!("demo-alice-{now_ms}"), format!("demo-bob-{now_ms}"));
+    // Two that are shown in the same millisecond are two processes.
+    let run = format!("{}-{}", now_ms(), std::process::id());
+    let (alice, bob) = (format!("demo-alice-{run}"), format!("demo-bob-{run}"));
     // The names sorted, as they are.
     let room = format!("dm.{alice}.{bob}");
     let mut events = Events::subscribe(publisher, event_subject(&room)).await?;
