@@ -326,6 +326,27 @@ async fn each_bad_message_alone_is_set_aside_without_a_storm() {
 }
 
 #[tokio::test]
+async fn nothing_is_sent_to_a_connection_that_is_lost() {
+    const GOOD: usize = 60;
+    let world = World::start().await;
+    let worker = worker(&world).await;
+    let database = world.database().await;
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    let bad = bad_messages().into_iter().find(|message| message.3 == "malformed_headers").unwrap();
+    for round in 1..=10 {
+        send_bad(&mut client, &bad).await;
+        // One by one, each when the server has the one before: some come while the connection is being mended.
+        for number in 0..GOOD {
+            let body = json!({"user": "ann", "text": number.to_string()}).to_string();
+            client.publish_raw("chat.general", None, None, body.as_bytes()).await;
+            client.flush().await.unwrap();
+        }
+        stored(&database, (round * GOOD) as i64, WITHIN).await;
+    }
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn while_the_database_is_away_nothing_is_spent() {
     let world = World::with_own_postgres().await;
     let worker = worker(&world).await;

@@ -2,7 +2,8 @@
 //!
 //! One connection of its own for the deliveries, because a stored message with malformed headers ends the
 //! connection of whoever receives it (see [`crate::Log`]). Then what was under way is fetched through the
-//! JSON API instead, the malformed ones are handed on marked as such and removed from the stream.
+//! JSON API instead, once nothing more can be sent to the lost connection; the malformed ones are handed on marked as
+//! such and removed from the stream.
 
 use std::fmt;
 use std::pin::pin;
@@ -64,6 +65,8 @@ struct Shared {
     progress: AtomicU64,
     /// Counts how often long work told that it goes on.
     going_on: AtomicU64,
+    /// Counts batches on their way to be stored.
+    handed_on: AtomicU64,
     ack_wait_ms: AtomicU64,
     waiting: AtomicBool,
     lanes: Arc<Semaphore>,
@@ -135,6 +138,7 @@ impl Worker {
             stuck_after,
             progress: AtomicU64::new(0),
             going_on: AtomicU64::new(0),
+            handed_on: AtomicU64::new(0),
             ack_wait_ms: AtomicU64::new(ACK_WAIT.as_millis() as u64),
             waiting: AtomicBool::new(false),
             lanes: Arc::new(Semaphore::new(LANES)),
@@ -233,23 +237,25 @@ impl Worker {
     async fn pull(self, batches: mpsc::Sender<Batch>) {
         let mut pause = FIRST_PAUSE;
         let mut told = false;
+        let mut before = None;
         while !self.0.stop.is_cancelled() {
             let begun = Instant::now();
-            let trouble = match self.pull_until_trouble(&batches).await {
+            let handed_on = self.0.handed_on.load(Ordering::Relaxed);
+            let trouble = match self.pull_until_trouble(&batches, before).await {
                 Ok(()) => return,
                 Err(trouble) => trouble,
             };
+            before = Some(trouble);
             if begun.elapsed() > LONGEST_PAUSE {
-                (pause, told) = (FIRST_PAUSE, false);
+                told = false;
+            }
+            // Messages that break one connection after another do not hold up those between them.
+            if self.0.handed_on.load(Ordering::Relaxed) != handed_on || begun.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
             }
             if !told {
                 tracing::warn!(%trouble, "pulling was interrupted");
                 told = true;
-            }
-            if trouble != Trouble::NoConsumer
-                && let Err(error) = self.rescue(&batches).await
-            {
-                tracing::debug!(%error, "what was under way could not be fetched yet");
             }
             tokio::select! {
                 () = tokio::time::sleep(jittered(pause)) => {}
@@ -282,27 +288,45 @@ impl Worker {
         }
     }
 
-    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Batch>) -> Result<(), Trouble> {
+    /// `before`: what the connection before this one ended with.
+    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Batch>, before: Option<Trouble>) -> Result<(), Trouble> {
         let connection = connect(&self.0.settings.nats, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
         let Ok(connection) = connection else { return Err(Trouble::Broken) };
         if let Ok(info) = self.0.log.consumer().await {
             self.note_ack_wait(&info);
         }
+        if matches!(before, Some(Trouble::Broken | Trouble::Silent))
+            && let Err(error) = self.rescue(batches).await
+        {
+            tracing::debug!(%error, "what was under way could not be fetched; it comes again after ack_wait");
+        }
         let mut pulls = Pulls::start(connection, self.0.max_batch).await?;
+        let end = self.pull_from(&mut pulls, batches).await;
+        pulls.close().await;
+        end
+    }
+
+    async fn pull_from(&self, pulls: &mut Pulls, batches: &mpsc::Sender<Batch>) -> Result<(), Trouble> {
         loop {
             // A lane first, then messages: what comes while all are busy makes the next batch larger, and while the
             // database is away nothing more is asked for.
-            let Some(lane) = self.lane_for(&mut pulls).await? else { return Ok(()) };
+            let Some(lane) = self.lane_for(pulls).await? else { return Ok(()) };
             // While the other lane is busy a small batch gains nothing by hurrying; a lone message never waits.
             let linger = if self.0.lanes.available_permits() + 1 < LANES { LINGER } else { Duration::ZERO };
             let deliveries = tokio::select! {
                 deliveries = pulls.next(linger) => deliveries?.into(),
                 () = self.0.stop.cancelled() => return Ok(()),
             };
-            if batches.send(Batch { deliveries, lane }).await.is_err() {
+            if self.hand_on(batches, deliveries, lane).await.is_err() {
                 return Ok(());
             }
         }
+    }
+
+    /// An error: nobody stores any more.
+    async fn hand_on(&self, batches: &mpsc::Sender<Batch>, deliveries: Arc<[Delivery]>, lane: OwnedSemaphorePermit) -> Result<(), ()> {
+        self.0.handed_on.fetch_add(1, Ordering::Relaxed);
+        batches.send(Batch { deliveries, lane }).await.map_err(drop)
     }
 
     /// Fetches everything that was delivered and not acknowledged, without anybody parsing headers.
@@ -324,7 +348,7 @@ impl Worker {
                 .collect();
             if !batch.is_empty() {
                 let Some(lane) = self.lane().await else { return Ok(()) };
-                if batches.send(Batch { deliveries: batch.into(), lane }).await.is_err() {
+                if self.hand_on(batches, batch.into(), lane).await.is_err() {
                     return Ok(());
                 }
             }

@@ -18,6 +18,8 @@ const PULL_EXPIRES: Duration = Duration::from_secs(20);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Two heartbeats missed: the consumer's leader changed, the connection is dead without knowing it, or the server has too much to do.
 pub(crate) const SILENCE: Duration = Duration::from_secs(5);
+/// How long a broken connection may take until it is gone.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// To JetStream: this is worked on, its ack_wait begins anew.
 pub(crate) const IN_PROGRESS: &str = "+WPI";
 
@@ -131,6 +133,16 @@ impl Pulls {
             self.connection.client().publish(ack, IN_PROGRESS.into()).await.map_err(|_| Trouble::Broken)?;
         }
         Ok(())
+    }
+
+    /// Ends the connection. Until async-nats has made a new one it leaves a broken one open, and the server goes on sending there
+    /// what nobody reads; what it sends after this nobody misses.
+    pub(crate) async fn close(self) {
+        // Without its subscription the new connection does not stand in for the old one.
+        drop(self.replies);
+        if !matches!(timeout(CLOSE_WITHIN, self.connection.client().flush()).await, Ok(Ok(()))) {
+            tracing::debug!("the connection for deliveries was given up before it was mended");
+        }
     }
 
     fn take(&mut self, message: Message) -> Result<(), Trouble> {
