@@ -347,6 +347,25 @@ async fn nothing_is_sent_to_a_connection_that_is_lost() {
 }
 
 #[tokio::test]
+async fn a_copy_that_stops_gives_back_what_it_has_not_begun() {
+    const MESSAGES: usize = 20_000;
+    let world = World::start().await;
+    let database = world.database().await;
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    for number in 0..MESSAGES {
+        let body = json!({"user": "ann", "text": number.to_string()}).to_string();
+        client.publish_raw("chat.general", None, None, body.as_bytes()).await;
+    }
+    client.flush().await.unwrap();
+    let (stays, leaves) = (worker(&world).await, worker(&world).await);
+    eventually("storing is under way", SOON, async || (count(&database, "select count(*) from messages").await > 0).then_some(())).await;
+    leaves.stop().await.unwrap();
+    // Not given back, they would come again after ack_wait, 30 s.
+    stored(&database, MESSAGES as i64, Duration::from_secs(20)).await;
+    stays.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn while_the_database_is_away_nothing_is_spent() {
     let world = World::with_own_postgres().await;
     let worker = worker(&world).await;

@@ -302,7 +302,10 @@ impl Worker {
         }
         let mut pulls = Pulls::start(connection, self.0.max_batch).await?;
         let end = self.pull_from(&mut pulls, batches).await;
-        pulls.close().await;
+        match end {
+            Ok(()) => pulls.give_back().await,
+            Err(_) => pulls.close().await,
+        }
         end
     }
 

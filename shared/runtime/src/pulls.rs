@@ -22,6 +22,8 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(5);
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// To JetStream: this is worked on, its ack_wait begins anew.
 pub(crate) const IN_PROGRESS: &str = "+WPI";
+/// To JetStream: this is for somebody else.
+const NOT_HERE: &str = "-NAK";
 
 /// Why pulling was interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -133,6 +135,22 @@ impl Pulls {
             self.connection.client().publish(ack, IN_PROGRESS.into()).await.map_err(|_| Trouble::Broken)?;
         }
         Ok(())
+    }
+
+    /// Ends the connection; what the server sent and nobody took another copy gets at once, not after ack_wait.
+    pub(crate) async fn give_back(mut self) {
+        if self.replies.drain().await.is_ok() {
+            while let Ok(Some(message)) = timeout(CLOSE_WITHIN, self.replies.next()).await {
+                // What a status says of a pull does not matter any more.
+                let _ = self.take(message);
+            }
+        }
+        for ack in self.ready.drain(..).filter_map(|delivery| delivery.ack) {
+            if self.connection.client().publish(ack, NOT_HERE.into()).await.is_err() {
+                break;
+            }
+        }
+        self.close().await;
     }
 
     /// Ends the connection. Until async-nats has made a new one it leaves a broken one open, and the server goes on sending there
