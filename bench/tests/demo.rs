@@ -3,12 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use testing::{OtlpReceiver, World};
+use testing::{OtlpReceiver, SOON, World};
 use tokio::process::Command;
-
-const SOON: Duration = Duration::from_secs(20);
 
 fn demo(world: &World, extra: &[(&str, &str)]) -> Command {
     let operator = world.vars("operator");

@@ -11,11 +11,10 @@ use std::time::Duration;
 use async_nats::jetstream::{self, stream::Stream};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-const SOON: Duration = Duration::from_secs(20);
 const STREAM: &str = include_str!("../../nats/streams/CHAT_MESSAGES.json");
 
 /// A world with the shipped stream, and nobody who works on it.

@@ -3,15 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::process::Output;
-use std::time::Duration;
 
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 use tokio::process::Command;
-
-const SOON: Duration = Duration::from_secs(20);
 
 fn index(world: &World, user: &str, arguments: &[&str], extra: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_index"));

@@ -1,18 +1,15 @@
 //! Deleting as clients see it, on real servers; the worker and history beside are the real binaries.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use async_nats::Client;
 use futures::StreamExt;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 use wire::{DELETE, DM_DELETE, DM_HISTORY, HISTORY, header, jetstream};
 
 use crate::function;
-
-const SOON: Duration = Duration::from_secs(20);
 
 async fn start(world: &World) -> Running {
     let mut vars: HashMap<String, String> = world.vars("delete-message");

@@ -8,18 +8,16 @@ mod sweep;
 mod trim;
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use async_nats::Client;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 use wire::{Budget, Erased, HISTORY, Message, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, Retained, SYNC, SyncPage, jetstream};
 
 use crate::function;
 
-const SOON: Duration = Duration::from_secs(30);
 /// Neither trims nor sweeps by itself while a test runs, but for the first time.
 const SELDOM: (&str, &str) = ("RETENTION_INTERVAL_MS", "3600000");
 const KEEP_NOTHING: [(&str, &str); 3] = [("TRIM_KEEP_MESSAGES", "0"), ("TRIM_KEEP_DAYS", "0"), SELDOM];

@@ -9,12 +9,10 @@ use std::time::Duration;
 use async_nats::Client;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{RawClient, World, eventually};
+use testing::{RawClient, SOON, World, eventually};
 use wire::{HISTORY, Message};
 
 use crate::function;
-
-const SOON: Duration = Duration::from_secs(10);
 
 async fn history(world: &World) -> Running {
     function().start(Vars::from_pairs(world.vars("get-history")).unwrap()).await.unwrap()

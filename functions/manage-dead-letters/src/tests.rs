@@ -4,18 +4,14 @@ mod list;
 mod retry;
 mod trouble;
 
-use std::time::Duration;
-
 use async_nats::Client;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{RawClient, World, eventually};
+use testing::{RawClient, SOON, World, eventually};
 use wire::{DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW};
 
 use crate::function;
-
-const SOON: Duration = Duration::from_secs(20);
 
 async fn start(world: &World) -> Running {
     start_with(world, &[]).await

@@ -7,15 +7,15 @@ mod seen;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::header::HeaderMap;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{RawClient, World, eventually};
+use testing::{RawClient, SOON, World, eventually};
 
 use crate::function;
 
-const SOON: Duration = Duration::from_secs(10);
 /// What the promise of one bad message among a hundred good ones allows.
 const WITHIN: Duration = Duration::from_secs(5);
 
@@ -24,7 +24,7 @@ async fn worker(world: &World) -> Running {
 }
 
 /// Publishes with JetStream's acknowledgement; the sequence, and whether JetStream knew the id.
-async fn publish(client: &async_nats::Client, subject: &str, id: Option<&str>, body: &str) -> (u64, bool) {
+async fn publish(client: &Client, subject: &str, id: Option<&str>, body: &str) -> (u64, bool) {
     let mut headers = HeaderMap::new();
     if let Some(id) = id {
         headers.insert(wire::header::MESSAGE_ID, id);
@@ -55,6 +55,16 @@ async fn settled(world: &World) -> Value {
         (info["num_pending"] == 0 && info["num_ack_pending"] == 0).then_some(info)
     })
     .await
+}
+
+/// Waits until the log has `messages`: while nats-server flushes what was published it delivers nothing.
+async fn logged(client: &Client, messages: usize) {
+    eventually("the log has them", 3 * SOON, async || {
+        let state = client.request(wire::jetstream::STREAM_INFO, "".into()).await.unwrap();
+        let state: Value = serde_json::from_slice(&state.payload).unwrap();
+        (state["state"]["last_seq"] == messages).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -350,18 +360,19 @@ async fn nothing_is_sent_to_a_connection_that_is_lost() {
 async fn a_copy_that_stops_gives_back_what_it_has_not_begun() {
     const MESSAGES: usize = 20_000;
     let world = World::start().await;
+    // What is not given back would come again after this.
+    let _bootstrap = world.with_ack_wait(Duration::from_secs(3600)).await;
     let database = world.database().await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     for number in 0..MESSAGES {
         let body = json!({"user": "ann", "text": number.to_string()}).to_string();
         client.publish_raw("chat.general", None, None, body.as_bytes()).await;
     }
-    client.flush().await.unwrap();
+    logged(&world.client("operator").await, MESSAGES).await;
     let (stays, leaves) = (worker(&world).await, worker(&world).await);
     eventually("storing is under way", SOON, async || (count(&database, "select count(*) from messages").await > 0).then_some(())).await;
     leaves.stop().await.unwrap();
-    // Not given back, they would come again after ack_wait, 30 s.
-    stored(&database, MESSAGES as i64, Duration::from_secs(20)).await;
+    stored(&database, MESSAGES as i64, 3 * SOON).await;
     stays.stop().await.unwrap();
 }
 

@@ -9,12 +9,10 @@ use std::time::Duration;
 use async_nats::Client;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{Process, RawClient, World, eventually};
+use testing::{Process, RawClient, SOON, World, eventually};
 use wire::{DM_SEND, HISTORY, SEND, SendAck, jetstream};
 
 use crate::function;
-
-const SOON: Duration = Duration::from_secs(20);
 
 /// Fast enough for a test that floods. Two make a batch already: how many wait together depends on the machine.
 const FLOOD: [(&str, &str); 3] = [("SEND_BURST", "1000000"), ("SEND_RATE_PER_SECOND", "1000000"), ("SEND_MIN_BATCH", "2")];

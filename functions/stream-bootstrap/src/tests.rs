@@ -7,17 +7,15 @@ mod replay;
 mod told;
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use async_nats::Client;
 use runtime::{Fatal, Running, Vars};
 use serde_json::{Value, json};
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 use wire::{Applied, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, Check};
 
 use crate::function;
 
-const SOON: Duration = Duration::from_secs(10);
 const LOG: &str = include_str!("../../../nats/streams/CHAT_MESSAGES.json");
 const WORKER: &str = include_str!("../../../nats/consumers/CHAT_MESSAGES.persist-message.json");
 

@@ -10,12 +10,10 @@ use async_nats::Client;
 use runtime::{Database, Running, Settings, Vars};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 use wire::{ChangeType, DM_SYNC, Mode, SYNC, Seq, SyncPage, header, jetstream};
 
 use crate::function;
-
-const SOON: Duration = Duration::from_secs(10);
 
 async fn start(world: &World) -> Running {
     function().start(Vars::from_pairs(world.vars("sync-messages")).unwrap()).await.unwrap()

@@ -5,17 +5,13 @@ mod plans;
 mod story;
 mod unread;
 
-use std::time::Duration;
-
 use async_nats::Client;
 use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{World, eventually};
-use wire::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD, header, jetstream};
+use testing::{SOON, World, eventually};
+use wire::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD, Unread, header, jetstream};
 
 use crate::function;
-
-const SOON: Duration = Duration::from_secs(20);
 
 async fn start(world: &World) -> Running {
     function().start(Vars::from_pairs(world.vars("track-receipts")).unwrap()).await.unwrap()
@@ -31,9 +27,18 @@ async fn ask(client: &Client, subject: String, body: &str) -> Result<Value, (u64
     }
 }
 
+/// The answer, asking again where a busy machine took too long.
+async fn ask_patiently(client: &Client, subject: String, body: &str) -> Value {
+    eventually("an answer", SOON, async || match ask(client, subject.clone(), body).await {
+        Err((503, _)) => None,
+        answer => Some(answer.unwrap()),
+    })
+    .await
+}
+
 /// Where the mark is, and whether it moved.
 async fn mark(client: &Client, subject: String, through: u64) -> (u64, bool) {
-    let marked = ask(client, subject, &json!({ "through": through }).to_string()).await.unwrap();
+    let marked = ask_patiently(client, subject, &json!({ "through": through }).to_string()).await;
     (marked["through"].as_u64().unwrap(), marked["moved"].as_bool().unwrap())
 }
 
@@ -49,10 +54,13 @@ async fn read_room(client: &Client, user: &str, room: &str, through: u64) -> (u6
     mark(client, READ.subject(&[user, room]), through).await
 }
 
+async fn whole_unread(client: &Client, user: &str) -> Unread {
+    serde_json::from_value(ask_patiently(client, UNREAD.subject(&[user]), "").await).unwrap()
+}
+
 /// Room, count and whether there is more; and the total.
 async fn unread(client: &Client, user: &str) -> (Vec<(String, u64, bool)>, u64) {
-    let unread = ask(client, UNREAD.subject(&[user]), "").await.unwrap();
-    let unread: wire::Unread = serde_json::from_value(unread).unwrap();
+    let unread = whole_unread(client, user).await;
     assert_eq!(unread.more, unread.unread.iter().any(|room| room.more), "{unread:?}");
     (unread.unread.into_iter().map(|one| (one.room, one.count, one.more)).collect(), unread.total)
 }

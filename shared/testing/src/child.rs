@@ -17,10 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::eventually;
-
-/// How long a process may take from SIGKILL to its end, and a graceful end at most.
-pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(30);
+use crate::{SOON, eventually};
 
 /// How much of a log a panic shows.
 const LOG_LINES_SHOWN: usize = 60;
@@ -146,7 +143,7 @@ pub(crate) async fn stand_still(pids: &[u32]) {
             signal(pid, "STOP");
         }
     }
-    eventually("stopped processes stand still", STOP_WITHIN, async || {
+    eventually("stopped processes stand still", SOON, async || {
         pids.iter().all(|&pid| look(pid).is_none_or(|(state, _)| state == 'T')).then_some(())
     })
     .await;
@@ -270,7 +267,7 @@ impl Process {
     /// SIGKILL, and waits for the end. Also ends a paused process.
     pub async fn kill(self) {
         self.child.signal("KILL");
-        self.child.exited(STOP_WITHIN).await;
+        self.child.exited(SOON).await;
     }
 
     /// SIGTERM, and waits for the end.
@@ -280,7 +277,7 @@ impl Process {
     /// When it still runs after 30 s.
     pub async fn terminate(self) -> ExitStatus {
         self.child.signal("TERM");
-        self.child.exited(STOP_WITHIN).await
+        self.child.exited(SOON).await
     }
 
     /// Sends a signal by its name without `SIG` (`"TERM"`, `"HUP"`) and does not wait. Nothing happens when the process has ended.

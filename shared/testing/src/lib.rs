@@ -34,6 +34,9 @@ pub use postgres::Postgres;
 pub use raw_client::{RawClient, RawMessage};
 pub use world::{World, WorldBuilder};
 
+/// How long to wait for what comes at once: only what never comes takes so long, on however busy a machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// How often a condition is looked at again. Short beside what tests wait for, long beside what looking costs.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 

@@ -9,15 +9,12 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::child::{Child, EndBy, STOP_WITHIN, kept, new_folder};
-use crate::eventually;
+use crate::child::{Child, EndBy, kept, new_folder};
 use crate::ports::free_port;
+use crate::{SOON, eventually};
 
 /// The checkout this test was built from.
 pub(crate) const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-
-/// JetStream reads its store before it accepts connections; tests keep small stores.
-const START_WITHIN: Duration = Duration::from_secs(30);
 
 /// How many sets of ports are tried before giving up.
 const PORT_ATTEMPTS: usize = 5;
@@ -132,7 +129,7 @@ impl NatsServer {
         let child = self.child.lock().expect("no panic under this lock").take();
         if let Some(child) = child {
             child.signal(signal);
-            child.exited(STOP_WITHIN).await;
+            child.exited(SOON).await;
         }
     }
 
@@ -166,7 +163,7 @@ impl NatsServer {
         let child = Child::start("nats-server", command, &self.folder);
         // It greets after JetStream has read its store. By name: in our place another process might have taken the port.
         let ours = format!("\"server_name\":\"{name}\"");
-        eventually("nats-server greets", START_WITHIN, async || match greeting(self.ports.client).await {
+        eventually("nats-server greets", SOON, async || match greeting(self.ports.client).await {
             Some(info) if info.contains(&ours) => Some(info.contains("\"jetstream\":true").then_some(())),
             _ if child.status().is_some() => Some(None),
             _ => None,

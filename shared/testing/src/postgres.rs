@@ -10,12 +10,9 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::OnceCell;
 
-use crate::child::{Child, EndBy, STOP_WITHIN, kept, look, new_folder, signal, stand_still, tell_janitor};
-use crate::eventually;
+use crate::child::{Child, EndBy, kept, look, new_folder, signal, stand_still, tell_janitor};
 use crate::ports::free_port;
-
-/// After a crash it replays its log first; tests write little.
-const START_WITHIN: Duration = Duration::from_secs(30);
+use crate::{SOON, eventually};
 
 /// How many ports are tried before giving up.
 const PORT_ATTEMPTS: usize = 5;
@@ -89,7 +86,7 @@ impl Postgres {
         let child = self.child.lock().expect("no panic under this lock").take();
         if let Some(child) = child {
             child.signal("INT");
-            child.exited(STOP_WITHIN).await;
+            child.exited(SOON).await;
         }
     }
 
@@ -108,11 +105,9 @@ impl Postgres {
                     signal(pid, "KILL");
                 }
             }
-            child.exited(STOP_WITHIN).await;
-            eventually("PostgreSQL's processes have ended", STOP_WITHIN, async || {
-                children.iter().all(|&pid| look(pid).is_none()).then_some(())
-            })
-            .await;
+            child.exited(SOON).await;
+            eventually("PostgreSQL's processes have ended", SOON, async || children.iter().all(|&pid| look(pid).is_none()).then_some(()))
+                .await;
         }
     }
 
@@ -168,7 +163,7 @@ impl Postgres {
         // In its folder, which is removed: a server that is killed would leave segments in /dev/shm.
         command.args(["-c", "dynamic_shared_memory_type=mmap"]);
         let child = Child::start("postgres", command, &self.folder);
-        eventually("PostgreSQL answers", START_WITHIN, async || match self.answers(&data).await {
+        eventually("PostgreSQL answers", SOON, async || match self.answers(&data).await {
             true => Some(Some(())),
             false => child.status().is_some().then_some(None),
         })

@@ -12,13 +12,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::binaries::binary;
 use crate::child::{Child, EndBy, Process, kept, new_folder};
-use crate::{NatsServer, Postgres};
-
-/// From the start of a function to its first answer; it waits for its servers, which are up, and checks its rights.
-const SPAWN_WITHIN: Duration = Duration::from_secs(20);
-
-/// How long a look into the database may wait for a connection.
-const DATABASE_WITHIN: Duration = Duration::from_secs(10);
+use crate::{NatsServer, Postgres, SOON};
 
 /// How long to wait for an answer before asking again: until it subscribes, a function cannot hear the question.
 const PING_EVERY: Duration = Duration::from_millis(20);
@@ -186,6 +180,7 @@ impl World {
         let password = self.nats.password(user);
         async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password)
             .custom_inbox_prefix(format!("_INBOX.{user}"))
+            .request_timeout(Some(SOON / 3))
             .name("test")
     }
 
@@ -199,13 +194,13 @@ impl World {
         connected.unwrap_or_else(|error| panic!("{user} cannot connect to nats-server: {error}"))
     }
 
-    /// A pool of at most 5 connections to this world's database, for looking into it. It gives up after 10 s.
+    /// A pool of at most 5 connections to this world's database, for looking into it. It gives up after [`SOON`].
     ///
     /// # Panics
     ///
     /// When PostgreSQL does not answer.
     pub async fn database(&self) -> sqlx::PgPool {
-        let connected = PgPoolOptions::new().max_connections(5).acquire_timeout(DATABASE_WITHIN).connect(&self.database_url()).await;
+        let connected = PgPoolOptions::new().max_connections(5).acquire_timeout(SOON).connect(&self.database_url()).await;
         connected.unwrap_or_else(|error| panic!("PostgreSQL does not answer: {error}"))
     }
 
@@ -246,15 +241,15 @@ impl World {
         to.to_string_lossy().into_owned()
     }
 
-    /// A running `stream-bootstrap` that lets what a dead worker held come again after two seconds, not thirty.
+    /// A running `stream-bootstrap` that lets what nobody acknowledges come again after `ack_wait`, not thirty seconds.
     ///
     /// # Panics
     ///
     /// As [`spawn`](Self::spawn).
-    pub async fn with_short_ack_wait(&self) -> Process {
+    pub async fn with_ack_wait(&self, ack_wait: Duration) -> Process {
         let config = self.shipped_but(|_, object| {
-            if let Some(ack_wait) = object.get_mut("ack_wait") {
-                *ack_wait = serde_json::json!(2_000_000_000_u64);
+            if let Some(shipped) = object.get_mut("ack_wait") {
+                *shipped = serde_json::json!(u64::try_from(ack_wait.as_nanos()).expect("nanoseconds that fit"));
             }
         });
         self.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)]).await
@@ -264,7 +259,7 @@ impl World {
     ///
     /// # Panics
     ///
-    /// When it ends instead, or does not answer within 20 s; with its log.
+    /// When it ends instead, or does not answer [`SOON`]; with its log.
     pub async fn spawn(&self, name: &str) -> Process {
         self.spawn_with(name, &[]).await
     }
@@ -326,7 +321,7 @@ impl World {
         let operator = self.operator.get_or_init(|| self.client("operator")).await;
         let inbox = operator.new_inbox();
         let mut answers = operator.subscribe(inbox.clone()).await.expect("a client that is not closed");
-        let deadline = Instant::now() + SPAWN_WITHIN;
+        let deadline = Instant::now() + SOON;
         loop {
             let question = operator.publish_with_reply(format!("$SRV.PING.{name}"), inbox.clone(), "".into());
             question.await.expect("a client that is not closed");
@@ -340,7 +335,7 @@ impl World {
             if let Some(status) = child.status() {
                 panic!("{name} ended with {status} instead of answering\n{}", child.log());
             }
-            assert!(Instant::now() < deadline, "{name} does not answer $SRV.PING.{name} within {SPAWN_WITHIN:?}\n{}", child.log());
+            assert!(Instant::now() < deadline, "{name} does not answer $SRV.PING.{name} within {SOON:?}\n{}", child.log());
         }
     }
 

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use testing::{World, eventually};
-
-const SOON: Duration = Duration::from_secs(10);
+use testing::{SOON, World, eventually};
 
 #[tokio::test]
 async fn copies_of_a_function_are_told_apart() {

@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use async_nats::Client;
 use serde_json::{Value, json};
-use testing::{RawClient, World, eventually};
+use testing::{RawClient, SOON, World, eventually};
 use wire::{HISTORY, Message};
-
-const SOON: Duration = Duration::from_secs(20);
 
 /// Publishes with acknowledgement, as often as it takes; the sequence.
 async fn publish(client: &Client, room: &str, user: &str, id: &str) -> u64 {
@@ -63,7 +61,7 @@ fn check(messages: &[Message], acknowledged: &BTreeMap<u64, String>) {
 async fn a_worker_killed_in_the_middle_of_a_batch_costs_nothing() {
     let world = World::start().await;
     let client = world.client("publisher").await;
-    let _bootstrap = world.with_short_ack_wait().await;
+    let _bootstrap = world.with_ack_wait(Duration::from_secs(2)).await;
     let _history = world.spawn("get-history").await;
     let small = [("PERSIST_BATCH", "20")];
     let _steady = world.spawn_with("persist-message", &small).await;

@@ -9,10 +9,9 @@ use std::time::Duration;
 use async_nats::Client;
 use futures::future::join_all;
 use serde_json::{Value, json};
-use testing::{Process, World, eventually};
+use testing::{Process, SOON, World, eventually};
 use wire::{Audit, BOOTSTRAP_AUDIT, HISTORY, Message, SEND, SendAck, header};
 
-const SOON: Duration = Duration::from_secs(60);
 const SENDERS: usize = 1_000;
 const EACH: usize = 3;
 const ROOMS: usize = 5;
@@ -46,7 +45,7 @@ async fn send(client: &Client, user: &str, number: usize) -> u64 {
 #[tokio::test]
 async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
     let world = World::start().await;
-    let _bootstrap = world.with_short_ack_wait().await;
+    let _bootstrap = world.with_ack_wait(Duration::from_secs(2)).await;
     let _history = world.spawn("get-history").await;
     let _steady = (world.spawn("send-message").await, world.spawn("persist-message").await);
     let clients = join_all((0..CONNECTIONS).map(|_| world.client("publisher"))).await;

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use testing::{OtlpReceiver, RawClient, World, eventually};
-
-const SOON: Duration = Duration::from_secs(10);
+use testing::{OtlpReceiver, RawClient, SOON, World, eventually};
 
 #[tokio::test]
 async fn the_shipped_users_connect_and_may_do_only_their_own() {

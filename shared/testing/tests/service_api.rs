@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::Value;
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 
 const FUNCTIONS: &[&str] = &[
     "delete-message",
@@ -99,7 +99,7 @@ async fn stats_show_the_work() {
     }
     publisher.request("chat.general", "bad".into()).await.unwrap();
     let stats = async |name: &str| replies(&operator, &format!("$SRV.STATS.{name}"), 1).await.remove(0)["endpoints"][0].clone();
-    let store = eventually("the work is counted", Duration::from_secs(10), async || {
+    let store = eventually("the work is counted", SOON, async || {
         let store = stats("persist-message").await;
         (store["num_requests"] == 4).then_some(store)
     })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use testing::{OtlpReceiver, World};
+use testing::{OtlpReceiver, SOON, World, eventually};
 
 #[tokio::test]
 async fn send_store_and_query_stand_in_one_trace() {
@@ -26,7 +26,7 @@ async fn send_store_and_query_stand_in_one_trace() {
 
     let wanted = ["send chat.general", "process chat.general", "get-history chat.history.>", "select messages"];
     let spans = receiver
-        .wait_for("send, store and query in one trace", Duration::from_secs(15), |spans| {
+        .wait_for("send, store and query in one trace", SOON, |spans| {
             spans
                 .iter()
                 .filter(|span| span.name == wanted[0])
@@ -42,7 +42,7 @@ async fn send_store_and_query_stand_in_one_trace() {
 
     // The batch has a trace of its own, with a link to the message it stored and the statement below it.
     let spans = receiver
-        .wait_for("the batch's own trace", Duration::from_secs(15), |spans| {
+        .wait_for("the batch's own trace", SOON, |spans| {
             spans.iter().any(|receive| {
                 receive.name == "receive CHAT_MESSAGES"
                     && receive.trace_id != send.trace_id
@@ -66,7 +66,7 @@ async fn an_acknowledged_send_stands_in_the_trace_of_its_request() {
     assert!(ack.payload.starts_with(br#"{"type":"ack""#), "{ack:?}");
     let wanted = ["send-message chat.send.>", "send chat.general", "select messages", "process chat.general"];
     let spans = receiver
-        .wait_for("request, lookup, send and store in one trace", Duration::from_secs(15), |spans| {
+        .wait_for("request, lookup, send and store in one trace", SOON, |spans| {
             spans
                 .iter()
                 .filter(|span| span.name == wanted[0])
@@ -96,7 +96,7 @@ async fn an_event_stands_in_the_trace_of_its_message() {
     let mut events = publisher.subscribe("events.v1.>").await.unwrap();
     publisher.request("chat.send.ann.general", r#"{"text":"hello"}"#.into()).await.unwrap();
     let spans = receiver
-        .wait_for("send and event", Duration::from_secs(15), |spans| {
+        .wait_for("send and event", SOON, |spans| {
             ["send chat.general", "send events.v1.chat.general"].iter().all(|name| spans.iter().any(|span| span.name == *name))
         })
         .await;
@@ -125,7 +125,7 @@ async fn no_text_appears_in_any_signal_or_log() {
     ] {
         publisher.request("chat.general", body.into()).await.unwrap();
     }
-    testing::eventually("three dead letters", Duration::from_secs(10), async || {
+    eventually("three dead letters", SOON, async || {
         let letters: i64 = sqlx::query_scalar("select count(*) from dead_letters").fetch_one(&database).await.unwrap();
         (letters == 3).then_some(())
     })
@@ -172,7 +172,7 @@ async fn identical_questions_at_the_same_moment_cost_one_query() {
     let mut replies = client.subscribe(inbox.clone()).await.unwrap();
     let ask = async || client.publish_with_reply("chat.history.general", inbox.clone(), "".into()).await.unwrap();
     ask().await;
-    testing::eventually("the first reading waits for the table", Duration::from_secs(1), async || {
+    eventually("the first reading waits for the table", SOON, async || {
         let waiting = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%from messages%')";
         sqlx::query_scalar::<_, bool>(waiting).fetch_one(&database).await.unwrap().then_some(())
     })

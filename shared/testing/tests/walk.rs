@@ -3,15 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use async_nats::{Client, Message as Heard, Subscriber};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 use wire::{AuditCounts, BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DELETE, HISTORY, Message, SEND, SYNC, SendAck, SyncPage, header};
-
-const SOON: Duration = Duration::from_secs(30);
 
 /// What a client holds of the room: text and whether it is a tombstone, by position.
 type Held = BTreeMap<u64, (String, bool)>;

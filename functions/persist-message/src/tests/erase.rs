@@ -1,24 +1,26 @@
 //! Many texts erased at once: longer than the server waits for an acknowledgement.
 
+use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{World, eventually};
+use testing::{SOON, World, eventually};
 
-use super::{Duration, Vars, count, function, settled};
+use super::{Duration, count, function, logged, settled};
 
 const MANY: usize = 4_000;
 /// Long for the database, short for erasing some thousand texts, milliseconds each.
 const ACK_WAIT: Duration = Duration::from_secs(8);
-const LONG: Duration = Duration::from_secs(120);
+
+/// One that takes large batches; nor does the watchdog take it for stuck.
+async fn hurried_worker(world: &World) -> Running {
+    let mut vars = world.vars("persist-message");
+    vars.extend([("PERSIST_BATCH", "4000"), ("PERSIST_STUCK_AFTER_MS", "8000")].map(|(name, value)| (name.to_owned(), value.to_owned())));
+    function().start(Vars::from_pairs(vars).unwrap()).await.unwrap()
+}
 
 #[tokio::test]
 async fn erasing_many_texts_brings_no_deletion_again() {
     let world = World::start().await;
-    let config = world.shipped_but(|_, object| {
-        if let Some(ack_wait) = object.get_mut("ack_wait") {
-            *ack_wait = json!(ACK_WAIT.as_nanos() as u64);
-        }
-    });
-    let _bootstrap = world.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)]).await;
+    let _bootstrap = world.with_ack_wait(ACK_WAIT).await;
     let (publisher, bootstrap, database) =
         (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
     let operator = world.client("operator").await;
@@ -26,24 +28,22 @@ async fn erasing_many_texts_brings_no_deletion_again() {
         let body = json!({"user": "ann", "text": format!("secret {number}"), "id": format!("id-{number}")});
         publisher.publish("chat.general", body.to_string().into()).await.unwrap();
     }
-    publisher.flush().await.unwrap();
-    let mut vars = world.vars("persist-message");
-    vars.insert("PERSIST_BATCH".to_owned(), "4000".to_owned());
-    // Nor does the watchdog take it for stuck.
-    vars.insert("PERSIST_STUCK_AFTER_MS".to_owned(), "8000".to_owned());
-    let worker = function().start(Vars::from_pairs(vars).unwrap()).await.unwrap();
-    eventually("the messages are stored", LONG, async || {
+    logged(&operator, MANY).await;
+    let worker = hurried_worker(&world).await;
+    eventually("the messages are stored", 3 * SOON, async || {
         (count(&database, "select count(*) from messages").await == MANY as i64).then_some(())
     })
     .await;
     let before = settled(&world).await["delivered"]["consumer_seq"].as_u64().unwrap();
+    worker.stop().await.unwrap();
     for target in 1..=MANY {
         let body = json!({"type": "delete", "target": target, "id": format!("id-{target}"), "user": "ann", "derived": false,
                           "timestamp": 1_700_000_000_000_i64, "received": 1, "mode": "hard", "by": "ann"});
         bootstrap.publish("change.chat.general", body.to_string().into()).await.unwrap();
     }
-    bootstrap.flush().await.unwrap();
-    let info = eventually("every deletion is acknowledged", LONG, async || {
+    logged(&operator, 2 * MANY).await;
+    let worker = hurried_worker(&world).await;
+    let info = eventually("every deletion is acknowledged", 3 * SOON, async || {
         let info = operator.request(wire::jetstream::CONSUMER_INFO, "".into()).await.unwrap();
         let info: Value = serde_json::from_slice(&info.payload).unwrap();
         (info["ack_floor"]["stream_seq"] == 2 * MANY).then_some(info)

@@ -24,7 +24,8 @@ async fn refused(world: &World, request: Value) -> (u64, String) {
 
 /// Publishes `from..to`, each acknowledged; every tenth is a dead letter.
 async fn say(client: &Client, from: u64, to: u64) {
-    let context = async_nats::jetstream::new(client.clone());
+    let mut context = async_nats::jetstream::new(client.clone());
+    context.set_timeout(SOON);
     let mut acks = Vec::new();
     for number in from..to {
         let payload = if number % 10 == 0 { format!("no json {number}") } else { body("ann", &number.to_string()) };

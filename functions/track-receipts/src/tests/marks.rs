@@ -98,15 +98,11 @@ async fn marks_moved_at_once_end_at_the_highest() {
     for number in 1..=40 {
         say(&client, "dm.ann.bob", "ann", &number.to_string()).await;
     }
-    let mut asked = tokio::task::JoinSet::new();
-    for through in (1..=40).rev().chain(1..=40) {
-        let client = client.clone();
-        asked.spawn(async move {
-            let ((delivered, _), (read, _)) = tokio::join!(deliver(&client, "bob", through), read_direct(&client, "bob", "ann", through));
-            assert!(delivered >= through && read >= through);
-        });
-    }
-    asked.join_all().await;
+    let asked = (1..=40).rev().chain(1..=40).map(async |through| {
+        let ((delivered, _), (read, _)) = tokio::join!(deliver(&client, "bob", through), read_direct(&client, "bob", "ann", through));
+        assert!(delivered >= through && read >= through);
+    });
+    futures::future::join_all(asked).await;
     assert_eq!((deliver(&client, "bob", 40).await, read_direct(&client, "bob", "ann", 40).await), ((40, false), (40, false)));
     for kind in ["delivered", "read"] {
         let through: Vec<i64> = moves(&database).await.into_iter().filter(|row| row.2 == kind).map(|row| row.3).collect();

@@ -1,5 +1,7 @@
 //! Two people, one of them away, and everything between them.
 
+use std::time::Duration;
+
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -46,7 +48,7 @@ impl All<'_> {
 
     async fn run(&mut self) {
         // What a worker was handed while it ended comes again soon.
-        self.running.push(self.world.with_short_ack_wait().await);
+        self.running.push(self.world.with_ack_wait(Duration::from_secs(2)).await);
         for name in FUNCTIONS {
             self.running.push(self.world.spawn(name).await);
         }

@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use testing::World;
 
-use super::{append, ask, of, read_direct, read_room, say, start, stored, unread};
+use super::{append, of, read_direct, read_room, say, start, stored, unread, whole_unread};
 
 /// Stores `count` messages from `from` on, by hand.
 async fn store(database: &PgPool, from: i64, count: i64, room: &str, sender: &str, to: Option<&str>) {
@@ -116,10 +116,9 @@ async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
     for peer in 0..510 {
         store(&database, 20_000 + peer, 1, &format!("dm.bob.peer-{peer:03}"), &format!("peer-{peer:03}"), Some("bob")).await;
     }
-    let all = ask(&client, wire::UNREAD.subject(&["bob"]), "").await.unwrap();
-    let listed = all["unread"].as_array().unwrap();
-    assert_eq!((listed.len(), &all["total"], &all["more"]), (500, &json!(500), &json!(true)));
-    assert_eq!((&listed[0]["room"], &listed[499]["room"]), (&json!("dm.bob.peer-509"), &json!("dm.bob.peer-010")));
+    let all = whole_unread(&client, "bob").await;
+    assert_eq!((all.unread.len(), all.total, all.more), (500, 500, true));
+    assert_eq!((all.unread[0].room.as_str(), all.unread[499].room.as_str()), ("dm.bob.peer-509", "dm.bob.peer-010"));
     function.stop().await.unwrap();
 }
 
