@@ -30,6 +30,16 @@ const THEIRS: &str = "
                         where target = messages.seq and (changes.sender, changes.id, mode) = (messages.sender, messages.id, 'hard'))
      order by sender, messages.id, derived limit 1000";
 
+/// How many of those have no deletion waiting in the log, and how many have.
+const COUNT: &str = "
+    select count(*) filter (where waits.seq is null), count(waits.seq)
+      from messages left join unnest($2::bigint[]) as waits (seq) on waits.seq = messages.seq
+     where sender = $1
+       and not exists (select from changes
+                        where target = messages.seq and (changes.sender, changes.id, mode) = (messages.sender, messages.id, 'hard'))";
+
+const INDEXED: &str = "select seq from messages where seq = any($1) and sender = $2";
+
 /// A message of theirs, and the room it stands in.
 #[derive(Debug)]
 struct Theirs {
@@ -62,8 +72,17 @@ pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Res
     let report =
         Erased { deletions: 0, underway: 0, letters: 0, unfit: 0, waiting: 0, through: asked.after, more: true, dry_run: asked.dry_run };
     let mut part = Part { ctx, asked, enough, underway, met: HashSet::new(), report };
-    let done = part.index().await? && part.log(floor).await? && part.letters().await?;
-    part.report.more = !done;
+    part.report.more = if asked.dry_run {
+        part.count_index().await?;
+        let searched = part.log(floor).await?;
+        if searched {
+            // Letters have no place to go on from: those are counted that there is time for.
+            part.letters().await?;
+        }
+        !searched
+    } else {
+        !(part.index().await? && part.log(floor).await? && part.letters().await?)
+    };
     Ok(part.report)
 }
 
@@ -75,6 +94,39 @@ impl Part<'_> {
     /// A query may be given up only when the request is.
     fn limit(&self) -> Duration {
         self.ctx.settings().request_deadline()
+    }
+
+    /// What is stored, all of it in the first part of a dry run.
+    async fn count_index(&mut self) -> Result<()> {
+        if self.asked.after > Seq::ZERO {
+            return Ok(());
+        }
+        let underway: Vec<i64> = self.underway.iter().map(|seq| seq.as_i64()).collect();
+        let user = &self.asked.user;
+        let (deletions, waiting): (i64, i64) = self
+            .ctx
+            .database()
+            .run(self.limit(), async |connection: &mut PgConnection| {
+                sqlx::query_as(COUNT).bind(user).bind(&underway).fetch_one(connection).await
+            })
+            .await?;
+        self.report.deletions += deletions.unsigned_abs();
+        self.report.underway += waiting.unsigned_abs();
+        Ok(())
+    }
+
+    /// Which of these a dry run has counted in the index.
+    async fn indexed(&self, messages: &[Theirs]) -> Result<HashSet<Seq>> {
+        let seqs: Vec<i64> = messages.iter().map(|message| message.deletion.target.as_i64()).collect();
+        let user = &self.asked.user;
+        let found: Vec<i64> = self
+            .ctx
+            .database()
+            .run(self.limit(), async |connection: &mut PgConnection| {
+                sqlx::query_scalar(INDEXED).bind(&seqs).bind(user).fetch_all(connection).await
+            })
+            .await?;
+        Ok(found.into_iter().filter_map(|seq| Seq::new(seq.unsigned_abs())).collect())
     }
 
     /// What is stored; whether that was all.
@@ -104,9 +156,6 @@ impl Part<'_> {
         let (first, last) = self.ctx.log().range().await?;
         let mut next = self.asked.after.next().max(first);
         while next <= last {
-            if !self.has_time() {
-                return Ok(false);
-            }
             let found = self.ctx.log().every(next, CHUNK, CHUNK_BYTES).await?;
             let Some((end, _)) = found.last() else { break };
             let end = end.seq;
@@ -119,11 +168,19 @@ impl Part<'_> {
                     None => {}
                 }
             }
+            if self.asked.dry_run {
+                let indexed = self.indexed(&messages).await?;
+                messages.retain(|message| !indexed.contains(&message.deletion.target));
+            }
             if !self.delete(messages).await? {
                 return Ok(false);
             }
             self.report.through = end;
             next = end.next();
+            // After the first of them: however little time there is, the next part begins further on.
+            if next <= last && !self.has_time() {
+                return Ok(false);
+            }
         }
         self.report.through = self.report.through.max(last);
         Ok(true)
@@ -165,13 +222,15 @@ impl Part<'_> {
                 false => new.push(message),
             }
         }
+        if self.asked.dry_run {
+            self.report.deletions += new.len() as u64;
+            return Ok(true);
+        }
         for some in new.chunks(UNDER_WAY) {
             if !self.has_time() {
                 return Ok(false);
             }
-            if !self.asked.dry_run {
-                try_join_all(some.iter().map(|message| append_deletion(self.ctx, message)).collect::<Vec<_>>()).await?;
-            }
+            try_join_all(some.iter().map(|message| append_deletion(self.ctx, message)).collect::<Vec<_>>()).await?;
             self.report.deletions += some.len() as u64;
         }
         Ok(true)

@@ -96,6 +96,7 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
     write(&client, "ann", STORED).await;
     write(&client, "bob", 50).await;
     store(&world).await;
+    let (_, stored) = range(&world).await;
     // Some have expired and were swept; the log has them still.
     sqlx::raw_sql("delete from messages where sender = 'ann' and seq <= 10").execute(&database).await.unwrap();
     for number in 0..UNSTORED {
@@ -108,7 +109,10 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
     let wanted = (STORED + UNSTORED + OTHERS - 3) as u64;
     let mut refused = false;
     let (dry, _) = erase_all(&world, "ann", true, &mut refused).await;
-    assert_eq!((dry.letters, dry.unfit, dry.dry_run), (3, 3, true), "{dry:?}");
+    assert_eq!((dry.deletions, dry.letters, dry.unfit, dry.dry_run), (wanted, 3, 3, true), "{dry:?}");
+    // Another part does not count again what the first has counted.
+    let rest = erase(&world, json!({"user": "ann", "dry_run": true, "after": stored}), &mut refused).await;
+    assert_eq!((rest.deletions, rest.unfit), (UNSTORED as u64, 0), "{rest:?}");
     assert_eq!(in_log_of(&world, "ann").await.len() as u64, wanted + 3, "a dry run does nothing");
     let (done, parts) = erase_all(&world, "ann", false, &mut refused).await;
     assert!((refused || done.deletions >= wanted) && parts > 1, "{parts}: {done:?}");
@@ -118,6 +122,8 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
     let (again, _) = erase_all(&world, "ann", false, &mut refused).await;
     assert_eq!((again.deletions, range(&world).await.1), (0, last), "{again:?}");
     assert!(again.underway > 0);
+    let (dry, _) = erase_all(&world, "ann", true, &mut refused).await;
+    assert_eq!((dry.deletions, dry.underway), (0, wanted), "{dry:?}");
 
     store(&world).await;
     assert_eq!(in_log_of(&world, "ann").await, [0_u64; 0]);
