@@ -51,6 +51,7 @@ struct Theirs {
 struct Part<'a> {
     ctx: &'a Ctx<Own>,
     asked: &'a EraseRequest,
+    begun: Instant,
     enough: Instant,
     /// Positions for which a deletion waits in the log.
     underway: HashSet<Seq>,
@@ -64,6 +65,7 @@ struct Part<'a> {
 /// # Errors
 /// A server does not answer, or the log is full. What was done stays done.
 pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Result<Erased> {
+    let begun = Instant::now();
     // First: whatever is stored or set aside up to here is found in the database, the rest in the log.
     let floor = ctx.log().floor_now().await?;
     let above = changes(ctx.log(), CHANGES, floor.next()).await?;
@@ -71,15 +73,10 @@ pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Res
     let underway = above.into_iter().filter(hard).map(|change| change.deletion.target).collect();
     let report =
         Erased { deletions: 0, underway: 0, letters: 0, unfit: 0, waiting: 0, through: asked.after, more: true, dry_run: asked.dry_run };
-    let mut part = Part { ctx, asked, enough, underway, met: HashSet::new(), report };
+    let mut part = Part { ctx, asked, begun, enough, underway, met: HashSet::new(), report };
     part.report.more = if asked.dry_run {
         part.count_index().await?;
-        let searched = part.log(floor).await?;
-        if searched {
-            // Letters have no place to go on from: those are counted that there is time for.
-            part.letters().await?;
-        }
-        !searched
+        !(part.log(floor).await? && part.count_letters().await?)
     } else {
         !(part.index().await? && part.log(floor).await? && part.letters().await?)
     };
@@ -199,17 +196,30 @@ impl Part<'_> {
         Ok(())
     }
 
+    /// Whether that was all.
     async fn letters(&mut self) -> Result<bool> {
         let mut after = 0;
-        while self.has_time() {
+        loop {
             let (emptied, next) = letters::empty(self.ctx, &self.asked.user, after, self.asked.dry_run, self.limit()).await?;
             self.report.letters += emptied;
             match next {
-                Some(next) => after = next,
                 None => return Ok(true),
+                Some(_) if !self.has_time() => return Ok(false),
+                Some(next) => after = next,
             }
         }
-        Ok(false)
+    }
+
+    /// Letters have no place for the next part to go on from: a part with little else to do counts those there is time for.
+    /// Whether no other part has to.
+    async fn count_letters(&mut self) -> Result<bool> {
+        let late = self.begun.elapsed() > self.enough.duration_since(self.begun) / 2;
+        let all = self.letters().await?;
+        if !all && late {
+            self.report.letters = 0;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Appends a deletion for each that has none; whether there was time for all. Those that were appended wait in the log, where

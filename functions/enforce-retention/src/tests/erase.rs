@@ -50,6 +50,7 @@ async fn erase_all(world: &World, user: &str, dry_run: bool, refused: &mut bool)
         let part = erase(world, json!({"user": user, "dry_run": dry_run, "after": sum.through}), refused).await;
         sum = Erased {
             deletions: sum.deletions + part.deletions,
+            underway: sum.underway + part.underway,
             letters: sum.letters + part.letters,
             unfit: sum.unfit + part.unfit,
             waiting: sum.waiting + part.waiting,
