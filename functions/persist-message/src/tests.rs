@@ -336,7 +336,7 @@ async fn each_bad_message_alone_is_set_aside_without_a_storm() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_to_a_connection_that_is_lost() {
+async fn what_is_sent_to_a_lost_connection_is_fetched() {
     const GOOD: usize = 60;
     let world = World::start().await;
     let worker = worker(&world).await;

@@ -274,7 +274,7 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// When it still runs after 30 s.
+    /// When it still runs after [`SOON`].
     pub async fn terminate(self) -> ExitStatus {
         self.child.signal("TERM");
         self.child.exited(SOON).await

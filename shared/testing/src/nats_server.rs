@@ -137,7 +137,7 @@ impl NatsServer {
     ///
     /// # Panics
     ///
-    /// When it does not start within 30 s, with its log.
+    /// When it does not start within [`SOON`], with its log.
     pub async fn start(&self) {
         if let Err(log) = self.try_start().await {
             panic!("nats-server does not start\n{log}");

@@ -115,7 +115,7 @@ impl Postgres {
     ///
     /// # Panics
     ///
-    /// When it does not start within 30 s, with its log.
+    /// When it does not start within [`SOON`], with its log.
     pub async fn start(&self) {
         if let Err(log) = self.try_start().await {
             panic!("PostgreSQL does not start\n{log}");

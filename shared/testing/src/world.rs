@@ -259,7 +259,7 @@ impl World {
     ///
     /// # Panics
     ///
-    /// When it ends instead, or does not answer [`SOON`]; with its log.
+    /// When it ends instead, or does not answer within [`SOON`]; with its log.
     pub async fn spawn(&self, name: &str) -> Process {
         self.spawn_with(name, &[]).await
     }
