@@ -6,6 +6,7 @@ mod commit;
 mod known;
 mod outgoing;
 mod rate;
+mod sequencer;
 #[cfg(test)]
 mod tests;
 

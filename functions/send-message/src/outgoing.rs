@@ -1,6 +1,7 @@
 //! A message on its way into the log.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use async_nats::header::{HeaderMap, HeaderValue};
 use bytes::Bytes;
@@ -47,6 +48,12 @@ impl Outgoing {
     /// What makes it one message: sender and id.
     pub fn key(&self) -> (String, String) {
         (self.user.clone(), self.id.clone())
+    }
+
+    /// Whose messages it stays in order with: those of its sender to its room.
+    pub fn queue(&self) -> Arc<str> {
+        // No name holds a space.
+        format!("{} {}", self.user, self.room).into()
     }
 
     /// How many bytes it may take on the wire, at most.

@@ -1,6 +1,7 @@
 //! Sending as a client sees it, on real servers.
 
 mod known;
+mod order;
 mod trouble;
 
 use std::collections::HashMap;
