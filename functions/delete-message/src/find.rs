@@ -1,6 +1,6 @@
 //! Which message is meant: from the index, and what the index does not have yet, from the log.
 
-use runtime::{Ctx, Error, LogMessage, Result, changes};
+use runtime::{Ctx, Error, Limit, LogMessage, Result, changes};
 use wire::{Change, Code, Conversation, DeleteRequest, Deletion, Incoming, Seq, Which, derived_id};
 
 use crate::found::{Found, State};
@@ -9,6 +9,13 @@ use crate::index::{self, Rows};
 /// Messages looked at together in the log.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
+/// Deletions of one conversation that may wait to be stored; with more of them it is a 503.
+const DELETIONS: usize = 10_000;
+const DELETIONS_BYTES: usize = 8 << 20;
+
+fn limit<S>(ctx: &Ctx<S>, messages: usize, bytes: usize) -> Limit {
+    Limit::within(messages, bytes, ctx.settings().request_deadline())
+}
 
 /// Finds the message.
 ///
@@ -30,7 +37,7 @@ pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Resu
         None => in_log(ctx, ask, moderates, indexed.is_some().then_some(floor)).await?,
     };
     // What the log has above the floor may be a deletion, also of a message that nobody stored and that is erased.
-    let deletions = changes(ctx.log(), &ask.conversation.change_subject(), floor.next()).await?;
+    let deletions = changes(ctx.log(), &ask.conversation.change_subject(), floor.next(), limit(ctx, DELETIONS, DELETIONS_BYTES)).await?;
     let Some(mut found) = found.or_else(|| erased(ask, &deletions)) else {
         return Err(match indexed {
             Some(_) => Error::new(Code::NotFound, "there is no such message here"),
@@ -80,8 +87,8 @@ async fn in_log<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool, floor: Op
 
 /// The message at `seq`, if it is one of the conversation's.
 async fn at<S>(ctx: &Ctx<S>, conversation: &Conversation, seq: Seq) -> Result<Option<Found>> {
-    let found = ctx.log().walk(seq, seq).await?;
-    let message = found.first().filter(|raw| !raw.malformed).and_then(|raw| read(ctx, &raw.message));
+    let found = ctx.log().at(seq).await?;
+    let message = found.filter(|raw| !raw.malformed).and_then(|raw| read(ctx, &raw.message));
     Ok(message.filter(|found| found.message.room == conversation.name()))
 }
 
@@ -91,7 +98,7 @@ async fn by_id<S>(ctx: &Ctx<S>, ask: &DeleteRequest, id: &str, moderates: bool, 
     for subject in ask.conversation.log_subjects() {
         let mut next = floor.unwrap_or(Seq::ZERO).next();
         loop {
-            let window = ctx.log().first(&subject, next, CHUNK, CHUNK_BYTES).await?;
+            let window = ctx.log().first(&subject, next, limit(ctx, CHUNK, CHUNK_BYTES)).await?;
             for found in window.messages.iter().filter_map(|message| read(ctx, message)).filter(|found| !found.derived) {
                 if found.message.id != id {
                     continue;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use futures::future::try_join_all;
-use runtime::{Ctx, Error, LogMessage, Result, append, changes};
+use runtime::{Ctx, Error, Limit, LogError, LogMessage, Result, append};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use wire::{CHANGES, Change, ChangeType, Deletion, EraseRequest, Erased, Incoming, Limits, Mode, Seq, change_subject, header};
@@ -17,6 +17,9 @@ const ROWS: usize = 1_000;
 /// Messages read from the log together.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
+/// Deletions of one user that may wait to be stored; with more of them, the next part waits for that.
+const MOST_UNDERWAY: usize = 1_000_000;
+const CHUNK_TIME: Duration = Duration::from_secs(20);
 /// Deletions under way at once: the log flushes for each, and one flush may serve many.
 const UNDER_WAY: usize = 64;
 
@@ -60,6 +63,23 @@ struct Part<'a> {
     report: Erased,
 }
 
+/// The targets of the hard deletions of this user's messages that are not stored yet, read in steps,
+/// so that only the targets are kept.
+async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>> {
+    let (mut targets, mut next) = (HashSet::new(), floor.next());
+    while targets.len() < MOST_UNDERWAY {
+        let window = ctx.log().first(CHANGES, next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
+        let parse = |message: &LogMessage| Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok();
+        let hard = |change: &Change| change.deletion.user == user && change.deletion.mode == Mode::Hard;
+        targets.extend(window.messages.iter().filter_map(parse).filter(hard).map(|change| change.deletion.target));
+        match window.messages.last() {
+            Some(last) if !window.complete => next = last.seq.next(),
+            Some(_) | None => return Ok(targets),
+        }
+    }
+    Err(LogError::TooMuch("deletions that are not stored yet").into())
+}
+
 /// Does as much as there is time for.
 ///
 /// # Errors
@@ -68,9 +88,7 @@ pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Res
     let begun = Instant::now();
     // First: whatever is stored or set aside up to here is found in the database, the rest in the log.
     let floor = ctx.log().floor_now().await?;
-    let above = changes(ctx.log(), CHANGES, floor.next()).await?;
-    let hard = |change: &Change| change.deletion.user == asked.user && change.deletion.mode == Mode::Hard;
-    let underway = above.into_iter().filter(hard).map(|change| change.deletion.target).collect();
+    let underway = underway(ctx, &asked.user, floor).await?;
     let report =
         Erased { deletions: 0, underway: 0, letters: 0, unfit: 0, waiting: 0, through: asked.after, more: true, dry_run: asked.dry_run };
     let mut part = Part { ctx, asked, begun, enough, underway, met: HashSet::new(), report };
@@ -153,7 +171,7 @@ impl Part<'_> {
         let (first, last) = self.ctx.log().range().await?;
         let mut next = self.asked.after.next().max(first);
         while next <= last {
-            let found = self.ctx.log().every(next, CHUNK, CHUNK_BYTES).await?;
+            let found = self.ctx.log().every(next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
             let Some((end, _)) = found.last() else { break };
             let end = end.seq;
             let mut messages = Vec::new();

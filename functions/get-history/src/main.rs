@@ -61,7 +61,16 @@ async fn changes_above(ctx: &Ctx<Shared>, floor: Seq) -> Result<Arc<[Change]>> {
         let ctx = ctx.clone();
         move || {
             let ctx = ctx.clone();
-            async move { Ok(runtime::changes(ctx.log(), CHANGES, floor.next()).await?.into()) }
+            async move {
+                Ok(runtime::changes(
+                    ctx.log(),
+                    CHANGES,
+                    floor.next(),
+                    runtime::Limit::within(10_000, 8 << 20, ctx.settings().request_deadline()),
+                )
+                .await?
+                .into())
+            }
         }
     };
     ctx.changes.ask(floor, read).await.unwrap_or_else(|| Err(ended_badly()))

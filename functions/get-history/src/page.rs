@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Error, Key, Result, Tail, Union};
+use runtime::{Ctx, Error, Key, Limit, Result, Tail, Union};
 use wire::{Change, Code, Cursor, HistoryRequest, Marks, Message, Page, Seq, Source};
 
 use crate::index::{Rows, Side, Wanted};
@@ -27,13 +27,13 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
     let floor = log.floor().await?;
     let sides = sides(ask.cursor);
     // One more than asked for tells whether there is more.
-    let need = ask.limit as usize + 1;
+    let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
     let read_tails = async || {
         let mut tails = Vec::with_capacity(sides.len());
         for side in &sides {
             tails.push(match *side {
                 Side::Older(before) => Tail::newest(log, &subjects, floor.next(), before, need, limits).await?,
-                Side::Newer(after) => Tail::oldest(log, &subjects, floor.max(after).next(), need, max_bytes, limits).await?,
+                Side::Newer(after) => Tail::oldest(log, &subjects, floor.max(after).next(), need, limits).await?,
             });
         }
         Ok::<_, Error>(tails)
@@ -165,18 +165,19 @@ async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Si
     let (first, last) = log.range().await?;
     let trimmed = first > Seq::ZERO.next();
     let subjects = conversation.log_subjects();
-    let need = ask.limit as usize + 1;
+    let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
     let mut tails = Vec::with_capacity(sides.len());
     for side in sides {
         let tail = match *side {
             Side::Older(before) => Tail::newest(log, &subjects, Seq::ZERO.next(), before, need, limits).await?,
             Side::Newer(after) if trimmed && after.next() < first => return Err(Error::new(Code::Unavailable, TOO_OLD)),
-            Side::Newer(after) => Tail::oldest(log, &subjects, after.next(), need, max_bytes, limits).await?,
+            Side::Newer(after) => Tail::oldest(log, &subjects, after.next(), need, limits).await?,
         };
         tails.push(tail);
     }
     // Last, so that no text is read after its deletion was not seen.
-    let changes = runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next()).await?;
+    let changes =
+        runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next(), Limit { messages: 10_000, bytes: 8 << 20, ..need }).await?;
     let cutoff_ms = ctx.cutoff_ms();
     tails.iter_mut().for_each(|tail| tail.expire(cutoff_ms));
     let above = Union { known: HashMap::new(), changes: changes.iter().collect(), cutoff_ms };

@@ -405,7 +405,7 @@ impl Line {
         if let Some((room, text)) = &stored.content {
             return Ok(message.says(room, text));
         }
-        if let Some(raw) = self.ctx.log().walk(stored.seq, stored.seq).await?.first() {
+        if let Some(raw) = self.ctx.log().at(stored.seq).await? {
             let incoming = known::parse(&raw.message, self.ctx.settings().limits());
             return Ok(incoming.is_some_and(|incoming| message.is(&incoming)));
         }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use runtime::{Connection, Ctx, Error, Log, LogMessage, Result};
+use runtime::{Connection, Ctx, Error, Limit, Log, LogMessage, Result};
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::Row as _;
@@ -25,6 +25,7 @@ const EVERYTHING: &str = ">";
 /// Messages read from the log at once.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
+const CHUNK_TIME: Duration = Duration::from_secs(4);
 /// Ids of unstored messages kept in memory, some 100 bytes each.
 const MAX_BACKLOG: usize = 500_000;
 
@@ -125,7 +126,7 @@ impl Known {
         // A request that runs out of time leaves its progress to the next.
         while backlog.ids.len() < MAX_BACKLOG {
             let from = backlog.through.max(floor).next();
-            let window = log.first(EVERYTHING, from, CHUNK, CHUNK_BYTES).await?;
+            let window = log.first(EVERYTHING, from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
             if let Some(last) = window.messages.last() {
                 backlog.through = last.seq;
             }

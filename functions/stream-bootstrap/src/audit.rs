@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use runtime::{Ctx, Log, LogMessage};
+use runtime::{Ctx, Limit, Log, LogMessage};
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use wire::{Audit, AuditCounts, AuditRequest, Change, Incoming, Limits, Offender, Seq};
@@ -14,6 +14,7 @@ use crate::trouble::Trouble;
 /// Messages looked up together.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_TIME: Duration = Duration::from_secs(20);
 /// Of the request's deadline, in percent: the rest is for the last chunk and the way back.
 const PART_OF_DEADLINE: u32 = 60;
 /// Any text: what was stored under another limit is stored.
@@ -73,7 +74,7 @@ pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Troubl
 /// The next messages up to `last`. What is appended meanwhile is for another part, or an audit would never end while
 /// people talk.
 async fn read(log: &Log, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
-    let found = log.every(from, CHUNK, CHUNK_BYTES).await?;
+    let found = log.every(from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
     Ok(found.into_iter().filter(|(message, _)| message.seq <= last).map(Found::read).collect())
 }
 

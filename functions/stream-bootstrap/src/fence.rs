@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use runtime::{ApiError, Connection, Log, told};
+use runtime::{ApiError, Connection, Limit, Log, told};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
@@ -24,7 +24,9 @@ const PAUSE: Duration = Duration::from_secs(3_600);
 const QUIET: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Sequences looked at together; each message may weigh `max_payload`.
-const CHUNK: u64 = 64;
+const CHUNK: usize = 64;
+const CHUNK_BYTES: usize = 64 << 20;
+const CHUNK_TIME: Duration = Duration::from_secs(60);
 
 /// The highest sequence PostgreSQL knows. Letters that wait below the fence count like the others: they were
 /// taken from below it, so they never raise it. What has expired is remembered in `swept`.
@@ -214,10 +216,9 @@ async fn take(
         if next > last {
             return Ok(taken);
         }
-        let end = Seq::new(next.get() + CHUNK - 1).unwrap_or(last).min(last);
-        let found = log.walk(next, end).await?;
-        taken += letters::take(connection, &found, &taken_in, limits).await?;
-        next = end.next();
+        let found = log.walk(next, last, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
+        taken += letters::take(connection, &found.messages, &taken_in, limits).await?;
+        next = found.through.next();
     }
 }
 

@@ -68,7 +68,8 @@ impl From<LogError> for Trouble {
     fn from(error: LogError) -> Trouble {
         match error {
             LogError::Api(error) => Trouble::Nats(error),
-            LogError::Direct(what) => Trouble::Nats(ApiError::Away(what)),
+            LogError::Direct(what) | LogError::TooMuch(what) => Trouble::Nats(ApiError::Away(what)),
+            LogError::Late => Trouble::Nats(ApiError::Away("reading the stream took too long")),
         }
     }
 }

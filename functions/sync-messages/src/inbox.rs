@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use runtime::{Ctx, Database, DatabaseError, Error, Key, Result, Tail, Union, changes};
+use runtime::{Ctx, Database, DatabaseError, Error, Key, Limit, Result, Tail, Union, changes};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 use tracing::Instrument;
@@ -51,10 +51,11 @@ pub async fn read(ctx: &Ctx, ask: &InboxRequest, max_bytes: usize) -> Result<Fou
     let floor = log.floor().await?;
     // One more than asked for tells whether there is more.
     let need = ask.limit as usize + 1;
+    let deadline = ctx.settings().request_deadline();
     let subjects = [directs_to(&ask.user)];
     let (mut tail, above) = tokio::try_join!(
-        Tail::oldest(log, &subjects, floor.max(mark).next(), need, max_bytes, limits),
-        changes(log, DM_CHANGES, floor.next()),
+        Tail::oldest(log, &subjects, floor.max(mark).next(), Limit::within(need, max_bytes, deadline), limits),
+        changes(log, DM_CHANGES, floor.next(), Limit::within(10_000, 8 << 20, deadline)),
     )?;
     let above: Vec<&Change> = above.iter().filter(|change| change.deletion.to.as_deref() == Some(user)).collect();
     let keys: Vec<Key> = Union::keys(tail.ids.iter().cloned(), &above);

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Error, Key, LogError, Result, Tail, Union, changes};
+use runtime::{Ctx, Error, Key, Limit, LogError, Result, Tail, Union, changes};
 use wire::{Change, ChangeEntry, Code, Marks, Message, Seq, Source, SyncRequest};
 
 use crate::index::{self, Rows};
@@ -99,10 +99,11 @@ pub fn join(parts: Parts<'_>) -> Found {
 /// The conversation above the floor: messages after the cursor, and every change, for it may concern any message.
 async fn from_log(ctx: &Ctx, ask: &SyncRequest, floor: Seq, max_bytes: usize) -> Result<(Tail, Vec<Change>), LogError> {
     let (log, limits, need) = (ctx.log(), ctx.settings().limits(), ask.limit as usize + 1);
+    let deadline = ctx.settings().request_deadline();
     let (subjects, subject) = (ask.conversation.log_subjects(), ask.conversation.change_subject());
     tokio::try_join!(
-        Tail::oldest(log, &subjects, floor.max(ask.after).next(), need, max_bytes, limits),
-        changes(log, &subject, floor.next()),
+        Tail::oldest(log, &subjects, floor.max(ask.after).next(), Limit::within(need, max_bytes, deadline), limits),
+        changes(log, &subject, floor.next(), Limit::within(10_000, 8 << 20, deadline)),
     )
 }
 

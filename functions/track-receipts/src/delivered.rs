@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Result, Tail};
+use runtime::{Ctx, Limit, Result, Tail};
 use sqlx::postgres::PgConnection;
 use wire::{Marked, Seq, User, directs_to};
 
@@ -10,6 +10,8 @@ use crate::mark::alone;
 
 /// Messages that are looked at for whose senders are told.
 const MESSAGES: usize = 10_000;
+/// Of those in the log, so many bytes.
+const TAIL_BYTES: usize = 16 << 20;
 /// Conversations that are told of one move, those with the newest messages.
 const CONVERSATIONS: usize = 1_000;
 
@@ -51,7 +53,8 @@ async fn not_stored(ctx: &Ctx, user: &User, through: Seq) -> Result<HashMap<Stri
         return Ok(HashMap::new());
     }
     let subjects = [directs_to(user)];
-    let tail = Tail::newest(ctx.log(), &subjects, floor.next(), through.next(), MESSAGES, ctx.settings().limits()).await?;
+    let limit = Limit::within(MESSAGES, TAIL_BYTES, ctx.settings().request_deadline());
+    let tail = Tail::newest(ctx.log(), &subjects, floor.next(), through.next(), limit, ctx.settings().limits()).await?;
     Ok(tail.messages.into_iter().map(|message| (message.room, message.seq)).collect())
 }
 

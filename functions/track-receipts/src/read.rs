@@ -1,6 +1,6 @@
 //! The mark "read": one a user and conversation.
 
-use runtime::{Ctx, Error, Result};
+use runtime::{Ctx, Error, Limit, Result};
 use sqlx::postgres::PgConnection;
 use wire::{Code, Marked, ReadRequest, Seq};
 
@@ -39,8 +39,9 @@ pub async fn mark(ctx: &Ctx, ask: &ReadRequest, through: Seq) -> Result<Marked> 
 
 /// Whether the log holds a message of the conversation. Asked only when the index knows of none.
 async fn written(ctx: &Ctx, ask: &ReadRequest) -> Result<bool> {
+    let limit = Limit::within(1, 1, ctx.settings().request_deadline());
     for subject in ask.conversation.log_subjects() {
-        if !ctx.log().first(&subject, Seq::ZERO.next(), 1, 1).await?.messages.is_empty() {
+        if !ctx.log().first(&subject, Seq::ZERO.next(), limit).await?.messages.is_empty() {
             return Ok(true);
         }
     }

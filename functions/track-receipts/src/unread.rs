@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Key, Result, Tail, Union, changes};
+use runtime::{Ctx, Key, Limit, Result, Tail, Union, changes};
 use sqlx::postgres::PgConnection;
 use wire::{CHANGES, Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, directs_to};
 
@@ -24,6 +24,9 @@ const WALKED: i64 = 10_000;
 /// Messages of the log looked at above the floor.
 const TAIL: usize = 5_000;
 const TAIL_BYTES: usize = 8 << 20;
+/// Deletions that may wait to be stored; with more of them it is a 503.
+const DELETIONS: usize = 10_000;
+const DELETIONS_BYTES: usize = 8 << 20;
 
 /// Rooms the user reads: those with a mark, the highest first.
 const MARKS: &str = r"
@@ -99,9 +102,10 @@ pub async fn count(ctx: &Ctx, user: &User) -> Result<Unread> {
     if log.range().await?.1 > floor {
         subjects.extend(marks.iter().filter_map(|(room, _)| Some(Room::parse(room).ok()?.log_subject())));
     }
+    let deadline = ctx.settings().request_deadline();
     let (tail, above) = tokio::try_join!(
-        Tail::oldest(log, &subjects, floor.next(), TAIL, TAIL_BYTES, ctx.settings().limits()),
-        changes(log, CHANGES, floor.next()),
+        Tail::oldest(log, &subjects, floor.next(), Limit::within(TAIL, TAIL_BYTES, deadline), ctx.settings().limits()),
+        changes(log, CHANGES, floor.next(), Limit::within(DELETIONS, DELETIONS_BYTES, deadline)),
     )?;
     let asked = Asked { user, floor, marks: &marks, tail, above: above.iter().collect() };
     let tail_cut = !asked.tail.complete;

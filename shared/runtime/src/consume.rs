@@ -21,7 +21,7 @@ use wire::Seq;
 
 use crate::log::ConsumerInfo;
 use crate::pulls::{IN_PROGRESS, Pulls, SILENCE, Trouble};
-use crate::{Connection, Fatal, Log, LogError, LogMessage, Settings, connect};
+use crate::{Connection, Fatal, Limit, Log, LogError, LogMessage, Settings, connect};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -32,6 +32,10 @@ const LANES: usize = 2;
 
 /// How long a batch may gather while another is being stored.
 const LINGER: Duration = Duration::from_millis(10);
+
+/// One step of a rescue.
+const RESCUE_BYTES: usize = 16 << 20;
+const RESCUE_TIME: Duration = Duration::from_secs(30);
 
 /// The consumer's ack_wait until it has told its own.
 const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -339,8 +343,9 @@ impl Worker {
         let to = Seq::new(info.delivered.stream_seq).unwrap_or(Seq::MAX);
         let mut next = from;
         while next <= to {
-            let end = Seq::new(next.get() + self.0.max_batch as u64 - 1).unwrap_or(to).min(to);
-            let found = self.0.log.walk(next, end).await?;
+            let limit = Limit::within(self.0.max_batch, RESCUE_BYTES, RESCUE_TIME);
+            let walked = self.0.log.walk(next, to, limit).await?;
+            let found = walked.messages;
             let malformed = found.iter().filter(|raw| raw.malformed).count();
             if malformed > 0 {
                 tracing::warn!(malformed, "messages whose headers or subject no client can read; moving them to the dead letters");
@@ -355,7 +360,7 @@ impl Worker {
                     return Ok(());
                 }
             }
-            next = end.next();
+            next = walked.through.next();
         }
         Ok(())
     }

@@ -67,7 +67,12 @@ impl From<DatabaseError> for Error {
 
 impl From<LogError> for Error {
     fn from(error: LogError) -> Error {
-        Error::new(Code::Unavailable, "the log does not answer; try again").with_detail(error)
+        let reason = match error {
+            LogError::TooMuch(_) => "too much of this waits to be stored for one request to read; try again when it is",
+            LogError::Late => "reading the log took too long; try again",
+            LogError::Api(_) | LogError::Direct(_) => "the log does not answer; try again",
+        };
+        Error::new(Code::Unavailable, reason).with_detail(error)
     }
 }
 

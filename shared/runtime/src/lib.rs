@@ -29,7 +29,7 @@ pub use database::{Class, Database, DatabaseError};
 pub use error::{Error, Fatal, Result};
 pub use function::{Function, Identity, Running};
 pub use headers::{MalformedHeaders, header_block, parse_headers};
-pub use log::{Log, LogError, LogMessage, RawMessage, Window, message_id};
+pub use log::{Limit, Log, LogError, LogMessage, RawMessage, Walked, Window, message_id};
 pub use nats::{ApiError, Connection, connect};
 pub use service::{Meter, Reply, Request};
 pub use tail::{Tail, changes};

@@ -1,39 +1,63 @@
 //! Reading the log directly: the ack floor, a subject's messages after it, single messages.
 //!
 //! Stored headers may be such that they end the connection of whoever receives them (the server keeps
-//! them unread). So direct gets have a connection of their own, and when it breaks, the same question is
-//! asked through the JSON API, where headers come as base64 and no parser sees them.
+//! them unread). So direct gets have a connection of their own, and the message at which it broke is
+//! read through the JSON API, where headers come as base64 and no parser sees them (`direct.rs`).
+//!
+//! Every read takes a [`Limit`].
 
+mod direct;
+mod stored;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, StatusCode};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::{Seq, jetstream};
 
-use crate::{ApiError, Connection, MalformedHeaders, Settings, connect, parse_headers};
+use crate::{ApiError, Connection, Settings};
+
+use direct::Malformed;
+use stored::StreamInfo;
+pub(crate) use stored::{ConsumerInfo, GetReply};
 
 /// A floor may be this old. An old one is still safe (the floor only grows), only slower.
 const FLOOR_AGE: Duration = Duration::from_millis(50);
-/// A direct get that takes longer is asked again through the JSON API.
-const DIRECT_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// After a direct get broke its connection, the JSON API serves for this long.
-const DETOUR: Duration = Duration::from_secs(5);
 /// JSON gets under way at once while walking.
 const JSON_CONCURRENCY: usize = 32;
-/// Messages the JSON API is asked for before somebody looks at the clock.
-const MAX_WALK: usize = 256;
+/// Between two looks at the clock while walking.
+const WALK_STEP: u64 = 256;
 const EVERY_SUBJECT: &str = ">";
+
+/// How much one read may bring, and until when. Every read of the stream takes one.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// At most so many messages.
+    pub messages: usize,
+    /// No further message once there are so many bytes of payload.
+    pub bytes: usize,
+    /// After this the read is given up as [`LogError::Late`].
+    pub until: Instant,
+}
+
+impl Limit {
+    /// So many messages and bytes, within `time` from now.
+    pub fn within(messages: usize, bytes: usize, time: Duration) -> Limit {
+        Limit { messages, bytes, until: Instant::now() + time }
+    }
+
+    fn check(&self) -> Result<(), LogError> {
+        if Instant::now() < self.until { Ok(()) } else { Err(LogError::Late) }
+    }
+}
 
 /// One message of the log.
 #[derive(Debug, Clone)]
@@ -63,13 +87,23 @@ pub fn message_id(headers: &HeaderMap) -> Option<&str> {
     headers.get(wire::header::ORIGINAL_ID).or_else(|| headers.get(wire::header::MESSAGE_ID)).map(|id| id.as_str())
 }
 
-/// Consecutive messages of one subject.
+/// Consecutive messages of one subject. Malformed ones are passed over: they are on their way to the
+/// dead letters.
 #[derive(Debug, Clone, Default)]
 pub struct Window {
     /// Oldest first.
     pub messages: Vec<LogMessage>,
     /// Nothing of the subject is left beyond the window, in the direction it was read.
     pub complete: bool,
+}
+
+/// What a walk by number found.
+#[derive(Debug, Clone)]
+pub struct Walked {
+    /// Oldest first, malformed ones too.
+    pub messages: Vec<RawMessage>,
+    /// Every number up to here was asked for; below the `to` of the walk when its limit was reached.
+    pub through: Seq,
 }
 
 /// Why the log could not be read.
@@ -81,6 +115,12 @@ pub enum LogError {
     /// The direct get failed.
     #[error("direct get: {0}")]
     Direct(&'static str),
+    /// The time of the read's [`Limit`] was up.
+    #[error("reading the stream took too long")]
+    Late,
+    /// There is more than the read's [`Limit`] allows, and a part of it is no answer.
+    #[error("there is more of it than one request may read: {0}")]
+    TooMuch(&'static str),
 }
 
 /// A message as the JSON API gives it, headers unread.
@@ -102,8 +142,9 @@ pub struct Log {
     name: String,
     stop: CancellationToken,
     direct: Mutex<Option<Connection>>,
-    detour: Mutex<Option<Instant>>,
+    malformed: Malformed,
     floor: Mutex<Option<(Instant, Seq)>>,
+    range: Mutex<Option<(Instant, Result<(Seq, Seq), LogError>)>>,
 }
 
 impl Log {
@@ -114,8 +155,9 @@ impl Log {
             name: name.to_owned(),
             stop,
             direct: Mutex::default(),
-            detour: Mutex::default(),
+            malformed: Malformed::default(),
             floor: Mutex::default(),
+            range: Mutex::default(),
         })
     }
 
@@ -132,6 +174,7 @@ impl Log {
         }
         let asked = Instant::now();
         let floor = self.floor_now().await?;
+        self.forget_malformed(floor);
         *cached = Some((asked, floor));
         Ok(floor)
     }
@@ -152,230 +195,133 @@ impl Log {
         self.control.api(jetstream::CONSUMER_INFO, &json!({})).await
     }
 
-    /// The oldest messages of `subject` from `from` on, at most `need`, and no more than about `max_bytes`.
+    /// The oldest messages of `subject` from `from` on, within `limit`; at least one if there is any.
     ///
     /// # Errors
-    /// The log does not answer.
-    pub async fn first(&self, subject: &str, from: Seq, need: usize, max_bytes: usize) -> Result<Window, LogError> {
-        if !self.on_detour().await {
-            match self.first_direct(subject, from, need, max_bytes).await {
-                Ok(window) => return Ok(window),
-                Err(error) => self.take_detour(&error).await,
-            }
-        }
-        self.first_json(subject, from, Seq::MAX, need, max_bytes).await
+    /// The log does not answer, or not in time.
+    pub async fn first(&self, subject: &str, from: Seq, limit: Limit) -> Result<Window, LogError> {
+        let read = self.read(subject, from, limit).await?;
+        let good = read.messages.into_iter().filter_map(|(message, malformed)| (!malformed).then_some(message));
+        Ok(Window { messages: good.collect(), complete: read.complete })
     }
 
-    /// The newest messages of `subject` in `from..before`, at most about `need`.
+    /// The newest messages of `subject` in `from..before`: at least `limit.messages` if there are as
+    /// many, and no older one once there are `limit.bytes`. Nothing is missing right below `before`.
     ///
     /// # Errors
-    /// The log does not answer.
-    pub async fn last(&self, subject: &str, from: Seq, before: Seq, need: usize) -> Result<Window, LogError> {
+    /// The log does not answer, or not in time.
+    pub async fn last(&self, subject: &str, from: Seq, before: Seq, limit: Limit) -> Result<Window, LogError> {
         if from >= before {
             return Ok(Window { messages: Vec::new(), complete: true });
         }
-        if !self.on_detour().await {
-            match self.last_direct(subject, from, before, need).await {
-                Ok(window) => return Ok(window),
-                Err(error) => self.take_detour(&error).await,
+        let begin = self.beginning_of_last(subject, from, before, limit).await?;
+        let (mut next, mut bytes, mut found) = (begin, 0, VecDeque::new());
+        let mut complete = begin == from;
+        'read: loop {
+            let read = self.read(subject, next, limit).await?;
+            let Some((last, _)) = read.messages.last() else { break };
+            next = last.seq.next();
+            for (message, malformed) in read.messages {
+                if message.seq >= before {
+                    break 'read;
+                }
+                if !malformed {
+                    bytes += message.payload.len();
+                    found.push_back(message);
+                }
+            }
+            // The oldest give way; what is kept ends right below `before`.
+            while bytes > limit.bytes && found.len() > 1 {
+                bytes -= found.pop_front().map_or(0, |message: LogMessage| message.payload.len());
+                complete = false;
+            }
+            if read.complete || next >= before {
+                break;
             }
         }
-        let mut window = self.first_json(subject, from, before, usize::MAX, usize::MAX).await?;
-        let surplus = window.messages.len().saturating_sub(need);
-        window.messages.drain(..surplus);
-        window.complete = surplus == 0;
-        Ok(window)
+        Ok(Window { messages: found.into(), complete })
     }
 
-    /// The first sequence the log still holds, and the last one it gave out.
-    ///
-    /// # Errors
-    /// The log does not answer.
-    pub async fn range(&self) -> Result<(Seq, Seq), LogError> {
-        let info: StreamInfo = self.control.api(jetstream::STREAM_INFO, &json!({})).await?;
-        let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
-        Ok((seq(info.state.first_seq), seq(info.state.last_seq)))
-    }
-
-    async fn last_direct(&self, subject: &str, from: Seq, before: Seq, need: usize) -> Result<Window, LogError> {
-        // Nearly always the tail is short, and one question brings all of it.
-        let enough = need.saturating_mul(4);
-        let part = self.get(subject, from, enough, usize::MAX).await?;
-        if part.pending == 0 || part.messages.last().is_some_and(|last| last.seq >= before.previous()) {
-            let mut window = Window { messages: part.messages, complete: true };
-            window.messages.retain(|message| message.seq < before);
-            return Ok(window);
-        }
-        // A long one: find by bisection where its last `need` messages begin, rather than read it all.
-        let beyond = self.count(subject, before).await?;
+    /// Where to begin so that not many more than `limit.messages` of `subject` stand in
+    /// `from..before`: found by bisection, rather than reading a long tail from its beginning.
+    async fn beginning_of_last(&self, subject: &str, from: Seq, before: Seq, limit: Limit) -> Result<Seq, LogError> {
         let (_, last) = self.range().await?;
+        let enough = limit.messages.saturating_add(limit.messages / 4 + 8);
         let (mut low, mut high) = (from, before.min(last.next()));
-        let mut counted = part.pending + part.messages.len();
-        while high.get() - low.get() > 1 && counted.saturating_sub(beyond) > enough {
+        let mut counted = self.between(subject, low, before, limit).await?;
+        while high.get().saturating_sub(low.get()) > 1 && counted > enough {
+            limit.check()?;
             let middle = Seq::new(low.get().midpoint(high.get())).unwrap_or(high);
-            let count = self.count(subject, middle).await?;
-            if count.saturating_sub(beyond) >= need {
+            // Counted too low while the stream grows: then it begins earlier than need be, never later.
+            let count = self.between(subject, middle, before, limit).await?;
+            if count >= limit.messages {
                 (low, counted) = (middle, count);
             } else {
                 high = middle;
             }
         }
-        let mut window = self.first_direct(subject, low, counted.saturating_sub(beyond), usize::MAX).await?;
-        window.messages.retain(|message| message.seq < before);
-        window.complete = low == from;
-        Ok(window)
+        Ok(low)
     }
 
-    /// How many messages of `subject` the log holds from `from` on.
-    async fn count(&self, subject: &str, from: Seq) -> Result<usize, LogError> {
-        if from == Seq::MAX {
-            return Ok(0);
-        }
-        let window = self.get(subject, from, 1, usize::MAX).await?;
-        Ok(window.pending + window.messages.len())
-    }
-
-    async fn first_direct(&self, subject: &str, from: Seq, need: usize, max_bytes: usize) -> Result<Window, LogError> {
-        let mut window = Window { messages: Vec::new(), complete: false };
-        let (mut from, mut bytes) = (from, 0);
-        while window.messages.len() < need && bytes < max_bytes {
-            let part = self.get(subject, from, need - window.messages.len(), max_bytes - bytes).await?;
-            bytes += part.messages.iter().map(|message| message.payload.len()).sum::<usize>();
-            from = part.messages.last().map_or(from, |last| last.seq.next());
-            let empty = part.messages.is_empty();
-            window.messages.extend(part.messages);
-            if part.pending == 0 || empty {
-                window.complete = true;
-                break;
-            }
-        }
-        Ok(window)
-    }
-
-    /// One batched direct get: `batch` messages of `subject` from `from` on, ended by 204, or 404 at once.
-    async fn get(&self, subject: &str, from: Seq, batch: usize, max_bytes: usize) -> Result<Batch, LogError> {
-        const MAX_BATCH: usize = 1_000;
-        const MAX_BATCH_BYTES: usize = 8 << 20;
-        const GONE: LogError = LogError::Direct("the connection is gone");
-        let mut connection = self.direct().await?;
-        let client = connection.client().clone();
-        let deadline = Instant::now() + DIRECT_TIMEOUT;
-        let inbox = client.new_inbox();
-        let mut replies = client.subscribe(inbox.clone()).await.map_err(|_| GONE)?;
-        let request = json!({
-            "seq": from.get().max(1), "next_by_subj": subject,
-            "batch": batch.clamp(1, MAX_BATCH), "max_bytes": max_bytes.clamp(1, MAX_BATCH_BYTES),
-        });
-        client.publish_with_reply(jetstream::DIRECT_GET, inbox, request.to_string().into()).await.map_err(|_| GONE)?;
-        let mut part = Batch::default();
-        loop {
-            let reply = tokio::select! {
-                reply = timeout_at(deadline, replies.next()) => reply.map_err(|_| LogError::Direct("no answer in time"))?.ok_or(GONE)?,
-                () = connection.broken() => return Err(GONE),
-            };
-            let number = |name: &str| reply.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
-            match reply.status {
-                None => part.messages.push(direct_message(reply)?),
-                Some(StatusCode::NOT_FOUND) => return Ok(part),
-                Some(StatusCode::NO_RESPONDERS) => return Err(ApiError::Away("JetStream is not there").into()),
-                Some(status) if status.as_u16() == END_OF_BATCH => {
-                    part.pending = usize::try_from(number("Nats-Num-Pending").unwrap_or(0)).unwrap_or(usize::MAX);
-                    let sent = number("Nats-Last-Sequence").unwrap_or(0);
-                    if part.messages.last().is_some_and(|message| message.seq.get() != sent) {
-                        return Err(LogError::Direct("part of the answer was lost"));
-                    }
-                    return Ok(part);
-                }
-                Some(_) => return Err(LogError::Direct("the server refused the request")),
-            }
-        }
-    }
-
-    /// The connection for direct gets, made when first needed and again after it broke.
-    async fn direct(&self) -> Result<Connection, LogError> {
-        let mut direct = self.direct.lock().await;
-        if let Some(connection) = &*direct {
-            return Ok(connection.clone());
-        }
-        let made = timeout(DIRECT_TIMEOUT, connect(&self.settings.nats, &format!("{} (log)", self.name), &self.stop)).await;
-        match made {
-            Ok(Ok(connection)) => Ok(direct.insert(connection).clone()),
-            Ok(Err(_)) | Err(_) => Err(LogError::Direct("no connection")),
-        }
-    }
-
-    async fn on_detour(&self) -> bool {
-        self.detour.lock().await.is_some_and(|since| since.elapsed() < DETOUR)
-    }
-
-    async fn take_detour(&self, error: &LogError) {
-        let mut since = self.detour.lock().await;
-        if !since.is_some_and(|since| since.elapsed() < DETOUR) {
-            tracing::warn!(%error, "reading the log through the JSON API for a while");
-        }
-        *since = Some(Instant::now());
-        self.direct.lock().await.take();
-    }
-
-    /// Walks `from..before` message by message. Messages with malformed headers are skipped: they are on
-    /// their way to the dead letters.
-    async fn first_json(&self, subject: &str, from: Seq, before: Seq, need: usize, max_bytes: usize) -> Result<Window, LogError> {
-        let mut window = Window::default();
-        let (mut from, mut bytes) = (from, 0);
-        while window.messages.len() < need && bytes < max_bytes {
-            let Some(raw) = self.raw(json!({"seq": from.get().max(1), "next_by_subj": subject})).await? else {
-                window.complete = true;
-                break;
-            };
-            if raw.message.seq >= before {
-                window.complete = true;
-                break;
-            }
-            from = raw.message.seq.next();
-            if !raw.malformed {
-                bytes += raw.message.payload.len();
-                window.messages.push(raw.message);
-            }
-        }
-        Ok(window)
-    }
-
-    /// Every message in `from..=to`, malformed ones too, by number.
+    /// The first sequence the log still holds, and the last one it gave out, as they were after this
+    /// call began. One question serves everybody who waited when it was sent.
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn walk(&self, from: Seq, to: Seq) -> Result<Vec<RawMessage>, LogError> {
-        let found: Vec<Option<RawMessage>> = futures::stream::iter(from.get().max(1)..=to.get())
-            .map(|seq| self.raw(json!({ "seq": seq })))
-            .buffered(JSON_CONCURRENCY)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().collect())
+    pub async fn range(&self) -> Result<(Seq, Seq), LogError> {
+        let called = Instant::now();
+        let mut shared = self.range.lock().await;
+        if let Some((asked, range)) = &*shared
+            && *asked > called
+        {
+            return range.clone();
+        }
+        let asked = Instant::now();
+        let info = self.control.api::<StreamInfo>(jetstream::STREAM_INFO, &json!({})).await;
+        let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
+        let range = info.map(|info| (seq(info.state.first_seq), seq(info.state.last_seq))).map_err(LogError::from);
+        *shared = Some((asked, range.clone()));
+        range
     }
 
-    /// The oldest messages from `from` on, whatever their subject, about `need` and `max_bytes` at most: malformed ones,
-    /// too, which [`first`](Log::first) skips; each with whether it is malformed. Empty when there are no more.
+    /// Every message in `from..=to`, malformed ones too, by number, as far as `limit` reaches: so
+    /// many numbers. Whoever wants all of them goes on behind [`Walked::through`].
+    ///
+    /// # Errors
+    /// The log does not answer, or not in time.
+    pub async fn walk(&self, from: Seq, to: Seq, limit: Limit) -> Result<Walked, LogError> {
+        let (mut next, mut bytes, mut messages) = (from.get().max(1), 0, Vec::new());
+        let last = to.get().min(next.saturating_add(limit.messages.max(1) as u64 - 1));
+        while next <= last && bytes < limit.bytes {
+            limit.check()?;
+            let end = last.min(next.saturating_add(WALK_STEP - 1));
+            let found: Vec<Option<RawMessage>> = futures::stream::iter(next..=end)
+                .map(|seq| self.raw(json!({ "seq": seq })))
+                .buffered(JSON_CONCURRENCY)
+                .try_collect()
+                .await?;
+            messages.extend(found.into_iter().flatten().inspect(|raw: &RawMessage| bytes += raw.message.payload.len()));
+            next = end + 1;
+        }
+        Ok(Walked { messages, through: Seq::new(next - 1).unwrap_or(to) })
+    }
+
+    /// The message in one place, malformed or not.
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn every(&self, from: Seq, need: usize, max_bytes: usize) -> Result<Vec<(LogMessage, bool)>, LogError> {
-        if !self.on_detour().await {
-            match self.first_direct(EVERY_SUBJECT, from, need, max_bytes).await {
-                // A direct get that succeeds has met nothing malformed.
-                Ok(window) => return Ok(window.messages.into_iter().map(|message| (message, false)).collect()),
-                Err(error) => self.take_detour(&error).await,
-            }
-        }
-        // Number by number, many at once; not before the first one there is, for a log may have wide gaps.
-        let Some(first) = self.next(EVERY_SUBJECT, from).await? else { return Ok(Vec::new()) };
-        let from = first.message.seq;
-        let to = from.get().saturating_add(need.clamp(1, MAX_WALK) as u64 - 1);
-        let mut found = self.walk(from, Seq::new(to).unwrap_or(Seq::MAX)).await?;
-        if found.is_empty() {
-            // Removed meanwhile; the log goes on all the same.
-            found.push(first);
-        }
-        Ok(found.into_iter().map(|raw| (raw.message, raw.malformed)).collect())
+    pub async fn at(&self, seq: Seq) -> Result<Option<RawMessage>, LogError> {
+        self.raw(json!({ "seq": seq })).await
+    }
+
+    /// The oldest messages from `from` on, whatever their subject, within `limit`: malformed ones,
+    /// too, which [`first`](Log::first) passes over; each with whether it is malformed. Empty when
+    /// there are no more.
+    ///
+    /// # Errors
+    /// The log does not answer, or not in time.
+    pub async fn every(&self, from: Seq, limit: Limit) -> Result<Vec<(LogMessage, bool)>, LogError> {
+        Ok(self.read(EVERY_SUBJECT, from, limit).await?.messages)
     }
 
     /// The first message of `subject` from `from` on, malformed or not.
@@ -424,102 +370,4 @@ impl Log {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// The status that ends a batched direct get.
-const END_OF_BATCH: u16 = 204;
-
-#[derive(Default)]
-struct Batch {
-    messages: Vec<LogMessage>,
-    /// How many of the subject follow.
-    pending: usize,
-}
-
-fn direct_message(reply: async_nats::Message) -> Result<LogMessage, LogError> {
-    const UNREADABLE: LogError = LogError::Direct("an answer without the log's headers");
-    let headers = reply.headers.ok_or(UNREADABLE)?;
-    // The server appends its own headers behind the stored ones, which may hold the same names: the last is the server's.
-    let own = |name: &str| headers.get_all(name).last().map(|value| value.as_str().to_owned()).ok_or(UNREADABLE);
-    Ok(LogMessage {
-        seq: own("Nats-Sequence")?.parse().ok().and_then(Seq::new).ok_or(UNREADABLE)?,
-        subject: own("Nats-Subject")?,
-        received_ms: unix_ms(&own("Nats-Time-Stamp")?).ok_or(UNREADABLE)?,
-        payload: reply.payload,
-        headers: Some(headers),
-    })
-}
-
-fn unix_ms(rfc3339: &str) -> Option<i64> {
-    let at = OffsetDateTime::parse(rfc3339, &Rfc3339).ok()?;
-    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()
-}
-
-#[derive(Deserialize)]
-pub(crate) struct GetReply {
-    pub message: StoredMessage,
-}
-
-#[derive(Deserialize)]
-pub(crate) struct StoredMessage {
-    subject: String,
-    seq: u64,
-    #[serde(default)]
-    hdrs: String,
-    #[serde(default)]
-    data: String,
-    time: String,
-}
-
-impl StoredMessage {
-    pub fn read(self) -> Result<RawMessage, ApiError> {
-        let decode = |text: &str| BASE64.decode(text).map_err(|_| ApiError::Unreadable("not base64".to_owned()));
-        let header_block = decode(&self.hdrs)?;
-        let headers = if header_block.is_empty() { Ok(None) } else { parse_headers(&header_block).map(Some) };
-        // JSON cannot carry a subject that is not UTF-8: the server writes U+FFFD in its place.
-        let malformed = headers.is_err() || self.subject.contains(char::REPLACEMENT_CHARACTER);
-        let message = LogMessage {
-            seq: Seq::new(self.seq).unwrap_or(Seq::MAX),
-            subject: self.subject,
-            headers: headers.unwrap_or_else(|MalformedHeaders| None),
-            payload: decode(&self.data)?.into(),
-            received_ms: unix_ms(&self.time).ok_or_else(|| ApiError::Unreadable("no time".to_owned()))?,
-        };
-        Ok(RawMessage { message, header_block, malformed })
-    }
-}
-
-#[derive(Debug, Deserialize)]
-pub(crate) struct ConsumerInfo {
-    pub ack_floor: Position,
-    pub delivered: Position,
-    #[serde(default)]
-    pub num_ack_pending: u64,
-    #[serde(default)]
-    pub num_pending: u64,
-    #[serde(default)]
-    pub config: ConsumerConfig,
-}
-
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct ConsumerConfig {
-    /// In nanoseconds.
-    #[serde(default)]
-    pub ack_wait: u64,
-}
-
-#[derive(Debug, Deserialize)]
-pub(crate) struct Position {
-    pub stream_seq: u64,
-}
-
-#[derive(Deserialize)]
-struct StreamInfo {
-    state: StreamState,
-}
-
-#[derive(Deserialize)]
-struct StreamState {
-    first_seq: u64,
-    last_seq: u64,
 }

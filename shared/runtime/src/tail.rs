@@ -5,11 +5,7 @@ use std::collections::{HashMap, HashSet};
 use futures::future::try_join_all;
 use wire::{Change, Incoming, Limits, Message, Seq};
 
-use crate::{Log, LogError, LogMessage};
-
-/// Changes read at once.
-const CHANGES_AT_ONCE: usize = 1_000;
-const CHANGES_BYTES: usize = 1 << 20;
+use crate::{Limit, Log, LogError, LogMessage};
 
 /// A stretch of the messages on some subjects, such as one conversation's, as the log has them. There is no hole in it between `from` and `last`; beyond these there may
 /// be some messages, and some missing.
@@ -43,7 +39,7 @@ impl Tail {
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn newest(log: &Log, subjects: &[String], from: Seq, before: Seq, need: usize, limits: Limits) -> Result<Tail, LogError> {
+    pub async fn newest(log: &Log, subjects: &[String], from: Seq, before: Seq, need: Limit, limits: Limits) -> Result<Tail, LogError> {
         let read = try_join_all(subjects.iter().map(|subject| newest_of(log, subject, from, before, need, limits))).await?;
         // Below the highest beginning of those that were cut, some are missing.
         let begin = read.iter().filter(|stretch| !stretch.complete).map(|stretch| stretch.from).max();
@@ -56,15 +52,8 @@ impl Tail {
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn oldest(
-        log: &Log,
-        subjects: &[String],
-        from: Seq,
-        need: usize,
-        max_bytes: usize,
-        limits: Limits,
-    ) -> Result<Tail, LogError> {
-        let read = try_join_all(subjects.iter().map(|subject| oldest_of(log, subject, from, need, max_bytes, limits))).await?;
+    pub async fn oldest(log: &Log, subjects: &[String], from: Seq, need: Limit, limits: Limits) -> Result<Tail, LogError> {
+        let read = try_join_all(subjects.iter().map(|subject| oldest_of(log, subject, from, need, limits))).await?;
         // Beyond the lowest end of those that were cut, some are missing.
         let ends = read.iter().filter(|stretch| !stretch.complete);
         let end = ends.map(|stretch| stretch.messages.last().map_or(from.previous(), |last| last.seq)).min();
@@ -94,30 +83,26 @@ impl Tail {
 /// Every change on `subject` from `from` on, oldest first.
 ///
 /// # Errors
-/// The log does not answer.
-pub async fn changes(log: &Log, subject: &str, from: Seq) -> Result<Vec<Change>, LogError> {
-    let mut found = Vec::new();
-    let mut next = from;
-    loop {
-        let window = log.first(subject, next, CHANGES_AT_ONCE, CHANGES_BYTES).await?;
-        let Some(last) = window.messages.last() else { return Ok(found) };
-        next = last.seq.next();
-        let read = |message: &LogMessage| Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok();
-        found.extend(window.messages.iter().filter_map(read));
-        if window.complete {
-            return Ok(found);
-        }
+/// The log does not answer; there are more than `limit` allows, and without all of them a reader
+/// might be shown what was deleted.
+pub async fn changes(log: &Log, subject: &str, from: Seq, limit: Limit) -> Result<Vec<Change>, LogError> {
+    let window = log.first(subject, from, limit).await?;
+    if !window.complete {
+        return Err(LogError::TooMuch("deletions"));
     }
+    let read = |message: &LogMessage| Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok();
+    Ok(window.messages.iter().filter_map(read).collect())
 }
 
-async fn newest_of(log: &Log, subject: &str, from: Seq, before: Seq, need: usize, limits: Limits) -> Result<Stretch, LogError> {
+async fn newest_of(log: &Log, subject: &str, from: Seq, before: Seq, need: Limit, limits: Limits) -> Result<Stretch, LogError> {
     let mut windows: Vec<Vec<LogMessage>> = Vec::new();
-    let (mut before, mut good, mut complete) = (before, 0, false);
-    while good < need && !complete {
+    let (mut before, mut good, mut bytes, mut complete) = (before, 0, 0, false);
+    while good < need.messages && bytes < need.bytes && !complete {
         let window = log.last(subject, from, before, need).await?;
         complete = window.complete || window.messages.is_empty();
         before = window.messages.first().map_or(before, |first| first.seq);
         good += window.messages.iter().filter(|message| parse(message, limits).is_some()).count();
+        bytes += window.messages.iter().map(|message| message.payload.len()).sum::<usize>();
         windows.push(window.messages);
     }
     let messages = windows.into_iter().rev().flatten().collect();
@@ -125,11 +110,11 @@ async fn newest_of(log: &Log, subject: &str, from: Seq, before: Seq, need: usize
     Ok(Stretch { messages, complete, from })
 }
 
-async fn oldest_of(log: &Log, subject: &str, from: Seq, need: usize, max_bytes: usize, limits: Limits) -> Result<Stretch, LogError> {
+async fn oldest_of(log: &Log, subject: &str, from: Seq, need: Limit, limits: Limits) -> Result<Stretch, LogError> {
     let mut messages = Vec::new();
     let (mut next, mut good, mut bytes, mut complete) = (from, 0, 0, false);
-    while good < need && bytes < max_bytes && !complete {
-        let window = log.first(subject, next, need, max_bytes).await?;
+    while good < need.messages && bytes < need.bytes && !complete {
+        let window = log.first(subject, next, need).await?;
         complete = window.complete || window.messages.is_empty();
         next = window.messages.last().map_or(next, |last| last.seq.next());
         for message in window.messages {
