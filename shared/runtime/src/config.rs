@@ -1,6 +1,7 @@
 //! Configuration: environment variables, nothing else.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::Fatal;
 
 /// Where NATS is and who we are there; all that a tool without a database reads.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 pub struct NatsSettings {
     /// `NATS_URL`: one server or several, separated by commas.
     #[serde(default = "default_nats_url")]
@@ -29,8 +30,36 @@ impl Default for NatsSettings {
     }
 }
 
+/// Without the password, also where it stands in the URL.
+impl fmt::Debug for NatsSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsSettings")
+            .field("nats_url", &without_userinfo(&self.nats_url))
+            .field("nats_user", &self.nats_user)
+            .field("nats_pass", &self.nats_pass.as_ref().map(|_| REDACTED))
+            .field("nats_creds", &self.nats_creds)
+            .finish()
+    }
+}
+
+const REDACTED: &str = "…";
+
+/// One URL or several with commas between, as it may be printed: without user and password. Where a password holds
+/// characters that should have been escaped, rather too much is left out.
+pub(crate) fn without_userinfo(urls: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = urls;
+    while let Some(at) = rest.find('@') {
+        let before = &rest[..at];
+        let begin = before.rfind("://").map(|scheme| scheme + 3).or_else(|| before.rfind(',').map(|comma| comma + 1));
+        shown.push_str(&before[..begin.unwrap_or(0)]);
+        rest = &rest[at + 1..];
+    }
+    shown + rest
+}
+
 /// What every function reads. The table in `README.md` of this crate says the same in words.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 pub struct Settings {
     /// Read by itself in [`Settings::read`]: a flattened struct would turn every number here into text.
     #[serde(skip)]
@@ -43,7 +72,14 @@ pub struct Settings {
     /// `MAX_CONCURRENT_REQUESTS`: handled side by side in one copy; more wait their turn.
     #[serde(default = "default_max_concurrent_requests")]
     pub max_concurrent_requests: usize,
-    /// `REQUEST_DEADLINE_MS`: after this a request is answered with 503.
+    /// `MAX_WAITING_REQUESTS`: requests of all callers together that wait for their turn; what does not fit is
+    /// answered with 503.
+    #[serde(default = "default_max_waiting_requests")]
+    pub max_waiting_requests: usize,
+    /// `MAX_WAITING_BYTES`: what these may take of memory.
+    #[serde(default = "default_max_waiting_bytes")]
+    pub max_waiting_bytes: usize,
+    /// `REQUEST_DEADLINE_MS`: this long after its arrival a request is answered with 503.
     #[serde(default = "default_request_deadline_ms")]
     pub request_deadline_ms: u64,
     /// `MAX_TEXT_BYTES`: the longest text; the same for every function.
@@ -66,6 +102,15 @@ const fn default_database_connections() -> u32 {
 const fn default_max_concurrent_requests() -> usize {
     256
 }
+/// Three seconds of work where a page takes 0.7 ms: more would wait longer than its deadline anyway.
+const fn default_max_waiting_requests() -> usize {
+    4_096
+}
+const fn default_max_waiting_bytes() -> usize {
+    32 * 1024 * 1024
+}
+/// Room for the largest request that the server lets through, twice: one caller's must not shut out everybody's.
+const MIN_WAITING_BYTES: usize = 2 * 1024 * 1024;
 const fn default_request_deadline_ms() -> u64 {
     5_000
 }
@@ -79,6 +124,26 @@ const fn default_expire_days() -> u32 {
 /// A century: beyond it is a mistake, and 0 says "for ever".
 const MAX_EXPIRE_DAYS: u32 = 36_500;
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
+
+/// Without the passwords, also where they stand in URLs.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A password may stand in the query, too.
+        let database = without_userinfo(self.database_url.split('?').next().unwrap_or_default());
+        f.debug_struct("Settings")
+            .field("nats", &self.nats)
+            .field("database_url", &database)
+            .field("database_connections", &self.database_connections)
+            .field("max_concurrent_requests", &self.max_concurrent_requests)
+            .field("max_waiting_requests", &self.max_waiting_requests)
+            .field("max_waiting_bytes", &self.max_waiting_bytes)
+            .field("request_deadline_ms", &self.request_deadline_ms)
+            .field("max_text_bytes", &self.max_text_bytes)
+            .field("expire_days", &self.expire_days)
+            .field("health_file", &self.health_file)
+            .finish()
+    }
+}
 
 impl Settings {
     /// Reads and checks.
@@ -112,9 +177,13 @@ impl Settings {
         let positive = [
             ("DATABASE_CONNECTIONS", u64::from(self.database_connections)),
             ("MAX_CONCURRENT_REQUESTS", self.max_concurrent_requests as u64),
+            ("MAX_WAITING_REQUESTS", self.max_waiting_requests as u64),
             ("REQUEST_DEADLINE_MS", self.request_deadline_ms),
             ("MAX_TEXT_BYTES", self.max_text_bytes as u64),
         ];
+        if self.max_waiting_bytes < MIN_WAITING_BYTES {
+            return Err(Fatal::new(format!("configuration: MAX_WAITING_BYTES must be at least {MIN_WAITING_BYTES}")));
+        }
         if self.expire_days > MAX_EXPIRE_DAYS {
             return Err(Fatal::new(format!("configuration: EXPIRE_DAYS must be from 1 to {MAX_EXPIRE_DAYS}, or 0 for ever")));
         }
@@ -129,8 +198,15 @@ impl Settings {
 const SECRETS: [&str; 3] = ["NATS_USER", "NATS_PASS", "DATABASE_URL"];
 
 /// The environment a function sees. Passed in, so that a test can run several in one process.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Vars(HashMap<String, String>);
+
+/// The names alone: any value may be a secret.
+impl fmt::Debug for Vars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 impl Vars {
     /// The environment of this process.
@@ -188,6 +264,8 @@ mod tests {
             (vec![("DATABASE_URL", "x"), ("MAX_TEXT_BYTES", "0")], "MAX_TEXT_BYTES must be at least 1"),
             (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "-1")], "EXPIRE_DAYS"),
             (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "36501")], "EXPIRE_DAYS must be from 1 to 36500"),
+            (vec![("DATABASE_URL", "x"), ("MAX_WAITING_REQUESTS", "0")], "MAX_WAITING_REQUESTS must be at least 1"),
+            (vec![("DATABASE_URL", "x"), ("MAX_WAITING_BYTES", "1")], "MAX_WAITING_BYTES must be at least 2097152"),
             (vec![("DATABASE_URL_FILE", "no/such/file")], "DATABASE_URL_FILE=no/such/file cannot be read"),
         ] {
             let line = settings(&pairs).unwrap_err().to_string();
@@ -203,5 +281,34 @@ mod tests {
         let read = settings(&[("DATABASE_URL_FILE", path.to_str().unwrap())]);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(read.unwrap().database_url, "postgres://here");
+    }
+
+    #[test]
+    fn no_secret_is_ever_printed() {
+        let pairs = [
+            ("NATS_URL", "nats://bob:hunter2@a:1,tls://eve:hunter2@b"),
+            ("NATS_PASS", "hunter2"),
+            ("DATABASE_URL", "postgres://x:hunter2@db:5432/chat?password=hunter2"),
+        ];
+        let vars = Vars::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value.to_owned()))).unwrap();
+        let printed = format!("{vars:?} {:?}", Settings::read(&vars).unwrap());
+        assert!(!printed.contains("hunter2") && !printed.contains("bob"), "{printed}");
+        assert!(printed.contains("nats://a:1,tls://b") && printed.contains("postgres://db:5432/chat"), "{printed}");
+    }
+
+    #[test]
+    fn urls_are_printed_without_user_and_password() {
+        for (url, shown) in [
+            ("nats://here:4222", "nats://here:4222"),
+            ("nats://u:p@here:4222", "nats://here:4222"),
+            ("u:p@here", "here"),
+            ("nats://a,u:p@b", "nats://b"),
+            ("a,u:p@b", "a,b"),
+            ("nats://a:1,nats://u:p@b:2,nats://t@c", "nats://a:1,nats://b:2,nats://c"),
+        ] {
+            assert_eq!(without_userinfo(url), shown);
+        }
+        let unescaped = without_userinfo("nats://bob:hun,@ter://@two@here/x");
+        assert!(!unescaped.contains("bob") && !unescaped.contains("hun"), "{unescaped}");
     }
 }

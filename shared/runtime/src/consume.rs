@@ -393,7 +393,7 @@ impl Worker {
 }
 
 /// Between half of `pause` and all of it, so that copies do not come back in step.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     let spread = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos() % 1_000);
     pause.mul_f64(0.5 + f64::from(spread) / 2_000.0)
 }

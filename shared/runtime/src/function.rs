@@ -4,8 +4,9 @@ use std::fmt;
 use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,17 +15,27 @@ use tokio_util::sync::CancellationToken;
 use wire::{Ask, Endpoint, EndpointInfo};
 
 use crate::ctx::{Clock, Ctx, Shared};
-use crate::requests::Requests;
+use crate::requests::{Answering, QueueLimits};
 use crate::service::{QUEUE_GROUP, Registered, Service};
-use crate::{Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars, connect};
+use crate::{Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars, connect, requests};
 
-/// What was taken is finished within this; compose and `dev` wait five seconds longer before they kill.
-const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+/// Stopping takes at most this, all of it together; compose and `dev` wait 30 s before they kill.
+const STOP_LIMIT: Duration = Duration::from_secs(25);
+/// What of it is for finishing what was taken. The rest is for the telemetry's last export and for tokio's threads.
+const DRAIN_LIMIT: Duration = Duration::from_secs(18);
+/// How long sending the last replies may take, and as long closing the database.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+/// What of that is left for sending the last replies, and as much for closing the database.
+const FLUSH_RESERVE: Duration = Duration::from_millis(500);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
-/// Older than this and the copy counts as unhealthy: three touches missed.
+/// How long PostgreSQL may take to answer the health probe.
+const DATABASE_PROBE_LIMIT: Duration = Duration::from_secs(4);
+/// Older than this and the replica counts as unhealthy: three touches missed.
 const HEALTH_AGE: Duration = Duration::from_secs(20);
 /// The server's objections travel beside its answers; they arrive within this.
 const OBJECTION_TIME: Duration = Duration::from_millis(50);
+/// Between attempts to hear ourselves while starting.
+const PING_PAUSE: Duration = Duration::from_millis(200);
 
 /// Who a function is; made by [`crate::this!`].
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +106,15 @@ impl<S: Send + Sync + 'static> Function<S> {
     }
 
     /// Answers `endpoint` with `handler`.
+    ///
+    /// **Order.** Requests of one caller are started in the order in which they reached this replica, of all
+    /// endpoints together, and the handler's future is polled for the first time before the next request is started.
+    /// So whatever a handler does before it first has to wait, such as taking a place in a queue, happens in the order
+    /// of arrival. The caller is the user whom the subject names, otherwise whose inbox the answer goes to. What
+    /// a handler does then holds up every other request: no blocking, no long computing before the first await.
+    ///
+    /// Keep the order's part synchronous. `lock().await` on a lock that is free may be counted on; anything that goes
+    /// through another task, or that was pending once, may not.
     #[must_use]
     pub fn answer<Q, R, F>(
         mut self,
@@ -114,10 +134,11 @@ impl<S: Send + Sync + 'static> Function<S> {
                 metadata: [("about".to_owned(), endpoint.about.to_owned())].into(),
             },
             meter: Meter::new(endpoint.name),
-            handler: Some(Arc::new(move |message: async_nats::Message| {
+            user_after: endpoint.names_user.then_some(endpoint.prefix),
+            handler: Some(Arc::new(move |subject: String, payload: Bytes| {
                 let (ctx, handler) = (ctx.clone(), handler.clone());
                 async move {
-                    let ask = Q::parse(endpoint.names(&message.subject), &message.payload)?;
+                    let ask = Q::parse(endpoint.names(&subject), &payload)?;
                     let reply = handler(ctx, Request { ask }).await?;
                     Ok((reply.body, reply.headers))
                 }
@@ -204,14 +225,21 @@ impl<S: Send + Sync + 'static> Function<S> {
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
         let stop = CancellationToken::new();
-        let told = stop.clone();
+        let (told, name) = (stop.clone(), self.identity.name);
         tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            let mut signal = async || {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            };
+            signal().await;
             tracing::info!("told to stop; finishing what was taken");
+            end_late(name);
             told.cancel();
+            signal().await;
+            eprintln!("{name}: told to stop again; leaving at once");
+            std::process::exit(1);
         });
         match self.start_with(vars, stop.clone()).await {
             Ok(running) => running.ended().await,
@@ -237,76 +265,156 @@ impl<S: Send + Sync + 'static> Function<S> {
         let nats = connect(&settings.nats, identity.name, &stop).await?;
         let log = Log::new(nats.clone(), settings.clone(), identity.name, stop.clone());
         let shared = Arc::new(Shared { identity, settings, vars, nats, database, log, clock: self.clock, stop: stop.clone() });
-        let state = (self.setup)(Ctx { shared: shared.clone(), state: Arc::new(()) }).await?;
+        let setup = (self.setup)(Ctx { shared: shared.clone(), state: Arc::new(()) });
+        let state = tokio::select! {
+            state = setup => state?,
+            () = stop.cancelled() => return Err(Fatal::new("stopped while starting")),
+        };
         let ctx = Ctx { shared: shared.clone(), state: Arc::new(state) };
 
         let mut registered: Vec<Registered> = self.endpoints.into_iter().map(|bind| bind(ctx.clone())).collect();
         let mut work = Vec::new();
         for (info, name, start) in self.work {
             let meter = Meter::new(name);
-            registered.push(Registered { info, meter: meter.clone(), handler: None });
+            registered.push(Registered { info, meter: meter.clone(), handler: None, user_after: None });
             work.push(start(ctx.clone(), meter));
         }
-        let Settings { max_concurrent_requests, .. } = shared.settings;
-        let deadline = shared.settings.request_deadline();
-        let service = Service::new(shared.nats.client().clone(), identity, registered, max_concurrent_requests, deadline);
-        let requests = Requests::connect(&shared.settings.nats, identity.name, &stop).await?;
-        let asked = requests.connection.clone();
-        let answering = service.start(requests, &stop).await?;
-        tokio::time::sleep(OBJECTION_TIME).await;
-        if let Some(objection) = shared.nats.refused().or_else(|| asked.refused()) {
-            return Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf")));
-        }
-        let health = shared.settings.health_file.clone().map(|path| tokio::spawn(stay_healthy(path, shared.nats.clone(), stop.clone())));
+        let service = Service::new(shared.nats.client().clone(), identity, registered);
+        let answering = Answering::start(service.clone(), receiving(&shared.settings), &stop).await?;
+        hear_itself(&service, &shared.nats, &answering, &stop).await?;
+        let health = shared.settings.health_file.clone();
+        let health = health.map(|path| tokio::spawn(stay_healthy(path, service, shared.clone())));
         tracing::info!(function = identity.name, version = identity.version, "ready");
 
+        work.push(answering.ended().boxed());
         let task = tokio::spawn(async move {
-            let outcome = work_until(work, &stop).await;
-            stop.cancel();
-            if tokio::time::timeout(DRAIN_LIMIT, answering).await.is_err() {
-                tracing::warn!("some requests were still under way after {} s", DRAIN_LIMIT.as_secs());
-            }
-            let _ = tokio::time::timeout(DRAIN_LIMIT, shared.nats.client().flush()).await;
-            let _ = tokio::time::timeout(HEALTH_INTERVAL, shared.database.close()).await;
+            let outcome = work_until(work, &shared.nats, &stop).await;
             if let Some(health) = health {
                 health.abort();
             }
-            outcome
+            outcome.leave(&shared).await
         });
         Ok(Running { stop: ctx.shared.stop.clone(), task })
     }
 }
 
-/// Runs all work side by side until told to stop; the first failure ends everything.
-async fn work_until(work: Vec<BoxFuture<'static, Result<(), Fatal>>>, stop: &CancellationToken) -> Result<(), Fatal> {
+/// How requests are received, by the settings.
+fn receiving(settings: &Settings) -> requests::Setup<'_> {
+    requests::Setup {
+        nats: &settings.nats,
+        permits: settings.max_concurrent_requests,
+        limits: QueueLimits { requests: settings.max_waiting_requests, bytes: settings.max_waiting_bytes },
+        deadline: settings.request_deadline(),
+    }
+}
+
+/// Waits until the function answers itself, and refuses to start when it may not do what it needs.
+async fn hear_itself(service: &Service, nats: &Connection, answering: &Answering, stop: &CancellationToken) -> Result<(), Fatal> {
+    let mut said = false;
+    loop {
+        let heard = service.ping_self().await;
+        tokio::time::sleep(OBJECTION_TIME).await;
+        if let Some(objection) = nats.refused().or_else(|| answering.refused()) {
+            return Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf")));
+        }
+        let Err(why) = heard else { return Ok(()) };
+        if !said {
+            tracing::warn!(why, "waiting for an answer to our own $SRV.PING");
+            said = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PING_PAUSE) => {}
+            () = stop.cancelled() => return Err(Fatal::new("stopped while starting")),
+        }
+    }
+}
+
+/// Ends the process when stopping takes longer than it may, whatever holds it up: tokio itself would wait for ever for
+/// a thread that is blocked.
+fn end_late(name: &'static str) {
+    let late = std::thread::Builder::new().name("stop-limit".to_owned()).spawn(move || {
+        std::thread::sleep(STOP_LIMIT);
+        eprintln!("{name}: not stopped within {} s; leaving what is left", STOP_LIMIT.as_secs());
+        std::process::exit(1);
+    });
+    if let Err(error) = late {
+        tracing::warn!(%error, "no thread to watch over stopping");
+    }
+}
+
+/// What happened to the work, and until when everything must be over.
+struct Stopped {
+    outcome: Result<(), Fatal>,
+    end: Instant,
+}
+
+/// Runs all work side by side until told to stop; the first failure ends everything. What is left after that gets one
+/// deadline, all of it together.
+async fn work_until(work: Vec<BoxFuture<'static, Result<(), Fatal>>>, nats: &Connection, stop: &CancellationToken) -> Stopped {
     let mut tasks: Vec<JoinHandle<Result<(), Fatal>>> = work.into_iter().map(tokio::spawn).collect();
-    if tasks.is_empty() {
-        stop.cancelled().await;
-        return Ok(());
-    }
-    let (first, _, rest) = futures::future::select_all(tasks.drain(..)).await;
+    let (mut outcome, gone) = tokio::select! {
+        () = stop.cancelled() => (Ok(()), None),
+        (first, index, _) = futures::future::select_all(tasks.iter_mut()) => (flatten(first), Some(index)),
+        () = nats.ended() => (Err(Fatal::new("the NATS client ended; leaving so that a fresh start can connect")), None),
+    };
     stop.cancel();
-    let mut outcome = flatten(first);
-    for task in rest {
-        let ended = tokio::time::timeout(DRAIN_LIMIT, task).await.unwrap_or(Ok(Ok(())));
-        outcome = outcome.and(flatten(ended));
+    let end = Instant::now() + DRAIN_LIMIT;
+    if let Some(index) = gone {
+        tasks.swap_remove(index);
     }
-    outcome
+    let finished = tokio::time::timeout_at((end - 2 * FLUSH_RESERVE).into(), futures::future::join_all(tasks)).await;
+    match finished {
+        Ok(ends) => outcome = ends.into_iter().fold(outcome, |outcome, end| outcome.and(flatten(end))),
+        Err(_) => tracing::warn!("some work or some requests were still under way after {} s", DRAIN_LIMIT.as_secs()),
+    }
+    Stopped { outcome, end }
+}
+
+impl Stopped {
+    /// Sends what is left and closes what is open.
+    async fn leave(self, shared: &Shared) -> Result<(), Fatal> {
+        // Fails or times out where the servers are away; they notice by themselves that we are gone.
+        let flush = (Instant::now() + FLUSH_LIMIT).min(self.end - FLUSH_RESERVE);
+        let _ = tokio::time::timeout_at(flush.into(), shared.nats.client().flush()).await;
+        let close = (Instant::now() + FLUSH_LIMIT).min(self.end);
+        let _ = tokio::time::timeout_at(close.into(), shared.database.close()).await;
+        self.outcome
+    }
 }
 
 fn flatten(ended: Result<Result<(), Fatal>, tokio::task::JoinError>) -> Result<(), Fatal> {
     ended.unwrap_or_else(|error| Err(Fatal::new(format!("the work ended badly: {error}"))))
 }
 
-async fn stay_healthy(path: std::path::PathBuf, nats: Connection, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        if nats.client().connection_state() == async_nats::connection::State::Connected
-            && let Err(error) = tokio::fs::write(&path, b"").await
-        {
-            tracing::warn!(path = %path.display(), %error, "the health file cannot be written");
+/// Touches the health file while the function answers itself and PostgreSQL answers the function.
+async fn stay_healthy(path: std::path::PathBuf, service: Arc<Service>, shared: Arc<Shared>) {
+    let mut well = true;
+    while !shared.stop.is_cancelled() {
+        match probe(&service, &shared.database).await {
+            Ok(()) => {
+                if let Err(error) = tokio::fs::write(&path, b"").await {
+                    tracing::warn!(path = %path.display(), %error, "the health file cannot be written");
+                }
+                if !well {
+                    tracing::info!("healthy again");
+                }
+                well = true;
+            }
+            Err(why) => {
+                if well {
+                    tracing::warn!(why, "not healthy; the health file is not touched until this passes");
+                }
+                well = false;
+            }
         }
         tokio::time::sleep(HEALTH_INTERVAL).await;
     }
+}
+
+async fn probe(service: &Service, database: &Database) -> Result<(), String> {
+    service.ping_self().await.map_err(|why| format!("our own $SRV.PING is not answered: {why}"))?;
+    let asked = database.run(DATABASE_PROBE_LIMIT, async |connection| sqlx::query("select 1").execute(connection).await).await;
+    asked.map(|_| ()).map_err(|error| format!("PostgreSQL does not answer: {error}"))
 }
 
 /// `--health`: whether the running copy touched its health file lately.
@@ -327,17 +435,19 @@ Configuration comes from the environment:
   DATABASE_URL             postgres://user:password@host:5432/database
   DATABASE_CONNECTIONS     the most connections one copy keeps (4)
   MAX_CONCURRENT_REQUESTS  handled side by side in one copy (256)
-  REQUEST_DEADLINE_MS      after this a request is answered with 503 (5000)
+  MAX_WAITING_REQUESTS     more than these wait: the largest queue of a caller loses its newest, with 503 (4096)
+  MAX_WAITING_BYTES        what those that wait may take of memory, at least 2097152 (33554432)
+  REQUEST_DEADLINE_MS      this long after its arrival a request is answered with 503 (5000)
   MAX_TEXT_BYTES           the longest text; the same for every function (65536)
   EXPIRE_DAYS              how long messages are kept; 0: for ever; the same for every function (30)
-  HEALTH_FILE              touched while healthy; --health looks at it
+  HEALTH_FILE              touched while requests and PostgreSQL are answered; --health looks at it
   OTEL_*                   the standard variables; silent when none is set
   RUST_LOG                 info,async_nats=warn,sqlx=warn";
 
 const HELP_REST: &str = "\
 NATS_USER, NATS_PASS and DATABASE_URL may stand in files named by NATS_USER_FILE and so on.
 
-  --health   exits 0 when the running copy is healthy
+  --health   exits 0 when the running replica is healthy: HEALTH_FILE was touched within 20 s
   --version  prints the version";
 
 /// A function that was started.

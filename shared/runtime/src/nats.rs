@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use wire::INBOX;
 
+use crate::config::without_userinfo;
 use crate::{Fatal, NatsSettings};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +45,10 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
             Ok(client) => return Ok(Connection { client, broken, refused }),
             Err(error) => match error.kind() {
                 ConnectErrorKind::ServerParse => {
-                    return Err(Fatal::new(format!("configuration: NATS_URL={} is not of the form nats://host:4222", settings.nats_url)));
+                    return Err(Fatal::new(format!(
+                        "configuration: NATS_URL={} is not of the form nats://host:4222",
+                        without_userinfo(&settings.nats_url)
+                    )));
                 }
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                     return Err(Fatal::new(
@@ -53,7 +57,7 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
                 }
                 kind => {
                     if !told {
-                        tracing::warn!(url = settings.nats_url, %kind, "waiting for NATS");
+                        tracing::warn!(url = without_userinfo(&settings.nats_url), %kind, "waiting for NATS");
                         told = true;
                     }
                 }
@@ -64,6 +68,12 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
             () = stop.cancelled() => return Err(Fatal::new("stopped while waiting for NATS")),
         }
     }
+}
+
+/// Whether an `-ERR` says that this user may not do what it just did. Everything else the server says, such as a slow
+/// consumer, a stale connection or its own shutdown, passes with the connection.
+pub(crate) fn permission_violation(error: &str) -> bool {
+    error.to_lowercase().contains("permissions violation")
 }
 
 fn options(
@@ -86,7 +96,9 @@ fn options(
                 Event::ServerError(error) => {
                     let text = error.to_string();
                     tracing::warn!(error = text, "NATS: the server objects");
-                    refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+                    if permission_violation(&text) {
+                        refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+                    }
                 }
                 Event::SlowConsumer(_) => tracing::warn!("NATS: a subscription is read too slowly"),
                 Event::ClientError(error) => tracing::warn!(%error, "NATS: the client failed"),
@@ -123,7 +135,13 @@ impl Connection {
         }
     }
 
-    /// What the server objected to since the connection was made. A permission that is missing shows
+    /// Waits until the client's own task is gone, panicked or ended: this connection will never do anything again.
+    pub async fn ended(&self) {
+        let mut broken = self.broken.clone();
+        while broken.changed().await.is_ok() {}
+    }
+
+    /// What the server did not permit since the connection was made. A permission that is missing shows
     /// nowhere else: subscribing and publishing succeed, and requests time out.
     pub fn refused(&self) -> Option<String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -1,102 +1,48 @@
-//! The connection requests come in on, made so that it can be drained without losing one.
+//! Receiving requests, on a connection of our own.
 //!
-//! async-nats 0.51 forgets a subscription as soon as it has *sent* the UNSUB, so a request that was on its
-//! way then is dropped, and nobody else gets it. Here the connection lives on a thread of its own, on a
-//! runtime that moves only while it is driven. To drain, the thread sends the UNSUBs, stands still until the
-//! server has acted on them and everything it had sent lies in the socket, and then reads all of it in one go,
-//! before the library gets to forget anything.
+//! async-nats 0.51 parses the headers of whatever it receives: a lone CR in one panics its connection's task, other
+//! malformed headers make it connect again, and what was on its way is lost. It cannot be told not to. So requests,
+//! and the questions of service discovery, come in on a small client that only receives (`protocol.rs`,
+//! `handshake.rs`, `connection.rs`), and replies go out on the function's other connection. Headers are parsed when
+//! their request is handled. Requests wait in a bounded queue (`queue.rs`) that their callers share fairly, and one
+//! dispatcher (`dispatch.rs`) starts them.
+//!
+//! Draining loses nothing: UNSUB, PING, and everything that comes before the PONG is delivered.
 
-use std::sync::mpsc as blocking;
-use std::thread;
-use std::time::Duration;
+mod connection;
+mod dispatch;
+mod handshake;
+mod protocol;
+mod queue;
 
-use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use std::time::Instant;
 
-use crate::{Connection, Fatal, NatsSettings, connect};
+use bytes::Bytes;
 
-/// Longer than an UNSUB takes to the server and the last requests take back.
-const STANDSTILL: Duration = Duration::from_millis(250);
+pub(crate) use dispatch::{Answering, Setup, Waiting};
+pub(crate) use queue::QueueLimits;
 
-/// A connection for requests, driven by its own thread.
-pub(crate) struct Requests {
-    pub connection: Connection,
-    pause: oneshot::Sender<()>,
-    paused: oneshot::Receiver<()>,
-    queued: blocking::Sender<()>,
-    ended: oneshot::Sender<()>,
+/// A request that nobody has looked into.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    /// Which of the function's endpoints it asks.
+    pub endpoint: usize,
+    /// `None` when the bytes are not UTF-8.
+    pub subject: Option<String>,
+    pub reply: Option<String>,
+    /// The header block as it came.
+    pub headers: Option<Bytes>,
+    pub payload: Bytes,
+    /// When its bytes were read from the socket: what its deadline counts from.
+    pub arrived: Instant,
 }
 
-/// The connection stands still; the drains may be queued.
-pub(crate) struct Paused {
-    queued: blocking::Sender<()>,
-    ended: oneshot::Sender<()>,
-}
+/// What a request takes in memory beside its own bytes.
+const INCOMING_OVERHEAD: usize = 256;
 
-/// The drains are under way.
-pub(crate) struct Draining {
-    _ended: oneshot::Sender<()>,
-}
-
-impl Requests {
-    /// Connects, waiting for the servers like [`connect`].
-    ///
-    /// # Errors
-    /// As [`connect`].
-    pub(crate) async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationToken) -> Result<Requests, Fatal> {
-        let (settings, name, stop) = (settings.clone(), format!("{name} (requests)"), stop.clone());
-        let (connected_tx, connected) = oneshot::channel();
-        let (pause, pause_rx) = oneshot::channel();
-        let (paused_tx, paused) = oneshot::channel();
-        let (queued, queued_rx) = blocking::channel();
-        let (ended, ended_rx) = oneshot::channel();
-        let line = move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(error) => {
-                    let _ = connected_tx.send(Err(Fatal::new(format!("no tokio runtime: {error}"))));
-                    return;
-                }
-            };
-            let client = match runtime.block_on(connect(&settings, &name, &stop)) {
-                Ok(connection) => {
-                    let client = connection.client().clone();
-                    if connected_tx.send(Ok(connection)).is_err() {
-                        return;
-                    }
-                    client
-                }
-                Err(fatal) => {
-                    let _ = connected_tx.send(Err(fatal));
-                    return;
-                }
-            };
-            // Every one of these fails only when the function is gone already.
-            let _ = runtime.block_on(pause_rx);
-            let _ = paused_tx.send(());
-            let _ = queued_rx.recv();
-            let _ = runtime.block_on(client.flush());
-            thread::sleep(STANDSTILL);
-            let _ = runtime.block_on(ended_rx);
-        };
-        thread::Builder::new().name("requests".to_owned()).spawn(line).map_err(|error| Fatal::new(format!("no thread: {error}")))?;
-        let connection = connected.await.map_err(|_| Fatal::new("the thread for requests ended at once"))??;
-        Ok(Requests { connection, pause, paused, queued, ended })
-    }
-
-    /// Stands still. Whoever has a subscription now queues its drain.
-    pub(crate) async fn pause(self) -> Paused {
-        let _ = self.pause.send(());
-        let _ = self.paused.await;
-        Paused { queued: self.queued, ended: self.ended }
-    }
-}
-
-impl Paused {
-    /// Every drain is queued: sends the UNSUBs and delivers what still comes. The connection ends when the
-    /// result is dropped.
-    pub(crate) fn drain(self) -> Draining {
-        let _ = self.queued.send(());
-        Draining { _ended: self.ended }
+impl Incoming {
+    fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        text(&self.subject) + text(&self.reply) + self.headers.as_ref().map_or(0, Bytes::len) + self.payload.len() + INCOMING_OVERHEAD
     }
 }

@@ -19,18 +19,17 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Metadata, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::log_filter::log_filter;
 use crate::{Fatal, Identity};
 
 /// A batch links to each of its messages; the SDK's default is 128.
 const MAX_LINKS: u32 = 1_024;
 /// How long leaving may wait for the last spans to be taken.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// What libraries say at `info` is not about chat.
-const DEFAULT_FILTER: &str = "info,async_nats=warn,sqlx=warn";
 
 /// What has to be flushed before the process leaves.
 #[derive(Debug, Default)]
@@ -76,7 +75,7 @@ impl Telemetry {
         let plain = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
             .with_ansi(false)
-            .with_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)))
+            .with_filter(log_filter())
             // Spans are for traces. Here each would be written out for every request, in case a line is logged within it.
             .with_filter(filter_fn(|metadata| metadata.is_event()))
             .with_filter(filter_fn(exporter_speaks_once));

@@ -82,41 +82,42 @@ pub const HISTORY: Endpoint<HistoryRequest, Page> =
     Endpoint::new("history", "chat.history.", "chat.history.>", "One page of a room, oldest first: chat.history.{room}");
 /// One page of the conversation of two people. `*.>` and not `>` for the reason [`DM_SEND`] gives.
 pub const DM_HISTORY: Endpoint<Direct<HistoryRequest>, Page> =
-    Endpoint::new("dm-history", "dm.history.", "dm.history.*.>", "One page of a conversation, oldest first: dm.history.{user}.{peer}");
+    Endpoint::new("dm-history", "dm.history.", "dm.history.*.>", "One page of a conversation, oldest first: dm.history.{user}.{peer}")
+        .of_user();
 /// What happened in a room after a cursor.
 pub const SYNC: Endpoint<SyncRequest, SyncPage> =
     Endpoint::new("sync", "chat.sync.", "chat.sync.>", "Creations and changes after a cursor: chat.sync.{room}");
 /// What happened between two people after a cursor.
 pub const DM_SYNC: Endpoint<Direct<SyncRequest>, SyncPage> =
-    Endpoint::new("dm-sync", "dm.sync.", "dm.sync.*.>", "Creations and changes after a cursor: dm.sync.{user}.{peer}");
+    Endpoint::new("dm-sync", "dm.sync.", "dm.sync.*.>", "Creations and changes after a cursor: dm.sync.{user}.{peer}").of_user();
 /// Deletes a message of a room.
 pub const DELETE: Endpoint<DeleteRequest, Deleted> =
-    Endpoint::new("delete", "chat.delete.", "chat.delete.>", "Deletes a message of a room: chat.delete.{user}.{room}");
+    Endpoint::new("delete", "chat.delete.", "chat.delete.>", "Deletes a message of a room: chat.delete.{user}.{room}").of_user();
 /// Deletes a direct message.
 pub const DM_DELETE: Endpoint<Direct<DeleteRequest>, Deleted> =
-    Endpoint::new("dm-delete", "dm.delete.", "dm.delete.*.>", "Deletes a direct message: dm.delete.{user}.{peer}");
+    Endpoint::new("dm-delete", "dm.delete.", "dm.delete.*.>", "Deletes a direct message: dm.delete.{user}.{peer}").of_user();
 /// Appends a message to a room and answers when the log has it.
 pub const SEND: Endpoint<SendRequest<Room>, SendAck> =
-    Endpoint::new("send", "chat.send.", "chat.send.>", "Sends a message to a room, acknowledged: chat.send.{user}.{room}");
+    Endpoint::new("send", "chat.send.", "chat.send.>", "Sends a message to a room, acknowledged: chat.send.{user}.{room}").of_user();
 /// Appends a message to the conversation of two people and answers when the log has it. Not `dm.send.>`: the log takes in
 /// `dm.send.bob`, a direct message from somebody called send, and JetStream answers it.
 pub const DM_SEND: Endpoint<SendRequest<User>, SendAck> =
-    Endpoint::new("dm-send", "dm.send.", "dm.send.*.>", "Sends a direct message, acknowledged: dm.send.{user}.{peer}");
+    Endpoint::new("dm-send", "dm.send.", "dm.send.*.>", "Sends a direct message, acknowledged: dm.send.{user}.{peer}").of_user();
 /// Direct messages to a user that were not confirmed yet.
 pub const DM_INBOX: Endpoint<InboxRequest, SyncPage> =
-    Endpoint::new("inbox", "chat.inbox.", "chat.inbox.>", "Direct messages not yet delivered: chat.inbox.{user}");
+    Endpoint::new("inbox", "chat.inbox.", "chat.inbox.>", "Direct messages not yet delivered: chat.inbox.{user}").of_user();
 /// A user's client holds everything up to here.
 pub const DELIVERED: Endpoint<DeliveredRequest, Marked> =
-    Endpoint::new("delivered", "chat.delivered.", "chat.delivered.>", "Confirms direct messages: chat.delivered.{user}");
+    Endpoint::new("delivered", "chat.delivered.", "chat.delivered.>", "Confirms direct messages: chat.delivered.{user}").of_user();
 /// A user has read a room up to here.
 pub const READ: Endpoint<ReadRequest, Marked> =
-    Endpoint::new("read", "chat.read.", "chat.read.>", "Marks a room as read: chat.read.{user}.{room}");
+    Endpoint::new("read", "chat.read.", "chat.read.>", "Marks a room as read: chat.read.{user}.{room}").of_user();
 /// A user has read a conversation up to here. `*.>` and not `>` for the reason [`DM_SEND`] gives.
 pub const DM_READ: Endpoint<Direct<ReadRequest>, Marked> =
-    Endpoint::new("dm-read", "dm.read.", "dm.read.*.>", "Marks a conversation as read: dm.read.{user}.{peer}");
+    Endpoint::new("dm-read", "dm.read.", "dm.read.*.>", "Marks a conversation as read: dm.read.{user}.{peer}").of_user();
 /// How much a user has not read.
 pub const UNREAD: Endpoint<UnreadRequest, Unread> =
-    Endpoint::new("unread", "chat.unread.", "chat.unread.>", "Counts what is not read, by conversation: chat.unread.{user}");
+    Endpoint::new("unread", "chat.unread.", "chat.unread.>", "Counts what is not read, by conversation: chat.unread.{user}").of_user();
 /// What differs between the shipped data and the servers.
 pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
     Endpoint::new("check", "bootstrap.check", "bootstrap.check", "What differs between the shipped streams and the servers'");
@@ -198,12 +199,19 @@ pub struct Endpoint<Q, R> {
     pub subscription: &'static str,
     /// What it is for, in a sentence.
     pub about: &'static str,
+    /// Whether the first name after the prefix is the user who asks.
+    pub names_user: bool,
     types: PhantomData<fn(Q) -> R>,
 }
 
 impl<Q, R> Endpoint<Q, R> {
     const fn new(name: &'static str, prefix: &'static str, subscription: &'static str, about: &'static str) -> Self {
-        Endpoint { name, prefix, subscription, about, types: PhantomData }
+        Endpoint { name, prefix, subscription, about, names_user: false, types: PhantomData }
+    }
+
+    /// The first name after the prefix is the user who asks.
+    const fn of_user(self) -> Self {
+        Endpoint { names_user: true, ..self }
     }
 
     /// The subject a client asks: the prefix and the names after it.
@@ -307,6 +315,11 @@ pub fn discovery_subjects(name: &str, id: &str) -> Vec<(&'static str, String)> {
             [format!("$SRV.{verb}"), format!("$SRV.{verb}.{name}"), format!("$SRV.{verb}.{name}.{id}")].map(|subject| (verb, subject))
         })
         .collect()
+}
+
+/// Where one replica of a function alone is asked whether it is there.
+pub fn ping_subject(name: &str, id: &str) -> String {
+    format!("$SRV.PING.{name}.{id}")
 }
 
 /// Whether the log takes in what is published to `subject`. Wildcards in `subject` are letters like others.

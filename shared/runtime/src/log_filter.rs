@@ -1,0 +1,99 @@
+//! `RUST_LOG`, with a word about what is wrong with it: a log that stays silent because of a typo is found out at night.
+
+use tracing_subscriber::filter::{Directive, EnvFilter};
+
+/// What libraries say at `info` is not about chat.
+const DEFAULT_FILTER: &str = "info,async_nats=warn,sqlx=warn";
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// The filter that `RUST_LOG` asks for. What cannot be meant is named on standard error, and the rest holds.
+pub(crate) fn log_filter() -> EnvFilter {
+    let value = std::env::var("RUST_LOG").unwrap_or_default();
+    let (filter, complaints) = read(&value);
+    for complaint in complaints {
+        eprintln!("{complaint}");
+    }
+    filter
+}
+
+fn read(value: &str) -> (EnvFilter, Vec<String>) {
+    if value.trim().is_empty() {
+        return (EnvFilter::new(DEFAULT_FILTER), Vec::new());
+    }
+    let mut wrong = Vec::new();
+    let mut right = Vec::new();
+    for directive in value.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        if directive.parse::<Directive>().is_err() || is_misspelt_level(directive) {
+            wrong.push(directive);
+        } else {
+            right.push(directive);
+        }
+    }
+    if wrong.is_empty() {
+        return (EnvFilter::new(value), Vec::new());
+    }
+    let rest = if right.is_empty() { DEFAULT_FILTER.to_owned() } else { right.join(",") };
+    let named = wrong.join(", ");
+    let levels = LEVELS.join(", ");
+    let line = format!("configuration: RUST_LOG: {named}: neither LEVEL nor TARGET=LEVEL ({levels}); going on with {rest}");
+    (EnvFilter::new(rest), vec![line])
+}
+
+/// A word alone that is no level is a target's name for the filter, and silences everything else: `inof`.
+fn is_misspelt_level(directive: &str) -> bool {
+    let word = directive.to_lowercase();
+    word.bytes().all(|byte| byte.is_ascii_alphabetic())
+        && !LEVELS.contains(&word.as_str())
+        && LEVELS.iter().any(|level| distance(&word, level) <= 2 && word.len() + 1 >= level.len())
+}
+
+/// How many letters must be added, left out or changed.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (above, left) in one.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = above + 1;
+        for (index, right) in other.bytes().enumerate() {
+            let changed = diagonal + usize::from(left != right);
+            diagonal = row[index + 1];
+            row[index + 1] = changed.min(diagonal + 1).min(row[index] + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typo_is_named_and_the_rest_holds() {
+        for (value, named, holds) in [
+            ("inof", "inof", "info,async_nats=warn,sqlx=warn"),
+            ("debug,async_nats=wran", "async_nats=wran", "debug"),
+            ("warn,runtime=debgu,sqlx=warn", "runtime=debgu", "warn,sqlx=warn"),
+        ] {
+            let (filter, complaints) = read(value);
+            assert_eq!(complaints.len(), 1, "{value}");
+            assert!(complaints[0].contains(named) && !complaints[0].contains('\n'), "{complaints:?}");
+            assert_eq!(filter.to_string(), EnvFilter::new(holds).to_string(), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_right_passes_without_a_word() {
+        for value in [
+            "",
+            "info",
+            "WARN",
+            "off",
+            "runtime",
+            "send_message=debug",
+            "info,async_nats=warn,sqlx=warn",
+            "bench=0",
+            "runtime[request]=info",
+        ] {
+            assert_eq!(read(value).1, [""; 0], "{value}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What one client may send to a function, as raw protocol: it costs that client's request and nobody else anything.
+
+use std::time::Duration;
+
+use testing::{RawClient, RawMessage, SOON, World, eventually};
+
+/// Header blocks that async-nats 0.51 panics on (the first) or gives its connection up for.
+const MALFORMED: &[(&str, &[u8])] = &[
+    ("a lone CR", b"NATS/1.0\r\nX-A: a\rb\r\n\r\n"),
+    ("no colon", b"NATS/1.0\r\nno colon\r\n\r\n"),
+    ("invalid UTF-8", b"NATS/1.0\r\nX-A: \xff\r\n\r\n"),
+    ("a space in a name", b"NATS/1.0\r\nX A: b\r\n\r\n"),
+    ("a wrong version", b"NATS/9.9\r\nX-A: b\r\n\r\n"),
+];
+
+/// A second's worth of what the fault campaign sent.
+const PACE: Duration = Duration::from_millis(50);
+
+fn is_refused_with_400(reply: &RawMessage) -> bool {
+    let headers = String::from_utf8_lossy(&reply.headers);
+    headers.contains("Nats-Service-Error-Code: 400") && headers.contains("malformed headers")
+}
+
+#[tokio::test]
+async fn malformed_headers_cost_their_own_request_and_nothing_else() {
+    let world = World::start().await;
+    let history = world.spawn("get-history").await;
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    let mut operator = RawClient::connect(world.nats(), "operator").await;
+    for (what, block) in MALFORMED {
+        let reply = client.request("chat.history.general", Some(block), b"").await;
+        let reply = reply.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(is_refused_with_400(&reply), "{what}: {reply:?}");
+        let found = operator.request("$SRV.PING.get-history", Some(block), b"").await;
+        let found = found.unwrap_or_else(|error| panic!("$SRV.PING with {what}: {error}"));
+        assert!(String::from_utf8_lossy(&found.payload).contains("ping_response"), "{what}: {found:?}");
+        let page = client.request("chat.history.general", None, b"").await;
+        let page = page.unwrap_or_else(|error| panic!("after {what}: {error}"));
+        assert_eq!(page.payload, b"[]", "after {what}: {page:?}");
+    }
+    // Without a subject to answer to, too; and with one that is no inbox.
+    for (_, block) in MALFORMED {
+        client.publish_raw("chat.history.general", None, Some(block), b"").await;
+        client.publish_raw("chat.history.general", Some("chat.general"), Some(block), b"").await;
+    }
+    client.send(b"PUB chat.history.\xff 0\r\n\r\n").await;
+    client.flush().await.unwrap();
+    assert_eq!(client.request("chat.history.general", None, b"").await.unwrap().payload, b"[]");
+    assert!(history.is_running());
+}
+
+#[tokio::test]
+async fn malformed_headers_twenty_times_a_second_hold_up_nobody() {
+    let world = World::start().await;
+    let history = world.spawn("get-history").await;
+    let mut attacker = RawClient::connect(world.nats(), "publisher").await;
+    let attack = async {
+        for round in 0..60 {
+            let (_, block) = MALFORMED[round % MALFORMED.len()];
+            attacker.publish_raw("chat.history.general", None, Some(block), b"").await;
+            tokio::time::sleep(PACE).await;
+        }
+    };
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    let mut answered = 0;
+    let requests = async {
+        loop {
+            let page = client.request("chat.history.general", None, b"").await;
+            assert_eq!(page.unwrap_or_else(|error| panic!("after {answered} answers: {error}")).payload, b"[]");
+            answered += 1;
+        }
+    };
+    tokio::select! {
+        () = attack => {}
+        () = requests => {}
+    }
+    assert!(answered > 60, "{answered} answers in three seconds");
+    assert!(history.is_running());
+}
+
+/// The health file of a function, and whether the function has touched it since.
+async fn is_touched_again(path: &std::path::Path) {
+    _ = std::fs::remove_file(path);
+    eventually("the health file is touched", SOON, async || path.exists().then_some(())).await;
+}
+
+#[tokio::test]
+async fn health_asks_what_the_function_really_answers() {
+    let world = World::start().await;
+    let folder = std::env::temp_dir().join(format!("scrollback-health-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("health");
+    let _history = world.spawn_with("get-history", &[("HEALTH_FILE", path.to_str().unwrap())]).await;
+    is_touched_again(&path).await;
+    std::fs::remove_dir_all(&folder).unwrap();
+}
