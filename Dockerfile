@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # Every function in one image; what a container runs is its command. The version of Rust is Cargo.toml's rust-version.
 
 FROM rust:1.95-slim-bookworm AS build

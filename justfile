@@ -3,16 +3,21 @@
 set shell := ["bash", "-euo", "pipefail", "-c"]
 set positional-arguments
 
+dev := quote(justfile_directory() / "dev")
+
 # This list
 default:
     @just --justfile {{ quote(justfile()) }} --list --unsorted
 
-# Everything in Docker, with traces in Jaeger
+# Everything in Docker, with traces in Jaeger; returns when all of it is healthy
 up:
+    #!/usr/bin/env bash
+    set -euo pipefail
     ./dev passwords .env
-    docker compose up --build --detach
-    @echo "Jaeger, with the traces: http://$(docker compose port jaeger 16686)"
-    @echo "NATS: nats://$(docker compose port nats 4222), users and passwords in nats/accounts.conf and .env"
+    if ! docker compose up --build --detach --wait --wait-timeout 300; then exec ./dev explain-docker; fi
+    echo "Jaeger, with the traces: http://$(docker compose port jaeger 16686)"
+    echo "NATS: nats://$(docker compose port nats 4222), users in nats/accounts.conf, their passwords in .env"
+    echo "As the operator: just nats micro ls"
 
 # End what `just up` started; the data stays in its volumes
 down:
@@ -52,42 +57,25 @@ ci: check test
 bench *ARGS:
     cargo bench --locked --package bench -- "$@"
 
+# The nats CLI as the operator, on whichever stack is up: just nats micro ls
+[no-cd]
+nats *ARGS:
+    @{{ dev }} nats "$@"
+
 # Publish JSON lines into the log that is up: .jsonl, .jsonl.gz, - for standard input
 [no-cd]
 import +FILES:
-    #!/usr/bin/env bash
-    set -euo pipefail
-    root={{ quote(justfile_directory()) }}
-    if "$root/dev" status >/dev/null; then exec "$root/dev" import "$@"; fi
-    if [[ -z $(docker compose --project-directory "$root" ps --status running --quiet nats 2>/dev/null) ]]; then
-        echo "nothing is up to import into: run ./dev up or just up first" >&2
-        exit 1
-    fi
-    source "$root/.env"
-    export NATS_URL=nats://127.0.0.1:${SCROLLBACK_NATS_PORT:-4222} NATS_USER=publisher NATS_PASS=$PUBLISHER_PASSWORD
-    exec cargo run --quiet --release --locked --manifest-path "$root/Cargo.toml" --package bench --bin import -- "$@"
+    @{{ dev }} import "$@"
 
 # Store the log again from sequence FROM on (0: from its first), wait for it, and audit
 [no-cd]
-replay FROM: (_index "replay" FROM)
+replay FROM:
+    @{{ dev }} replay "$1"
 
 # Look up every message of the log in PostgreSQL; exit code 1 when one is missing
 [no-cd]
-audit: (_index "audit")
-
-[no-cd]
-_index +ARGS:
-    #!/usr/bin/env bash
-    set -euo pipefail
-    root={{ quote(justfile_directory()) }}
-    if "$root/dev" status >/dev/null; then exec "$root/dev" "$@"; fi
-    if [[ -z $(docker compose --project-directory "$root" ps --status running --quiet nats 2>/dev/null) ]]; then
-        echo "nothing is up: run ./dev up or just up first" >&2
-        exit 1
-    fi
-    source "$root/.env"
-    export NATS_URL=nats://127.0.0.1:${SCROLLBACK_NATS_PORT:-4222} NATS_USER=operator NATS_PASS=$OPERATOR_PASSWORD
-    exec cargo run --quiet --release --locked --manifest-path "$root/Cargo.toml" --package bench --bin index -- "$@"
+audit:
+    @{{ dev }} audit
 
 # Run N copies of the function NAME in Docker
 scale NAME N:
@@ -102,8 +90,6 @@ logs *NAMES:
     if (($#)); then exec tail -n 20 -F "${@/%/.log}"; else exec tail -n 20 -F ./*.log; fi
 
 # psql on the database that is up
+[no-cd]
 psql *ARGS:
-    #!/usr/bin/env bash
-    set -euo pipefail
-    if ./dev status >/dev/null; then exec ./dev psql "$@"; fi
-    exec docker compose exec postgres psql --username scrollback "$@"
+    @{{ dev }} psql "$@"

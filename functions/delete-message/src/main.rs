@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use async_nats::HeaderMap;
 use found::{Found, State};
-use runtime::{Ctx, Error, Fatal, Function, Reply, Request, Result, append, inject_trace, this};
+use runtime::{Ctx, Error, Failing, Fatal, Function, Reply, Request, Result, append, inject_trace, this};
 use serde::Deserialize;
 use tracing::Instrument;
 use wire::{
@@ -99,12 +99,15 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
     let subject = ask.conversation.change_subject();
     let span = tracing::info_span!(
         "send",
-        otel.name = format!("send {subject}"),
+        otel.name = format!("send {}", wire::subject_template(&subject)),
         otel.kind = "producer",
+        otel.status_code = tracing::field::Empty,
+        error.r#type = tracing::field::Empty,
         messaging.system = "nats",
         messaging.operation.name = "send",
         messaging.operation.r#type = "send",
         messaging.destination.name = subject,
+        messaging.destination.template = wire::subject_template(&subject),
     );
     let mut headers = HeaderMap::new();
     // Asked again, it is appended once. send-message's ids begin with a user and a colon, so nobody can take this one.
@@ -112,7 +115,13 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
     inject_trace(&span, &mut headers);
     let payload = serde_json::to_vec(&deletion).map_err(Error::internal)?;
     let limit = ctx.settings().request_deadline() / 2;
-    append(ctx.nats(), &subject, headers, payload.into(), limit).instrument(span).await?;
+    let failing = Failing::new(&span);
+    let appended = append(ctx.nats(), &subject, headers, payload.into(), limit).instrument(span).await;
+    match &appended {
+        Ok(_) => failing.done(),
+        Err(_) => failing.failed("append"),
+    }
+    appended?;
     Ok(())
 }
 

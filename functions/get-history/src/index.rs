@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use runtime::{Database, DatabaseError};
+use runtime::{Database, DatabaseError, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
-use tracing::Instrument;
 use wire::{Marks, Message, Seq, Status};
 
 /// A page takes a millisecond; a database that takes this long is away.
@@ -146,14 +145,7 @@ impl Index {
 }
 
 async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Indexed, sqlx::Error> {
-    let span = tracing::info_span!(
-        "select messages",
-        otel.kind = "client",
-        db.system.name = "postgresql",
-        db.operation.name = "select",
-        db.collection.name = "messages",
-    );
-    async {
+    query_span("select", "messages", async {
         let mut sides = Vec::with_capacity(wanted.sides.len());
         for side in wanted.sides {
             sides.push(read_side(connection, wanted, *side).await?);
@@ -164,8 +156,7 @@ async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Inde
             false => None,
         };
         Ok(Indexed { sides, known, marks, cutoff_ms })
-    }
-    .instrument(span)
+    })
     .await
 }
 

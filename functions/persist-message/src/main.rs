@@ -9,6 +9,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -92,13 +93,17 @@ async fn handle(ctx: Ctx<Shared>, worker: Worker, meter: Meter, deliveries: Arc<
         messaging.consumer.group.name = wire::WORKER,
         messaging.batch.message_count = deliveries.len(),
     );
-    let processing: Vec<Span> = deliveries.iter().filter_map(|delivery| process_span(&receive, delivery)).collect();
+    let spans = deliveries.iter().filter_map(|delivery| Some((delivery.message.seq.as_i64(), process_span(&receive, delivery)?)));
+    let processing: HashMap<i64, Span> = spans.collect();
     let batch = Batch::read(&deliveries, ctx.settings().limits());
     let (redelivered, contradicted) = (batch.redelivered, batch.contradicted);
     let Some(outcome) = store_all(&ctx, &worker, worker.long_work(&deliveries), batch).instrument(receive).await else { return false };
-    drop(processing);
-    for reason in &outcome.refused {
+    for (seq, reason) in &outcome.refused {
         meter.refused(format!("422:{reason}"));
+        if let Some(span) = processing.get(seq) {
+            span.record("otel.status_code", "ERROR");
+            span.record("error.type", reason.as_str());
+        }
     }
     meter.count("duplicates", outcome.duplicates);
     meter.count("redelivered", redelivered);
@@ -117,11 +122,14 @@ fn process_span(receive: &Span, delivery: &Delivery) -> Option<Span> {
     let span = tracing::info_span!(
         parent: None,
         "process",
-        otel.name = format!("process {}", delivery.message.subject),
+        otel.name = format!("process {}", wire::subject_template(&delivery.message.subject)),
         otel.kind = "consumer",
+        otel.status_code = tracing::field::Empty,
+        error.r#type = tracing::field::Empty,
         messaging.system = "nats",
         messaging.operation.name = "process",
         messaging.destination.name = delivery.message.subject,
+        messaging.destination.template = wire::subject_template(&delivery.message.subject),
         scrollback.seq = delivery.message.seq.get(),
     );
     remote_parent(&span, headers);
@@ -133,7 +141,8 @@ fn process_span(receive: &Span, delivery: &Delivery) -> Option<Span> {
 struct Outcome {
     duplicates: u64,
     changed: u64,
-    refused: Vec<wire::Reason>,
+    /// The dead letters, by their sequence.
+    refused: Vec<(i64, wire::Reason)>,
 }
 
 /// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
@@ -152,7 +161,7 @@ async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, mut work: LongWork<'_>, b
                     wake_relay(ctx).await;
                 }
                 erase_all(ctx, worker, &mut work, &stored.erase).await?;
-                outcome.refused.extend(part.letters.iter().map(|letter| letter.reason));
+                outcome.refused.extend(part.letters.iter().map(|letter| (letter.original.seq, letter.reason)));
                 if pause > FIRST_PAUSE {
                     tracing::info!("PostgreSQL is back; storing again");
                     (pause, _) = (FIRST_PAUSE, worker.waiting(false));

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use runtime::query_span;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use sqlx::types::time::OffsetDateTime;
-use tracing::Instrument;
 
 use crate::batch::{Batch, Row};
 use crate::change;
@@ -102,14 +102,7 @@ async fn store_rows(connection: &mut PgConnection, batch: &Batch, rooms: &HashMa
     let (rows, letters) = (&batch.rows, &batch.letters);
     let room_ids: Vec<Option<i32>> = rows.iter().map(|row| rooms.get(row.message.room.as_str()).copied()).collect();
     let traced = || rows.iter().filter_map(|row| Some((row.message.seq.as_i64(), row.traceparent.as_deref()?)));
-    let span = tracing::info_span!(
-        "insert messages",
-        otel.kind = "client",
-        db.system.name = "postgresql",
-        db.operation.name = "insert",
-        db.collection.name = "messages",
-    );
-    let new: i64 = sqlx::query_scalar(STORE)
+    let store = sqlx::query_scalar(STORE)
         .bind(seqs(rows))
         .bind(room_ids)
         .bind(rows.iter().map(|row| row.message.user.as_str()).collect::<Vec<&str>>())
@@ -128,9 +121,8 @@ async fn store_rows(connection: &mut PgConnection, batch: &Batch, rooms: &HashMa
         .bind(letters.iter().map(|letter| letter.original.received_at).collect::<Vec<OffsetDateTime>>())
         .bind(traced().map(|(seq, _)| seq).collect::<Vec<i64>>())
         .bind(traced().map(|(_, traceparent)| traceparent).collect::<Vec<&str>>())
-        .fetch_one(connection)
-        .instrument(span)
-        .await?;
+        .fetch_one(connection);
+    let new: i64 = query_span("insert", "messages", store).await?;
     Ok(u64::try_from(new).unwrap_or_default())
 }
 

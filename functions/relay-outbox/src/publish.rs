@@ -71,12 +71,13 @@ fn send_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
     let span = tracing::info_span!(
         parent: None,
         "send",
-        otel.name = format!("send {subject}"),
+        otel.name = format!("send {}", wire::subject_template(subject)),
         otel.kind = "producer",
         messaging.system = "nats",
         messaging.operation.name = "send",
         messaging.operation.r#type = "send",
         messaging.destination.name = subject,
+        messaging.destination.template = wire::subject_template(subject),
         scrollback.seq = seq.get(),
     );
     remote_parent(&span, Some(headers));

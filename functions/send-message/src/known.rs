@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use runtime::{Connection, Ctx, Error, Limit, Log, LogMessage, Result};
+use runtime::{Connection, Ctx, Error, Limit, Log, LogMessage, Result, query_span};
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::Row as _;
@@ -15,7 +15,6 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
-use tracing::Instrument;
 use wire::{Change, Code, Incoming, Limits, Seq, jetstream};
 
 /// The index answers in a millisecond; a database that takes this long is away.
@@ -195,15 +194,8 @@ struct Config {
 }
 
 async fn select(connection: &mut PgConnection, keys: &[Key]) -> Result<HashMap<Key, Stored>, sqlx::Error> {
-    let span = tracing::info_span!(
-        "select messages",
-        otel.kind = "client",
-        db.system.name = "postgresql",
-        db.operation.name = "select",
-        db.collection.name = "messages",
-    );
     let (senders, ids): (Vec<&str>, Vec<&str>) = keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-    let rows = sqlx::query(KNOWN).bind(senders).bind(ids).fetch_all(connection).instrument(span).await?;
+    let rows = query_span("select", "messages", sqlx::query(KNOWN).bind(senders).bind(ids).fetch_all(connection)).await?;
     rows.iter().map(row).collect()
 }
 

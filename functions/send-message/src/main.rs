@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use commit::Committer;
 use outgoing::Outgoing;
 use rate::Rate;
-use runtime::{Ctx, Error, Fatal, Function, Reply, Request, Result, inject_trace, this};
+use runtime::{Ctx, Error, Failing, Fatal, Function, Reply, Request, Result, inject_trace, this};
 use serde::Deserialize;
 use tracing::Instrument;
 use wire::{Code, DM_SEND, Draft, LogSubject, Room, SEND, SendAck, SendRequest, SentStatus, User, direct_subject};
@@ -99,13 +99,15 @@ async fn send(ctx: Ctx<Shared>, user: User, subject: String, draft: Draft) -> Re
     let room = LogSubject::parse(&subject).map_err(Error::internal)?.room();
     let span = tracing::info_span!(
         "send",
-        otel.name = format!("send {subject}"),
+        otel.name = format!("send {}", wire::subject_template(&subject)),
         otel.kind = "producer",
         otel.status_code = tracing::field::Empty,
+        error.r#type = tracing::field::Empty,
         messaging.system = "nats",
         messaging.operation.name = "send",
         messaging.operation.r#type = "send",
         messaging.destination.name = subject,
+        messaging.destination.template = wire::subject_template(&subject),
         messaging.message.id = tracing::field::Empty,
     );
     let mut message = Outgoing::new(user, subject, room, draft, now_ms());
@@ -114,11 +116,15 @@ async fn send(ctx: Ctx<Shared>, user: User, subject: String, draft: Draft) -> Re
         return Err(Error::new(Code::TooLarge, "this message is larger than the server's max_payload"));
     }
     let message_id = message.id.clone();
+    let failing = Failing::new(&span);
     let sent = ctx.committer.commit(message, give_up(&ctx)).instrument(span.clone()).await;
     match &sent {
-        Ok(sent) => _ = span.record("messaging.message.id", sent.seq.get()),
-        Err(error) if error.code != Code::Conflict => _ = span.record("otel.status_code", "ERROR"),
-        Err(_) => {}
+        Ok(sent) => {
+            span.record("messaging.message.id", sent.seq.get());
+            failing.done();
+        }
+        Err(error) if error.code == Code::Conflict => failing.done(),
+        Err(error) => failing.failed(error.code.number().to_string()),
     }
     let sent = sent?;
     Reply::json(&SendAck { message_id, seq: sent.seq, status: SentStatus::Sent, duplicate: sent.duplicate })

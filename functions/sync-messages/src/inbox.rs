@@ -5,10 +5,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use runtime::{Ctx, Database, DatabaseError, Error, Key, Limit, Result, Tail, Union, changes};
+use runtime::{Ctx, Database, DatabaseError, Error, Key, Limit, Result, Tail, Union, changes, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
-use tracing::Instrument;
 use wire::{Change, Code, DM_CHANGES, InboxRequest, Marks, Seq, directs_to};
 
 use crate::index::{self, Rows};
@@ -106,7 +105,8 @@ struct Marked {
 
 /// What the index has above the mark; `None` while PostgreSQL is away.
 async fn rows(database: &Database, wanted: &Wanted<'_>) -> Result<Option<(Rows, Marked)>, DatabaseError> {
-    database.run_if_there(index::DEADLINE, async |connection| read_rows(connection, wanted).await).instrument(index::span()).await
+    let query = async |connection: &mut PgConnection| query_span("select", "messages", read_rows(connection, wanted)).await;
+    database.run_if_there(index::DEADLINE, query).await
 }
 
 async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Rows, Marked), sqlx::Error> {

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use runtime::{Database, DatabaseError, Key};
+use runtime::{Database, DatabaseError, Key, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
-use tracing::{Instrument, Span};
 use wire::{ChangeEntry, ChangeType, Marks, Message, Mode, Seq, Status};
 
 /// A page takes a millisecond; a database that takes this long is away.
@@ -86,18 +85,8 @@ pub struct Rows {
 /// # Errors
 /// The deployment's fault, such as a missing table.
 pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Rows>, DatabaseError> {
-    database.run_if_there(DEADLINE, async |connection| read_rows(connection, wanted).await).instrument(span()).await
-}
-
-/// Around a look into the index.
-pub fn span() -> Span {
-    tracing::info_span!(
-        "select messages",
-        otel.kind = "client",
-        db.system.name = "postgresql",
-        db.operation.name = "select",
-        db.collection.name = "messages",
-    )
+    let query = async |connection: &mut PgConnection| query_span("select", "messages", read_rows(connection, wanted)).await;
+    database.run_if_there(DEADLINE, query).await
 }
 
 async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Rows, sqlx::Error> {

@@ -3,6 +3,7 @@
 
 mod append;
 mod append_again;
+mod collector;
 mod config;
 mod consume;
 mod ctx;
@@ -17,6 +18,7 @@ mod nats;
 mod pulls;
 mod requests;
 mod service;
+mod spans;
 mod tail;
 mod telemetry;
 mod told;
@@ -35,6 +37,7 @@ pub use log::{Limit, Log, LogError, LogMessage, RawMessage, Walked, Window, mess
 pub use meter::Meter;
 pub use nats::{ApiError, Connection, connect};
 pub use service::{Reply, Request};
+pub use spans::{Failing, query_span};
 pub use tail::{Tail, changes};
 pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
 pub use told::told;

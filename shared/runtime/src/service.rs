@@ -160,8 +160,11 @@ impl Service {
         if let Err(error) = &outcome {
             meter.refused(format!("{}:{}", error.code.number(), error.reason));
             span.record("error.type", error.code.number());
-            if error.code == Code::Internal {
+            // The service's fault, not the caller's.
+            if matches!(error.code, Code::Internal | Code::Unavailable) {
                 span.record("otel.status_code", "ERROR");
+            }
+            if error.code == Code::Internal {
                 span.in_scope(|| tracing::error!(endpoint = info.name, %error, "a request failed"));
             } else {
                 span.in_scope(|| tracing::debug!(endpoint = info.name, %error, "a request was refused"));

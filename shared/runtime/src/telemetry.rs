@@ -1,35 +1,41 @@
 //! Traces, metrics and logs over OTLP, by the standard `OTEL_*` variables; a plain log on standard error always.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{TraceContextExt, TracerProvider as _};
-use opentelemetry::{KeyValue, global};
+use opentelemetry::{Key, KeyValue, global};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::{LogExporter, MetricExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
-use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracerProvider};
 use tracing::{Level, Metadata, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::collector::{Collector, Observed, Signal};
 use crate::log_filter::log_filter;
 use crate::{Fatal, Identity};
 
 /// A batch links to each of its messages; the SDK's default is 128.
 const MAX_LINKS: u32 = 1_024;
-/// How long leaving may wait for the last spans to be taken.
+/// How long leaving may wait for the last spans, metrics and logs to be taken, all together.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same where the collector did not take the last ones: one try, in case it is back.
+const FLUSH_TIMEOUT_AWAY: Duration = Duration::from_millis(200);
+/// Buckets of `scrollback.duration`, in seconds. The SDK's own are for milliseconds, and would put everything
+/// below five seconds into one. These are the semantic conventions', with finer ones for a page from memory.
+const DURATIONS: [f64; 17] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const INSTANCE_ID: Key = Key::from_static_str("service.instance.id");
 
 /// What has to be flushed before the process leaves.
 #[derive(Debug, Default)]
@@ -37,6 +43,7 @@ pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
     metrics: Option<SdkMeterProvider>,
     logs: Option<SdkLoggerProvider>,
+    collector: Collector,
 }
 
 impl Telemetry {
@@ -47,15 +54,13 @@ impl Telemetry {
     /// An `OTEL_*` variable that cannot be honoured.
     pub fn start(identity: &Identity) -> Result<Telemetry, Fatal> {
         let wrong = |error| Fatal::new(format!("configuration: OTEL_*: {error}"));
-        let resource = Resource::builder()
-            .with_service_name(service_name(identity))
-            .with_attribute(KeyValue::new("service.version", identity.version))
-            .build();
+        let resource = resource(identity);
         let mut telemetry = Telemetry::default();
+        let collector = &telemetry.collector;
         if exports("TRACES") {
             let exporter = SpanExporter::builder().build().map_err(wrong)?;
             let provider = SdkTracerProvider::builder()
-                .with_batch_exporter(exporter)
+                .with_batch_exporter(Observed::new(exporter, Signal::Traces, collector))
                 .with_max_links_per_span(MAX_LINKS)
                 .with_resource(resource.clone())
                 .build();
@@ -64,12 +69,14 @@ impl Telemetry {
         }
         if exports("METRICS") {
             let exporter = MetricExporter::builder().build().map_err(wrong)?;
-            let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter).with_resource(resource.clone()).build();
+            let reader = PeriodicReader::builder(Observed::new(exporter, Signal::Metrics, collector)).build();
+            let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource.clone()).build();
             global::set_meter_provider(provider.clone());
             telemetry.metrics = Some(provider);
         }
         if exports("LOGS") {
             let exporter = LogExporter::builder().build().map_err(wrong)?;
+            let exporter = Observed::new(exporter, Signal::Logs, collector);
             telemetry.logs = Some(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build());
         }
         let plain = tracing_subscriber::fmt::layer()
@@ -78,7 +85,7 @@ impl Telemetry {
             .with_filter(log_filter())
             // Spans are for traces. Here each would be written out for every request, in case a line is logged within it.
             .with_filter(filter_fn(|metadata| metadata.is_event()))
-            .with_filter(filter_fn(exporter_speaks_once));
+            .with_filter(filter_fn(not_an_exporters));
         let spans = telemetry.traces.as_ref().map(|provider| {
             tracing_opentelemetry::layer()
                 .with_tracer(provider.tracer("scrollback"))
@@ -96,19 +103,41 @@ impl Telemetry {
         Ok(telemetry)
     }
 
-    /// Sends what is left, for at most two seconds a signal. Blocks; call it outside the tokio runtime's tasks.
+    /// Sends what is left, for at most two seconds. Blocks; call it outside the tokio runtime's tasks.
     pub fn stop(self) {
-        // Nobody listening is no reason to complain on the way out.
-        if let Some(traces) = self.traces {
-            let _ = traces.shutdown_with_timeout(FLUSH_TIMEOUT);
-        }
-        if let Some(metrics) = self.metrics {
-            let _ = metrics.shutdown_with_timeout(FLUSH_TIMEOUT);
-        }
-        if let Some(logs) = self.logs {
-            let _ = logs.shutdown_with_timeout(FLUSH_TIMEOUT);
-        }
+        let Telemetry { traces, metrics, logs, collector } = self;
+        let limit = if collector.is_away() { FLUSH_TIMEOUT_AWAY } else { FLUSH_TIMEOUT };
+        let deadline = Instant::now() + limit;
+        // Side by side, because each may take all of the time. On threads that are left behind when it is up, because
+        // the SDK gives the last metrics five seconds whatever it is told. Nobody listening is no reason to complain.
+        let (done, all_done) = mpsc::channel::<()>();
+        let spawn = |flush: Box<dyn FnOnce() + Send>| {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                flush();
+                drop(done);
+            });
+        };
+        spawn(Box::new(move || _ = traces.map(|traces| traces.shutdown_with_timeout(limit))));
+        spawn(Box::new(move || _ = metrics.map(|metrics| metrics.shutdown_with_timeout(limit))));
+        spawn(Box::new(move || _ = logs.map(|logs| logs.shutdown_with_timeout(limit))));
+        drop(done);
+        // Nothing is ever sent: it ends when the last thread has dropped its sender.
+        let _ = all_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
+}
+
+/// Who is sending. Two replicas share every attribute but the instance, and without it their counters would be
+/// one series that jumps back and forth.
+fn resource(identity: &Identity) -> Resource {
+    let given = Resource::builder().build();
+    let mut resource =
+        Resource::builder().with_service_name(service_name(identity)).with_attribute(KeyValue::new("service.version", identity.version));
+    if given.get(&INSTANCE_ID).is_none() {
+        let id = RandomIdGenerator::default().new_trace_id().to_string();
+        resource = resource.with_attribute(KeyValue::new(INSTANCE_ID, id));
+    }
+    resource.build()
 }
 
 fn service_name(identity: &Identity) -> String {
@@ -138,13 +167,10 @@ fn ours(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= Level::INFO && !FOREIGN.iter().any(|name| metadata.target().starts_with(name))
 }
 
-/// A collector that is away costs one line, not one a batch.
-fn exporter_speaks_once(metadata: &Metadata<'_>) -> bool {
-    static SPOKEN: AtomicBool = AtomicBool::new(false);
-    if !metadata.target().starts_with("opentelemetry") || metadata.is_span() {
-        return true;
-    }
-    *metadata.level() <= Level::WARN && !SPOKEN.swap(true, Ordering::Relaxed)
+/// Not what the exporters say of each batch that failed: [`Collector`] says once that the collector is away. That a queue
+/// is full, which the SDK says once, is worth a line.
+fn not_an_exporters(metadata: &Metadata<'_>) -> bool {
+    !metadata.target().starts_with("opentelemetry") || metadata.name().ends_with("DroppingStarted")
 }
 
 /// The instruments behind one [`crate::Meter`].
@@ -162,7 +188,12 @@ impl Instruments {
         Instruments {
             handled: meter.u64_counter("scrollback.handled").with_description("Requests answered or messages handled").build(),
             refused: meter.u64_counter("scrollback.refused").with_description("Requests refused or messages set aside").build(),
-            duration: meter.f64_histogram("scrollback.duration").with_unit("s").with_description("Time spent on one call").build(),
+            duration: meter
+                .f64_histogram("scrollback.duration")
+                .with_unit("s")
+                .with_description("Time spent on one call")
+                .with_boundaries(DURATIONS.to_vec())
+                .build(),
             gauges: Mutex::default(),
         }
     }

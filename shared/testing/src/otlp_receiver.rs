@@ -9,12 +9,13 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequ
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1 as otlp;
 use prost::Message;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::POLL_INTERVAL;
 
@@ -62,14 +63,18 @@ pub struct Span {
 }
 
 /// A metric, once per export.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Metric {
     /// `service.name` of the resource, empty without one.
     pub service: String,
+    /// `service.instance.id` of the resource, empty without one.
+    pub instance: String,
     /// As `messaging.process.duration`.
     pub name: String,
     /// As `s`, `By`, `{message}`.
     pub unit: String,
+    /// The upper bounds of a histogram's buckets; empty for whatever is none.
+    pub bounds: Vec<f64>,
 }
 
 /// A log record.
@@ -94,14 +99,25 @@ impl OtlpReceiver {
     ///
     /// Without a tokio runtime.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    /// Listens on an address of the test's choice: one that was known before anybody listened there.
+    ///
+    /// # Panics
+    ///
+    /// Without a tokio runtime, and when the address is taken.
+    pub async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.expect("the address is free");
         let endpoint = format!("http://{}", listener.local_addr().expect("a listener has an address"));
         let received = Arc::new(Mutex::new(Received::default()));
         let into = received.clone();
         let listening = tokio::spawn(async move {
             // An exporter that hangs up, or talks nonsense, is its own business; the test waits for its spans.
+            // The connections end with the receiver, or their clients would go on talking to it.
+            let mut connections = JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
-                tokio::spawn(serve(connection, into.clone()));
+                connections.spawn(serve(connection, into.clone()));
             }
         });
         Self { endpoint, received, listening }
@@ -256,9 +272,17 @@ fn span(service: String, raw: otlp::Span) -> Span {
 
 fn metrics(request: ExportMetricsServiceRequest) -> impl Iterator<Item = Metric> {
     request.resource_metrics.into_iter().flat_map(|resource| {
-        let service = service(resource.resource);
+        let mut attributes = attributes(resource.resource.map(|resource| resource.attributes).unwrap_or_default());
+        let [service, instance] = ["service.name", "service.instance.id"].map(|name| attributes.remove(name).unwrap_or_default());
         let metrics = resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
-        metrics.map(move |metric| Metric { service: service.clone(), name: metric.name, unit: metric.unit })
+        metrics.map(move |metric| {
+            let bounds = match metric.data {
+                Some(Data::Histogram(histogram)) => histogram.data_points.first().map(|point| point.explicit_bounds.clone()),
+                _ => None,
+            };
+            let bounds = bounds.unwrap_or_default();
+            Metric { service: service.clone(), instance: instance.clone(), name: metric.name, unit: metric.unit, bounds }
+        })
     })
 }
 

@@ -302,6 +302,22 @@ pub fn directs_to(user: &User) -> String {
     format!("dm.*.{user}")
 }
 
+/// The form of a subject that messages, changes or events are published to, without anybody's name: spans are named by
+/// it, because names of rooms and users are many and say who talks to whom.
+pub fn subject_template(subject: &str) -> &'static str {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    match tokens[..] {
+        ["chat", _] => "chat.{room}",
+        ["admin", _] => "admin.{publisher}",
+        ["dm", _, _] => "dm.{user}.{peer}",
+        ["change", "chat", _] => "change.chat.{room}",
+        ["change", "dm", _, _] => "change.dm.{user}.{peer}",
+        ["events", "v1", "chat", _] => "events.v1.chat.{room}",
+        ["events", "v1", "dm", _, _] => "events.v1.dm.{user}.{peer}",
+        _ => "{subject}",
+    }
+}
+
 /// Where live readers hear what is appended to `log_subject`.
 pub fn live_subject(log_subject: &str) -> String {
     format!("live.{log_subject}")

@@ -75,7 +75,7 @@ async fn question(publisher: &Connection, subject: String, body: &Value, who: &s
 pub async fn answer(publisher: &Connection, subject: &str, body: &Value, who: &str) -> Result<NatsMessage, Fatal> {
     let span = tracing::info_span!(
         "request",
-        otel.name = format!("request {subject}"),
+        otel.name = format!("request {who}"),
         otel.kind = "client",
         messaging.system = "nats",
         messaging.destination.name = subject,

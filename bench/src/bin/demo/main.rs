@@ -126,7 +126,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
     println!("   $ nats req {subject} '{body}'");
     let send = tracing::info_span!(
         "send",
-        otel.name = format!("send {subject}"),
+        otel.name = format!("send {}", wire::subject_template(&subject)),
         otel.kind = "producer",
         messaging.system = "nats",
         messaging.operation.name = "send",
