@@ -45,6 +45,48 @@ fn every_function_is_in_readme_compose_and_permissions() {
     }
 }
 
+/// The lines of one service in docker-compose.yml, or of one anchor before the services.
+fn block(compose: &str, head: &str) -> String {
+    let mut lines = compose.lines().skip_while(|line| !line.starts_with(head));
+    let first = lines.next().unwrap_or_else(|| panic!("no {head} in docker-compose.yml"));
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    lines.take_while(|line| line.is_empty() || indent(line) > indent(first)).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn compose_builds_one_image_once_and_asks_for_health_rarely() {
+    let compose = read("docker-compose.yml");
+    // Every service that builds makes an image of its own, and the next `just up` recreates all of them.
+    assert_eq!(compose.matches(" build:").count(), 1, "one service builds the image, the others take it");
+    let function = block(&compose, "x-function:");
+    assert!(function.contains("pull_policy: never"), "the image is made here: {function}");
+    let health = block(&compose, "x-healthcheck:");
+    for wanted in ["interval: 30s", "start_interval: 2s"] {
+        assert!(health.lines().any(|line| line.trim() == wanted), "{wanted}: {health}");
+    }
+    for service in functions().iter().map(String::as_str).chain(["nats", "postgres"]) {
+        let service = block(&compose, &format!("  {service}:"));
+        assert!(service.contains("healthcheck:") && !service.contains(" interval:"), "{service}");
+    }
+    let up = block(&read("justfile"), "up:");
+    assert!(up.contains("--wait ") && up.contains("just nats micro ls"), "{up}");
+}
+
+#[test]
+fn spans_are_not_named_after_rooms_and_users() {
+    let mut files = Vec::new();
+    for folder in ["functions", "shared/runtime/src", "bench/src"] {
+        rust_files(&root().join(folder), &mut files);
+    }
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| line.contains("otel.name")) {
+            let names_subject = line.contains("{subject}") || line.contains("message.subject)");
+            assert!(!names_subject || line.contains("subject_template"), "{}:{}: {line}", path.display(), number + 1);
+        }
+    }
+}
+
 #[test]
 fn subjects_stand_in_wire_and_nowhere_else() {
     let mut files = Vec::new();
