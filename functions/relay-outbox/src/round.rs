@@ -103,7 +103,7 @@ pub async fn round(ctx: &Ctx, publisher: &mut Publisher) -> Result<Round, Troubl
     // Before the outbox is read: everything up to here was committed before, so what the outbox shows is all there is.
     let floor = ctx.log().floor_now().await?;
     let mut outcome = Ok(Next::Elsewhere.after_nothing());
-    let ended = ctx.database().run(ROUND_LIMIT, async |connection: &mut PgConnection| {
+    let ended = ctx.database().run_once(ROUND_LIMIT, async |connection: &mut PgConnection| {
         let mut transaction = connection.begin().await?;
         let mine: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(LOCK).fetch_one(&mut *transaction).await?;
         if mine {

@@ -99,7 +99,7 @@ impl Bootstrap {
         // Asked first with a short limit: waiting for a connection may take half a minute, without a word.
         self.ctx.database().run(PING_LIMIT, ping).await?;
         let mut outcome = Err(Trouble::Busy);
-        let released = self.ctx.database().run(APPLY_LIMIT, async |connection: &mut PgConnection| {
+        let released = self.ctx.database().run_once(APPLY_LIMIT, async |connection: &mut PgConnection| {
             let locked: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await?;
             if locked {
                 outcome = work(connection).await;

@@ -29,6 +29,14 @@ pub struct Standing {
     pub differences: Vec<Difference>,
 }
 
+/// Drops a list of migrations that holds none.
+const FORGET: &str = "
+    do $$ begin
+        if to_regclass('_sqlx_migrations') is not null and not exists (select from _sqlx_migrations) then
+            drop table _sqlx_migrations;
+        end if;
+    end $$";
+
 /// Runs what was not run yet; says what was done.
 ///
 /// # Errors
@@ -38,6 +46,10 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Troub
     // A migration may take as long as it needs, and wait for locks longer than a request may.
     sqlx::raw_sql("set statement_timeout = 0; set lock_timeout = '60s'").execute(&mut *connection).await?;
     let outcome = migrator().run_direct(None, connection, false).await;
+    if outcome.is_err() {
+        // sqlx makes its table before anything else: a database that is not ours is left as it was.
+        sqlx::raw_sql(FORGET).execute(&mut *connection).await?;
+    }
     let reset = sqlx::raw_sql("reset statement_timeout; reset lock_timeout").execute(&mut *connection).await;
     outcome.map_err(refused)?;
     reset?;
@@ -96,7 +108,9 @@ fn refused(error: MigrateError) -> Trouble {
             trouble => Trouble::Refused(format!("migration {version} failed and left nothing behind: {trouble}")),
         },
         MigrateError::VersionMissing(version) => Trouble::Refused(format!(
-            "the database has migration {version}, which this version does not know: a newer one ran here; start that one"
+            "the database has migration {version}, which this version does not know: a newer one ran here, so start that one; or \
+             another program keeps its migrations here, so give Scrollback a schema of its own (create schema chat \
+             authorization ROLE; alter role ROLE set search_path = chat)"
         )),
         MigrateError::VersionMismatch(version) => Trouble::Refused(format!(
             "migration {version} was run here with another text: a migration never changes once it ran; put the file back and add a new one"

@@ -4,6 +4,7 @@ mod audit;
 mod deletions;
 mod fence;
 mod replay;
+mod shared_database;
 mod told;
 
 use std::collections::HashMap;

@@ -46,9 +46,6 @@ impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Trouble::Nats(error) => error.fmt(f),
-            Trouble::Database(error) if error.class == Class::Deployment => {
-                write!(f, "{error}: check DATABASE_URL, and that its user may create tables")
-            }
             Trouble::Database(error) if error.class == Class::Trouble => write!(f, "waiting for PostgreSQL ({error})"),
             Trouble::Database(error) => error.fmt(f),
             Trouble::Busy => f.write_str("another copy is applying"),

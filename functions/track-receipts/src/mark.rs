@@ -21,7 +21,11 @@ const SEEN: &str = "
 ///
 /// # Errors
 /// 503 while PostgreSQL is away: only there are marks.
-pub async fn alone<T>(database: &Database, user: &str, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T> {
+pub async fn alone<T>(
+    database: &Database,
+    user: &str,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+) -> Result<T> {
     let done = database.run_if_there(DEADLINE, async |connection| {
         let mut transaction: PgTransaction<'_> = connection.begin().await?;
         sqlx::query(SEEN).bind(user).execute(&mut *transaction).await?;
@@ -36,7 +40,7 @@ pub async fn alone<T>(database: &Database, user: &str, work: impl AsyncFnOnce(&m
 ///
 /// # Errors
 /// As [`alone`].
-pub async fn look<T>(database: &Database, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T> {
+pub async fn look<T>(database: &Database, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone) -> Result<T> {
     database.run_if_there(DEADLINE, work).await?.ok_or_else(away)
 }
 

@@ -109,6 +109,7 @@ pub async fn count(ctx: &Ctx, user: &User) -> Result<Unread> {
     )?;
     let asked = Asked { user, floor, marks: &marks, tail, above: above.iter().collect() };
     let tail_cut = !asked.tail.complete;
+    let asked = &asked;
     let counted = look(ctx.database(), async |connection| asked.count(connection).await).await?;
     Ok(listed(counted, rooms_cut, tail_cut))
 }
@@ -146,7 +147,7 @@ struct All {
 type CountRow = (i64, Option<String>, i64, i64);
 
 impl Asked<'_> {
-    async fn count(self, connection: &mut PgConnection) -> Result<All, sqlx::Error> {
+    async fn count(&self, connection: &mut PgConnection) -> Result<All, sqlx::Error> {
         let keys = Union::keys(self.tail.ids.iter().cloned(), &self.above);
         let known = known(connection, &keys).await?;
         // Deleted above the floor, perhaps not yet in the index: by position, and where else a copy is stored.
@@ -189,7 +190,7 @@ impl Asked<'_> {
 
     /// Where unread messages stand above the floor, and in which conversations.
     async fn above_the_floor(
-        mut self,
+        &self,
         connection: &mut PgConnection,
         known: HashMap<Key, Seq>,
         names: &[&str],
@@ -214,10 +215,12 @@ impl Asked<'_> {
         let in_log: Vec<&str> = self.tail.messages.iter().map(|message| message.room.as_str()).collect();
         let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(in_log).fetch_all(&mut *connection).await?;
         let cutoffs_ms: HashMap<String, Option<i64>> = cutoffs_ms.into_iter().collect();
-        self.tail.expire_each(|room| cutoffs_ms.get(room).copied().flatten());
+        // A copy, since the database may have to be asked a second time.
+        let mut tail = self.tail.clone();
+        tail.expire_each(|room| cutoffs_ms.get(room).copied().flatten());
         // No tombstones are asked for here, so it does not matter which of them have expired.
-        let union = Union { known, changes: self.above, cutoff_ms: None };
-        let merged = union.merge(rows.collect(), self.tail.messages, &(self.floor.next()..=Seq::MAX), &no_graves);
+        let union = Union { known, changes: self.above.clone(), cutoff_ms: None };
+        let merged = union.merge(rows.collect(), tail.messages, &(self.floor.next()..=Seq::MAX), &no_graves);
         let others: Vec<Message> =
             merged.messages.into_values().filter(|message| !message.deleted && message.user != self.user.as_str()).collect();
         let direct: Vec<&str> = others.iter().filter(|message| message.to.is_some()).map(|message| message.room.as_str()).collect();

@@ -69,6 +69,13 @@ pub struct Settings {
     /// `DATABASE_CONNECTIONS`: the most connections one copy keeps.
     #[serde(default = "default_database_connections")]
     pub database_connections: u32,
+    /// `DATABASE_IDLE_TIMEOUT_MS`: a connection that nobody used for so long is closed; below what a firewall, a pooler or
+    /// `idle_session_timeout` allows.
+    #[serde(default = "default_database_idle_timeout_ms")]
+    pub database_idle_timeout_ms: u64,
+    /// `DATABASE_MAX_LIFETIME_MS`: a connection as old as this is replaced.
+    #[serde(default = "default_database_max_lifetime_ms")]
+    pub database_max_lifetime_ms: u64,
     /// `MAX_CONCURRENT_REQUESTS`: handled side by side in one copy; more wait their turn.
     #[serde(default = "default_max_concurrent_requests")]
     pub max_concurrent_requests: usize,
@@ -98,6 +105,12 @@ fn default_nats_url() -> String {
 }
 const fn default_database_connections() -> u32 {
     4
+}
+const fn default_database_idle_timeout_ms() -> u64 {
+    5 * 60 * 1_000
+}
+const fn default_database_max_lifetime_ms() -> u64 {
+    30 * 60 * 1_000
 }
 const fn default_max_concurrent_requests() -> usize {
     256
@@ -161,6 +174,14 @@ impl Settings {
         Duration::from_millis(self.request_deadline_ms)
     }
 
+    pub(crate) fn database_idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.database_idle_timeout_ms)
+    }
+
+    pub(crate) fn database_max_lifetime(&self) -> Duration {
+        Duration::from_millis(self.database_max_lifetime_ms)
+    }
+
     /// What a message may weigh.
     pub fn limits(&self) -> wire::Limits {
         wire::Limits { text_bytes: self.max_text_bytes }
@@ -176,6 +197,8 @@ impl Settings {
     fn check(&self) -> Result<(), Fatal> {
         let positive = [
             ("DATABASE_CONNECTIONS", u64::from(self.database_connections)),
+            ("DATABASE_IDLE_TIMEOUT_MS", self.database_idle_timeout_ms),
+            ("DATABASE_MAX_LIFETIME_MS", self.database_max_lifetime_ms),
             ("MAX_CONCURRENT_REQUESTS", self.max_concurrent_requests as u64),
             ("MAX_WAITING_REQUESTS", self.max_waiting_requests as u64),
             ("REQUEST_DEADLINE_MS", self.request_deadline_ms),
@@ -261,6 +284,8 @@ mod tests {
             (vec![], "DATABASE_URL is not set"),
             (vec![("DATABASE_URL", "")], "DATABASE_URL is not set"),
             (vec![("DATABASE_URL", "x"), ("DATABASE_CONNECTIONS", "many")], "DATABASE_CONNECTIONS"),
+            (vec![("DATABASE_URL", "x"), ("DATABASE_IDLE_TIMEOUT_MS", "0")], "DATABASE_IDLE_TIMEOUT_MS must be at least 1"),
+            (vec![("DATABASE_URL", "x"), ("DATABASE_MAX_LIFETIME_MS", "30m")], "DATABASE_MAX_LIFETIME_MS"),
             (vec![("DATABASE_URL", "x"), ("MAX_TEXT_BYTES", "0")], "MAX_TEXT_BYTES must be at least 1"),
             (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "-1")], "EXPIRE_DAYS"),
             (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "36501")], "EXPIRE_DAYS must be from 1 to 36500"),

@@ -1,43 +1,54 @@
-//! PostgreSQL: a pool that survives silent cuts, and errors that say whose fault they are.
+//! PostgreSQL: a pool that survives silent cuts and sessions that were ended, and errors that say whose fault they are.
 
-use std::fmt;
+mod error;
+mod presence;
+#[cfg(test)]
+mod tests;
+
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
+use futures::FutureExt;
+use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Postgres};
-use tokio::time::{Instant, timeout_at};
+use sqlx::{ConnectOptions, Connection, Postgres};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+pub use self::error::{Class, DatabaseError};
+use self::presence::Presence;
 use crate::{Fatal, Settings};
 
 /// Set on every connection. The plans: a statement over arrays that starts as a custom plan may turn
 /// four times slower when PostgreSQL changes its mind after five executions; generic from the start stays fast.
 /// Such a plan is made for far more rows than a page has, so on large tables PostgreSQL would compile each of them, every time
 /// anew: an inbox of one message took 28 ms on a million, and takes 2.
-const SESSION: [(&str, &str); 9] = [
+/// `client_connection_check_interval`: a query that was given up ends on the server, too, because we close its connection.
+const SESSION: [(&str, &str); 10] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("jit", "off"),
     ("statement_timeout", "20s"),
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "20s"),
+    ("client_connection_check_interval", "500ms"),
     ("tcp_keepalives_idle", "15"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
     ("tcp_user_timeout", "30000"),
 ];
 
-/// How often a database that is away is asked whether it is back.
-const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// A connection that was idle for so long is asked whether it is still there: something between us and PostgreSQL may have
+/// dropped it without a word, and then a query would wait until its deadline.
+const PING_AFTER: Duration = Duration::from_secs(10);
+const PING_LIMIT: Duration = Duration::from_millis(500);
 
 /// The database, as functions may use it: each use has a deadline, and a connection that was given
 /// up in the middle of a query never goes back to the pool.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: PgPool,
-    away: Arc<AtomicBool>,
+    presence: Arc<Presence>,
+    retired: Retired,
 }
 
 impl Database {
@@ -51,67 +62,91 @@ impl Database {
             .application_name(application)
             .options(SESSION)
             .disable_statement_logging();
+        let retired = Retired::default();
+        let of_pool = retired.clone();
         let pool = PgPoolOptions::new()
             .max_connections(settings.database_connections)
-            // A ping before every use would double the round trips; a dead connection shows in the query's error.
+            .idle_timeout(settings.database_idle_timeout())
+            .max_lifetime(settings.database_max_lifetime())
+            // A ping before every use would double the round trips.
             .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Ok(Database { pool, away: Arc::default() })
+            .before_acquire(move |connection, metadata| {
+                let retired = of_pool.clone();
+                async move { Ok(retired.is_usable(connection, &metadata).await) }.boxed()
+            })
+            .connect_lazy_with(options.clone());
+        Ok(Database { pool, presence: Arc::new(Presence::new(options)), retired })
     }
 
-    /// Runs `work` on one connection, all of it within `limit`.
+    /// Runs `work` on one connection, all of it within `limit`. Should the session turn out to be over, or useless (read-only
+    /// since a failover), `work` runs a second time on a new connection: it must be harmless to repeat, as a request is
+    /// that a caller repeats after a 503.
     ///
     /// # Errors
     /// Whatever the database answered, classified; [`Class::Trouble`] when the time is up.
     pub async fn run<T, W>(&self, limit: Duration, work: W) -> Result<T, DatabaseError>
     where
-        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
         let deadline = Instant::now() + limit;
-        let connection = timeout_at(deadline, self.pool.acquire()).await.map_err(|_| DatabaseError::late(limit))??;
-        let mut guard = Guard(Some(connection));
-        let connection = guard.0.as_mut().ok_or_else(|| DatabaseError::late(limit))?;
-        let outcome = timeout_at(deadline, work(connection)).await.map_err(|_| DatabaseError::late(limit))?;
-        let outcome = outcome.map_err(DatabaseError::from);
-        if !matches!(&outcome, Err(error) if error.class == Class::Trouble && error.sqlstate.is_none()) {
-            guard.give_back();
+        match self.attempt(limit, deadline, work.clone()).await {
+            Err(Failed::Begun(error)) if error.ends_session() => {
+                self.retired.retire();
+                Ok(self.attempt(limit, deadline, work).await?)
+            }
+            outcome => Ok(outcome?),
         }
-        outcome
     }
 
-    /// Like [`run`](Database::run), and `None` while PostgreSQL is away: whoever notices waits for `limit`, and until
-    /// PostgreSQL answers a probe again nobody else does.
+    /// Like [`run`](Database::run) for work that must not, or cannot, run a second time.
+    ///
+    /// # Errors
+    /// As [`run`](Database::run).
+    pub async fn run_once<T, W>(&self, limit: Duration, work: W) -> Result<T, DatabaseError>
+    where
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    {
+        let outcome = self.attempt(limit, Instant::now() + limit, work).await;
+        if matches!(&outcome, Err(Failed::Begun(error)) if error.ends_session()) {
+            self.retired.retire();
+        }
+        Ok(outcome?)
+    }
+
+    /// Like [`run`](Database::run), and `None` when the caller has to do without the database: at once while PostgreSQL is away;
+    /// otherwise because this very work found no connection, or did not end within `limit`. Only connection errors and failed
+    /// probes declare PostgreSQL away for everybody; a slow query is its caller's trouble alone.
     ///
     /// # Errors
     /// Any error but the database's trouble.
     pub async fn run_if_there<T, W>(&self, limit: Duration, work: W) -> Result<Option<T>, DatabaseError>
     where
-        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
-        if self.away.load(Ordering::Relaxed) {
+        if self.presence.is_away() {
             return Ok(None);
         }
-        match self.run(limit, work).await {
+        let doubt = Instant::now() + limit / 2;
+        let run = self.run(limit, work);
+        tokio::pin!(run);
+        let outcome = tokio::select! {
+            outcome = &mut run => outcome,
+            () = sleep_until(doubt) => {
+                // Slow already: should PostgreSQL be away, others need not wait to find out.
+                tokio::spawn(self.clone().doubt());
+                run.await
+            }
+        };
+        match outcome {
             Ok(found) => Ok(Some(found)),
-            Err(error) if error.class == Class::Trouble => {
-                if !self.away.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "PostgreSQL is away");
-                    tokio::spawn(self.clone().wait_until_back(limit));
+            Err(error) if error.class != Class::Trouble => Err(error),
+            Err(error) => {
+                if error.is_away() {
+                    self.is_away(&error);
+                } else {
+                    self.presence.say(&error);
                 }
                 Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn wait_until_back(self, limit: Duration) {
-        while !self.pool.is_closed() {
-            tokio::time::sleep(PROBE_INTERVAL).await;
-            let probe = self.run(limit, async |connection| sqlx::query("select 1").execute(connection).await).await;
-            if !matches!(&probe, Err(error) if error.class == Class::Trouble) {
-                tracing::info!("PostgreSQL is back");
-                self.away.store(false, Ordering::Relaxed);
-                return;
             }
         }
     }
@@ -120,10 +155,102 @@ impl Database {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+
+    async fn attempt<T>(
+        &self,
+        limit: Duration,
+        deadline: Instant,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Failed> {
+        let connection = self.acquire(limit, deadline).await.map_err(Failed::Before)?;
+        let mut guard = Guard(Some(connection));
+        let Some(connection) = guard.0.as_mut() else { return Err(Failed::Before(DatabaseError::late(limit))) };
+        let outcome = timeout_at(deadline, work(connection)).await;
+        let outcome = outcome.map_err(|_| DatabaseError::late(limit)).and_then(|done| done.map_err(DatabaseError::from));
+        if outcome.as_ref().err().is_none_or(DatabaseError::leaves_session) {
+            guard.give_back();
+        }
+        outcome.map_err(Failed::Begun)
+    }
+
+    /// A connection of the pool; an error before the deadline when a probe finds that none can be had.
+    async fn acquire(&self, limit: Duration, deadline: Instant) -> Result<PoolConnection<Postgres>, DatabaseError> {
+        tokio::select! {
+            biased;
+            acquired = self.pool.acquire() => acquired.map_err(DatabaseError::connecting),
+            refusal = self.presence.refusal() => Err(refusal),
+            () = sleep_until(deadline) => Err(DatabaseError::crowded(limit)),
+        }
+    }
+
+    async fn doubt(self) {
+        if let Err(error) = self.presence.doubt().await
+            && error.is_away()
+        {
+            self.is_away(&error);
+        }
+    }
+
+    /// From now on nobody asks, until PostgreSQL is back.
+    fn is_away(&self, error: &DatabaseError) {
+        if self.presence.declare_away(error) {
+            self.retired.retire();
+            let Database { pool, presence, .. } = self.clone();
+            tokio::spawn(async move { presence.wait_until_back(|| pool.is_closed()).await });
+        }
+    }
+}
+
+/// Where an attempt failed.
+enum Failed {
+    /// Without a connection: nothing was sent.
+    Before(DatabaseError),
+    /// In the middle of the work.
+    Begun(DatabaseError),
+}
+
+impl From<Failed> for DatabaseError {
+    fn from(failed: Failed) -> DatabaseError {
+        match failed {
+            Failed::Before(error) | Failed::Begun(error) => error,
+        }
+    }
+}
+
+/// Connections of the pool from before this time are not used again: where one session was ended, the idle ones beside it mostly
+/// were, too, and each would cost somebody an error.
+#[derive(Debug, Clone, Default)]
+struct Retired(Arc<Mutex<Option<std::time::Instant>>>);
+
+impl Retired {
+    fn retire(&self) {
+        if let Ok(mut before) = self.0.lock() {
+            *before = Some(std::time::Instant::now());
+        }
+    }
+
+    fn is_retired(&self, age: Duration) -> bool {
+        let before = self.0.lock().ok().and_then(|before| *before);
+        before.is_some_and(|before| before.elapsed() <= age)
+    }
+
+    async fn is_usable(&self, connection: &mut PgConnection, metadata: &PoolConnectionMetadata) -> bool {
+        if self.is_retired(metadata.age) {
+            return false;
+        }
+        if metadata.idle_for < PING_AFTER {
+            return true;
+        }
+        let is_there = matches!(timeout(PING_LIMIT, connection.ping()).await, Ok(Ok(())));
+        if !is_there {
+            self.retire();
+        }
+        is_there
+    }
 }
 
 /// Keeps a connection that was abandoned mid-query out of the pool: after a silent network cut the
-/// pool would wait on it for ever (sqlx #4349).
+/// pool would wait on it for ever (sqlx #4349). Closing it ends the query on the server.
 struct Guard(Option<PoolConnection<Postgres>>);
 
 impl Guard {
@@ -136,101 +263,6 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
             drop(connection.detach());
-        }
-    }
-}
-
-/// Whose fault a database error is; decides what happens to the messages at hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// The database's trouble: wait and try again, blame no message.
-    Trouble,
-    /// This row's.
-    Row,
-    /// The deployment's: missing table, wrong password. Stop and say so.
-    Deployment,
-}
-
-/// An error of the database, without anything a message said: neither its DETAIL nor its statement.
-#[derive(Debug, Clone, thiserror::Error)]
-pub struct DatabaseError {
-    /// Whose fault.
-    pub class: Class,
-    /// Five characters, when the server answered.
-    pub sqlstate: Option<String>,
-    /// The constraint that was violated.
-    pub constraint: Option<String>,
-    what: &'static str,
-}
-
-impl DatabaseError {
-    fn late(limit: Duration) -> DatabaseError {
-        let what = if limit < Duration::from_secs(1) { "no answer in time" } else { "no answer for seconds" };
-        DatabaseError { class: Class::Trouble, sqlstate: None, constraint: None, what }
-    }
-}
-
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        if let Some(state) = &self.sqlstate {
-            write!(f, ", SQLSTATE {state}")?;
-        }
-        if let Some(constraint) = &self.constraint {
-            write!(f, ", constraint {constraint}")?;
-        }
-        Ok(())
-    }
-}
-
-impl From<sqlx::Error> for DatabaseError {
-    fn from(error: sqlx::Error) -> DatabaseError {
-        let plain = |class, what| DatabaseError { class, sqlstate: None, constraint: None, what };
-        match error {
-            sqlx::Error::Database(error) => {
-                let sqlstate = error.code().map(|code| code.into_owned()).unwrap_or_default();
-                let class = class_of(&sqlstate);
-                let what = match class {
-                    Class::Trouble => "PostgreSQL is in trouble",
-                    Class::Row => "PostgreSQL refused the row",
-                    Class::Deployment => "PostgreSQL is not set up for this function",
-                };
-                DatabaseError { class, constraint: error.constraint().map(str::to_owned), sqlstate: Some(sqlstate), what }
-            }
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => plain(Class::Trouble, "the connection to PostgreSQL broke or was refused"),
-            sqlx::Error::PoolTimedOut => plain(Class::Trouble, "no connection to PostgreSQL was free"),
-            sqlx::Error::PoolClosed => plain(Class::Trouble, "the pool is closed"),
-            sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) => {
-                plain(Class::Deployment, "PostgreSQL's schema is not the one this function knows")
-            }
-            _ => plain(Class::Trouble, "the conversation with PostgreSQL failed"),
-        }
-    }
-}
-
-/// By the first two characters; an unknown class is never blamed on a message.
-fn class_of(sqlstate: &str) -> Class {
-    match sqlstate.get(..2) {
-        Some("22" | "23" | "54") => Class::Row,
-        Some("42" | "28" | "3D" | "3F") => Class::Deployment,
-        _ => Class::Trouble,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_class_decides_who_is_blamed() {
-        for state in ["08006", "40P01", "53300", "55P03", "57P01", "58030", "XX000", "25006", ""] {
-            assert_eq!(class_of(state), Class::Trouble, "{state}");
-        }
-        for state in ["22021", "23505", "54000"] {
-            assert_eq!(class_of(state), Class::Row, "{state}");
-        }
-        for state in ["42P01", "28P01", "3D000"] {
-            assert_eq!(class_of(state), Class::Deployment, "{state}");
         }
     }
 }

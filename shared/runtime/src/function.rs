@@ -434,6 +434,8 @@ Configuration comes from the environment:
   NATS_USER, NATS_PASS     or NATS_CREDS, a credentials file
   DATABASE_URL             postgres://user:password@host:5432/database
   DATABASE_CONNECTIONS     the most connections one copy keeps (4)
+  DATABASE_IDLE_TIMEOUT_MS a connection that nobody used for so long is closed (300000)
+  DATABASE_MAX_LIFETIME_MS a connection as old as this is replaced (1800000)
   MAX_CONCURRENT_REQUESTS  handled side by side in one copy (256)
   MAX_WAITING_REQUESTS     more than these wait: the largest queue of a caller loses its newest, with 503 (4096)
   MAX_WAITING_BYTES        what those that wait may take of memory, at least 2097152 (33554432)

@@ -9,7 +9,7 @@ use crate::{Limit, Log, LogError, LogMessage};
 
 /// A stretch of the messages on some subjects, such as one conversation's, as the log has them. There is no hole in it between `from` and `last`; beyond these there may
 /// be some messages, and some missing.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Tail {
     /// Oldest first; what will become dead letters or is repeated within is left out.
     pub messages: Vec<Message>,

@@ -1,0 +1,48 @@
+//! A database that others use, too: it is left as it was, and the line says how to live beside them.
+
+use serde_json::json;
+use sqlx::AssertSqlSafe;
+use testing::World;
+
+use super::{bare, check, start, start_with};
+
+async fn execute(world: &World, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&world.database().await).await.unwrap();
+}
+
+#[tokio::test]
+async fn tables_of_another_program_stay_and_a_schema_of_its_own_works() {
+    let world = bare().await;
+    execute(&world, "create table users (id int); create table messages (id int)").await;
+    let line = start(&world).await.unwrap_err().to_string();
+    assert!(["42P07", "schema of its own", "alter role"].iter().all(|words| line.contains(words)), "{line}");
+    let made: bool =
+        sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&world.database().await).await.unwrap();
+    assert!(!made, "what did not succeed leaves nothing behind");
+
+    // An application that uses sqlx, too.
+    execute(
+        &world,
+        "create table _sqlx_migrations (version bigint primary key, description text not null,
+            installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
+            execution_time bigint not null);
+         insert into _sqlx_migrations values (20240101120000, 'shop', now(), true, '\\x00', 1)",
+    )
+    .await;
+    let line = start(&world).await.unwrap_err().to_string();
+    assert!(["20240101120000", "schema of its own", "alter role"].iter().all(|words| line.contains(words)), "{line}");
+
+    execute(
+        &world,
+        "create role beside_others login; create schema chat authorization beside_others;
+         alter role beside_others set search_path = chat",
+    )
+    .await;
+    let url = world.database_url().replace("scrollback@", "beside_others@");
+    let running = start_with(&world, &[("DATABASE_URL", &url)]).await.unwrap();
+    let found = check(&world).await;
+    assert!(found.ok, "{}", json!(found.differences));
+    running.stop().await.unwrap();
+    let shop: i64 = sqlx::query_scalar("select count(*) from public._sqlx_migrations").fetch_one(&world.database().await).await.unwrap();
+    assert_eq!(shop, 1);
+}
