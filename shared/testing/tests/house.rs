@@ -144,3 +144,20 @@ fn every_reason_is_in_the_contract() {
         assert!(contract.contains(&format!("`{reason}`")), "{reason} is not in shared/wire/README.md");
     }
 }
+
+#[test]
+fn the_first_page_of_the_contract_says_how_to_hear_a_reply() {
+    let contract = read("shared/wire/README.md");
+    let (first, _) = contract.split_once("\n## Sending").unwrap();
+    for snippet in [
+        "--inbox-prefix _INBOX.publisher",
+        "inbox_prefix=\"_INBOX.publisher\"",
+        "nats.CustomInboxPrefix(\"_INBOX.publisher\")",
+        "inboxPrefix: \"_INBOX.publisher\"",
+        "custom_inbox_prefix(\"_INBOX.publisher\")",
+    ] {
+        assert!(first.contains(snippet), "a client cannot find out how to get a reply: {snippet}");
+    }
+    // What the lines promise is what the server permits.
+    assert!(read("nats/accounts.conf").contains("subscribe: [\"_INBOX.publisher.>\""));
+}
