@@ -13,16 +13,8 @@ use wire::{Marks, Message, Seq, Status};
 const DEADLINE: Duration = Duration::from_millis(1_500);
 
 /// What has expired is left out, swept or not. Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
-const OLDER: &str = "
-    select seq, sender, recipient, id, text, sent_at, deleted, counted from (
-        select *, sum(octet_length(text)) over (order by seq desc) - octet_length(text) < $4 as fits,
-               count(*) over () as counted
-          from (select seq, sender, recipient, id, text, sent_at, deleted
-                  from messages
-                 where (room_id, seq) < ((select id from rooms where name = $1), $2)
-                   and (room_id, seq) > ((select id from rooms where name = $1), 0) and received_at > (select cutoff($1))
-                 order by room_id desc, seq desc limit $3) page) sized
-     where fits order by seq desc";
+/// A file of its own, because `bench` measures the very same text in pgbench.
+const OLDER: &str = include_str!("older.sql");
 
 /// Oldest first, otherwise like [`OLDER`].
 const NEWER: &str = "
