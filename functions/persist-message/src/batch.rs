@@ -16,8 +16,6 @@ pub struct Batch {
     pub changes: Vec<ChangeRow>,
     /// For the dead letters.
     pub letters: Vec<Letter>,
-    /// Messages whose sender and id stood in this batch already, under a lower sequence.
-    pub repeated: Vec<Row>,
     /// Messages delivered more than once.
     pub redelivered: u64,
     /// Messages whose body claimed another room or sender than their subject.
@@ -33,6 +31,9 @@ pub struct Row {
     pub id: String,
     /// The sampled trace it came with.
     pub traceparent: Option<String>,
+    /// Messages of the batch with the same sender and id, under higher sequences, ascending. They stay with the row, wherever it
+    /// goes: stored with it they are duplicates or conflicts, and when it is refused the first of them is tried in its place.
+    pub copies: Vec<Row>,
     /// As delivered, for the dead letters should the database refuse the row.
     original: Original,
 }
@@ -56,6 +57,19 @@ pub struct Letter {
     pub reason: Reason,
     /// For the operator.
     pub detail: String,
+    /// Sender and id of the message it holds; `None` when it holds no message that could be read.
+    pub named: Option<Key>,
+}
+
+/// What names a message: the unique key of `messages`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Who sent it.
+    pub sender: String,
+    /// The id as stored.
+    pub id: String,
+    /// Whether the id was made from the sequence.
+    pub derived: bool,
 }
 
 /// A message as delivered.
@@ -96,20 +110,36 @@ impl Batch {
             match read {
                 Ok(Read::Message(message)) => {
                     batch.contradicted += u64::from(message.contradicted);
-                    batch.rows.push(Row { id: message.shown_id(), message, traceparent, original });
+                    batch.rows.push(Row { id: message.shown_id(), message, traceparent, copies: Vec::new(), original });
                 }
                 Ok(Read::Change(change)) => batch.changes.push(ChangeRow { change, traceparent, original }),
-                Err(reason) => batch.letters.push(Letter { original, reason, detail: String::new() }),
+                Err(reason) => {
+                    batch.letters.push(Letter { original, reason, detail: String::new(), named: None });
+                }
             }
         }
         batch.rows.sort_by(|a, b| a.key().cmp(&b.key()).then(a.message.seq.cmp(&b.message.seq)));
         batch.changes.sort_by(|a, b| a.key().cmp(&b.key()).then(a.change.seq.cmp(&b.change.seq)));
         let sorted = std::mem::take(&mut batch.rows);
         for row in sorted {
-            let again = batch.rows.last().is_some_and(|first| first.key() == row.key());
-            if again { batch.repeated.push(row) } else { batch.rows.push(row) }
+            match batch.rows.last_mut() {
+                Some(first) if first.key() == row.key() => first.copies.push(row),
+                _ => batch.rows.push(row),
+            }
         }
         batch
+    }
+
+    /// Messages first, then deletions, each stored by itself. One transaction for both would lock keys in two passes,
+    /// and two such transactions could wait for each other; nobody needs the two to become visible together.
+    pub fn parts(mut self) -> Vec<Batch> {
+        let changes = Batch { changes: std::mem::take(&mut self.changes), ..Batch::default() };
+        // The last one is stored first.
+        [changes, self].into_iter().filter(|part| !part.is_empty()).collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.changes.is_empty() && self.letters.is_empty()
     }
 
     /// How many rows and changes the database may refuse.
@@ -117,32 +147,61 @@ impl Batch {
         self.rows.len() + self.changes.len()
     }
 
-    /// Two parts of a batch the database refused; what stands alone becomes a letter.
+    /// Every message, copies too.
+    pub fn messages(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().flat_map(|row| std::iter::once(row).chain(&row.copies))
+    }
+
+    /// Whether the database refused this because the sequence is taken.
+    pub fn is_reused(error: &DatabaseError) -> bool {
+        error.constraint.as_deref() == Some(SEQUENCE_KEY)
+    }
+
+    /// Parts of a batch the database refused, the last one to be tried first; what stands alone becomes a letter.
     pub fn halve(mut self, error: &DatabaseError) -> Vec<Batch> {
         if self.refusable() > 1 {
             let mut rest = Batch::default();
             if self.rows.is_empty() {
                 rest.changes = self.changes.split_off(self.changes.len() / 2);
-            } else if self.changes.is_empty() {
-                rest.rows = self.rows.split_off(self.rows.len() / 2);
             } else {
                 rest.changes = std::mem::take(&mut self.changes);
+                rest.rows = self.rows.split_off(self.rows.len() / 2);
             }
-            // The last one is tried first: messages before deletions, which may be refused because of them.
             return vec![rest, self];
         }
-        let reason = if error.constraint.as_deref() == Some(SEQUENCE_KEY) { Reason::SequenceReused } else { Reason::RefusedByDatabase };
-        let rows = self.rows.drain(..).map(|row| row.original);
-        let refused = rows.chain(self.changes.drain(..).map(|row| row.original));
-        self.letters.extend(refused.map(|original| Letter { original, reason, detail: error.to_string() }));
-        vec![self]
+        let reason = if Batch::is_reused(error) { Reason::SequenceReused } else { Reason::RefusedByDatabase };
+        let mut rest = Batch::default();
+        for mut row in self.rows.drain(..) {
+            // The next one with this id may say something else, which the database takes.
+            let mut copies = std::mem::take(&mut row.copies).into_iter();
+            rest.rows.extend(copies.next().map(|first| Row { copies: copies.collect(), ..first }));
+            self.letters.push(row.into_letter(reason, error.to_string()));
+        }
+        let refused = self.changes.drain(..).map(|row| row.into_letter(reason, error.to_string()));
+        self.letters.extend(refused);
+        if rest.is_empty() { vec![self] } else { vec![rest, self] }
     }
 
-    /// A batch of letters for those rows and changes whose sequence is another's.
-    pub fn letters_for(self, reused: &[i64]) -> Batch {
-        let of = |original| Letter { original, reason: Reason::SequenceReused, detail: String::new() };
-        let all = self.rows.into_iter().map(|row| row.original).chain(self.changes.into_iter().map(|row| row.original));
-        Batch { letters: all.filter(|original| reused.contains(&original.seq)).map(of).collect(), ..Batch::default() }
+    /// A batch of letters for those whose sequence is another's, and those whose id is another text's.
+    pub fn letters_for(self, reused: &[i64], conflicts: &[i64]) -> Batch {
+        let mut letters = Vec::new();
+        for mut row in self.rows {
+            let copies = std::mem::take(&mut row.copies);
+            for row in std::iter::once(row).chain(copies) {
+                let seq = row.original.seq;
+                let reason = if reused.contains(&seq) {
+                    Reason::SequenceReused
+                } else if conflicts.contains(&seq) {
+                    Reason::IdConflict
+                } else {
+                    continue;
+                };
+                letters.push(row.into_letter(reason, String::new()));
+            }
+        }
+        let changes = self.changes.into_iter().filter(|row| reused.contains(&row.original.seq));
+        letters.extend(changes.map(|row| row.into_letter(Reason::SequenceReused, String::new())));
+        Batch { letters, ..Batch::default() }
     }
 }
 
@@ -156,6 +215,21 @@ impl Row {
     /// The unique key of `messages`.
     fn key(&self) -> (&str, &str, bool) {
         (&self.message.user, &self.id, self.derived())
+    }
+
+    /// What names it.
+    pub fn named(&self) -> Key {
+        Key { sender: self.message.user.clone(), id: self.id.clone(), derived: self.derived() }
+    }
+
+    /// Its sequence as PostgreSQL's `bigint`.
+    pub fn seq(&self) -> i64 {
+        self.original.seq
+    }
+
+    fn into_letter(self, reason: Reason, detail: String) -> Letter {
+        let named = Some(self.named());
+        Letter { original: self.original, reason, detail, named }
     }
 
     /// Whether the id was made from the sequence.
@@ -179,6 +253,17 @@ impl ChangeRow {
     pub fn key(&self) -> (&str, &str, bool) {
         let deletion = &self.change.deletion;
         (&deletion.user, &deletion.id, deletion.derived)
+    }
+
+    /// What names the message.
+    pub fn named(&self) -> Key {
+        let (sender, id, derived) = self.key();
+        Key { sender: sender.to_owned(), id: id.to_owned(), derived }
+    }
+
+    /// The deletion holds no text of the message.
+    fn into_letter(self, reason: Reason, detail: String) -> Letter {
+        Letter { original: self.original, reason, detail, named: None }
     }
 
     /// The text is to be erased wherever it stands.

@@ -1,17 +1,20 @@
-//! Deletions: a tombstone in `messages`, a row in `changes`, and the text out of the dead letters.
+//! Deletions: a tombstone in `messages`, a row in `changes`.
 //!
 //! The tombstone goes by the message's unique key. Where the message is stored, it loses its text; where it is not yet,
 //! the tombstone takes its place, and the message will find it there. So the order of arrival does not matter.
 
 use std::collections::HashMap;
 
-use runtime::parse_headers;
-use sqlx::postgres::PgConnection;
+use sqlx::Postgres;
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::query::Query;
 use sqlx::types::time::OffsetDateTime;
-use wire::{Incoming, Limits, Reason, Seq};
+use wire::Seq;
 
-use crate::batch::{ChangeRow, instant};
+use crate::batch::{ChangeRow, Key, instant};
 use crate::erase::Erasure;
+use crate::letters::Deleted;
+use crate::store::Stored;
 
 const TOMBSTONES: &str = "
     insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at, deleted)
@@ -19,6 +22,24 @@ const TOMBSTONES: &str = "
       from unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::timestamptz[], $8::timestamptz[])
            as target (seq, room_id, sender, recipient, id, derived, sent_at, received_at)
     on conflict on constraint messages_sender_id_key do update set text = '', deleted = true";
+
+/// Tombstones that stand in the place of a copy move to the message's own place, which is where readers were told that it is.
+/// A copy is stored before its message when the message was erased from the log before anybody stored it. The time of
+/// receipt guards as in `STORE`, and another message's place stays its own. This transaction has locked the rows already, so
+/// they stay where the index finds them.
+pub const MOVE: &str = "
+    update messages
+       set seq = target.seq, room_id = target.room_id, recipient = target.recipient,
+           sent_at = target.sent_at, received_at = target.received_at
+      from unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::timestamptz[], $8::timestamptz[])
+           as target (seq, room_id, sender, recipient, id, derived, sent_at, received_at)
+     cross join lateral (
+           select ctid as place from messages
+            where (messages.sender, messages.id, messages.derived) = (target.sender, target.id, target.derived)
+           offset 0) as found
+     where messages.ctid = found.place
+       and messages.seq > target.seq and messages.received_at >= target.received_at
+       and (select count(*) from messages as other where other.seq = target.seq) = 0";
 
 const CHANGES: &str = "
     with made as (
@@ -38,19 +59,17 @@ const REUSED: &str = "
     select asked.seq from unnest($1::bigint[], $2::timestamptz[]) as asked (seq, received_at)
       join changes on changes.seq = asked.seq and changes.received_at <> asked.received_at";
 
-const DUPLICATES: &str = "
-    select duplicates.seq, sender, id from duplicates
-     where (sender, id) in (select * from unnest($1::text[], $2::text[]))";
-
-/// Letters that hold a whole message; for the other reasons there is nothing in them that could have been read.
-const LETTERS: &str = "
-    select id, seq, subject, headers, payload, received_at from dead_letters
-     where outcome is null and reason = any($1::text[])";
-
-const ERASE_LETTERS: &str = "
-    update dead_letters set headers = '', payload = '', outcome = 'erased', outcome_at = now() where id = any($1::bigint[])";
-
-const WHOLE: [Reason; 3] = [Reason::SequenceReused, Reason::RefusedByDatabase, Reason::BelowFence];
+/// Where the log may hold some messages: in their own place, and wherever they stand again.
+pub const PLACES: &str = "
+    select asked.sender, asked.id, asked.derived, found.seq
+      from unnest($1::text[], $2::text[], $3::bool[]) as asked (sender, id, derived)
+     cross join lateral (
+           select seq from messages
+            where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, asked.derived)
+           union all
+           select seq from duplicates
+            where (duplicates.sender, duplicates.id) = (asked.sender, asked.id) and not asked.derived
+           offset 0) as found";
 
 /// What became of a batch's changes.
 #[derive(Debug, Default)]
@@ -59,8 +78,6 @@ pub struct Made {
     pub new: u64,
     /// Sequences under which another change is stored.
     pub reused: Vec<i64>,
-    /// Texts that have to leave the log.
-    pub erase: Vec<Erasure>,
 }
 
 /// Makes every change.
@@ -78,21 +95,49 @@ pub async fn make(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &
             .fetch_all(&mut *connection)
             .await?;
     }
-    let hard: Vec<&ChangeRow> = changes.iter().filter(|row| row.is_hard()).collect();
-    if !hard.is_empty() {
-        made.erase = erasures(connection, &hard).await?;
-        made.erase.extend(erase_letters(connection, &hard).await?);
-    }
     Ok(made)
+}
+
+/// Looks for the texts of what is deleted for good.
+///
+/// # Errors
+/// Doing it again finds the same.
+pub async fn erase(connection: &mut PgConnection, changes: &[ChangeRow], stored: &mut Stored) -> Result<(), sqlx::Error> {
+    let hard: Vec<&ChangeRow> = changes.iter().filter(|row| row.is_hard()).collect();
+    let mut keys: Vec<Key> = hard.iter().map(|row| row.named()).collect();
+    keys.dedup();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<(String, String, bool, i64)> = sqlx::query_as(PLACES)
+        .bind(keys.iter().map(|key| key.sender.as_str()).collect::<Vec<&str>>())
+        .bind(keys.iter().map(|key| key.id.as_str()).collect::<Vec<&str>>())
+        .bind(keys.iter().map(|key| key.derived).collect::<Vec<bool>>())
+        .fetch_all(connection)
+        .await?;
+    stored.erase.extend(hard.iter().map(|row| Erasure::new(row.change.deletion.target, row.named())));
+    let found = |(sender, id, derived, seq)| Erasure::new(Seq::from_i64(seq), Key { sender, id, derived });
+    stored.erase.extend(places.into_iter().map(found));
+    let deleted = |row: &&ChangeRow| Deleted { key: row.named(), received_at: instant(row.change.deletion.received) };
+    stored.empty.extend(hard.iter().map(deleted));
+    Ok(())
 }
 
 /// Puts a tombstone in the place of every target.
 async fn bury(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &HashMap<String, i32>) -> Result<(), sqlx::Error> {
     // One statement must not meet the same message twice.
     let mut targets: Vec<&ChangeRow> = changes.iter().collect();
+    targets.sort_by(|a, b| a.key().cmp(&b.key()).then(a.change.deletion.target.cmp(&b.change.deletion.target)));
     targets.dedup_by(|later, first| later.key() == first.key());
+    for statement in [TOMBSTONES, MOVE] {
+        bind_targets(statement, &targets, rooms).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+fn bind_targets<'q>(statement: &'static str, targets: &[&'q ChangeRow], rooms: &HashMap<String, i32>) -> Query<'q, Postgres, PgArguments> {
     let of = |row: &&ChangeRow| row.change.deletion.clone();
-    sqlx::query(TOMBSTONES)
+    sqlx::query(statement)
         .bind(targets.iter().map(|row| row.change.deletion.target.as_i64()).collect::<Vec<i64>>())
         .bind(targets.iter().map(|row| rooms.get(&row.change.room).copied()).collect::<Vec<Option<i32>>>())
         .bind(targets.iter().map(|row| row.key().0).collect::<Vec<&str>>())
@@ -101,9 +146,6 @@ async fn bury(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &Hash
         .bind(targets.iter().map(|row| row.key().2).collect::<Vec<bool>>())
         .bind(targets.iter().map(|row| instant(of(row).timestamp)).collect::<Vec<OffsetDateTime>>())
         .bind(targets.iter().map(|row| instant(of(row).received)).collect::<Vec<OffsetDateTime>>())
-        .execute(connection)
-        .await
-        .map(|_| ())
 }
 
 async fn note(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &HashMap<String, i32>) -> Result<u64, sqlx::Error> {
@@ -123,44 +165,4 @@ async fn note(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &Hash
         .fetch_one(connection)
         .await?;
     Ok(u64::try_from(new).unwrap_or_default())
-}
-
-/// Where the log may hold the texts.
-async fn erasures(connection: &mut PgConnection, hard: &[&ChangeRow]) -> Result<Vec<Erasure>, sqlx::Error> {
-    let given: Vec<&&ChangeRow> = hard.iter().filter(|row| !row.key().2).collect();
-    let copies: Vec<(i64, String, String)> = sqlx::query_as(DUPLICATES)
-        .bind(given.iter().map(|row| row.key().0).collect::<Vec<&str>>())
-        .bind(given.iter().map(|row| row.key().1).collect::<Vec<&str>>())
-        .fetch_all(connection)
-        .await?;
-    let targets = hard.iter().map(|row| Erasure::of_target(&row.change.deletion));
-    Ok(targets.chain(copies.into_iter().map(Erasure::of_duplicate)).collect())
-}
-
-/// Empties the letters that hold the texts; the log may still hold them where the letters came from, too.
-async fn erase_letters(connection: &mut PgConnection, hard: &[&ChangeRow]) -> Result<Vec<Erasure>, sqlx::Error> {
-    type Letter = (i64, i64, String, Vec<u8>, Vec<u8>, OffsetDateTime);
-    let reasons: Vec<&str> = WHOLE.iter().map(|reason| reason.as_str()).collect();
-    let letters: Vec<Letter> = sqlx::query_as(LETTERS).bind(reasons).fetch_all(&mut *connection).await?;
-    let concerned = |(_, seq, subject, headers, payload, received_at): &Letter| {
-        let headers = parse_headers(headers).ok();
-        let seq = Seq::from_i64(*seq);
-        let received_ms = i64::try_from(received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
-        // Whatever the limits are today: a text that was once too long is a text.
-        let limits = Limits { text_bytes: payload.len() };
-        let message_id = headers.as_ref().and_then(runtime::message_id);
-        let message = Incoming::parse(subject, message_id, payload, seq, received_ms, limits).ok()?;
-        let is = |row: &&&ChangeRow| {
-            let deletion = &row.change.deletion;
-            // Without an id, only the time tells it from another message in the same place of a log that was made anew.
-            Erasure::of_target(deletion).is(&message) && (!deletion.derived || deletion.received == received_ms)
-        };
-        hard.iter().find(is).map(|row| Erasure::of_target(&row.change.deletion).at(seq))
-    };
-    let found: Vec<(i64, Erasure)> = letters.iter().filter_map(|letter| Some((letter.0, concerned(letter)?))).collect();
-    let (ids, erasures): (Vec<i64>, Vec<Erasure>) = found.into_iter().unzip();
-    if !ids.is_empty() {
-        sqlx::query(ERASE_LETTERS).bind(ids).execute(connection).await?;
-    }
-    Ok(erasures)
 }

@@ -2,7 +2,9 @@
 
 use futures::future::try_join_all;
 use runtime::{Log, LogError};
-use wire::{Deletion, Incoming, Limits, Seq};
+use wire::{Incoming, Limits, Seq};
+
+use crate::batch::Key;
 
 /// Erased together. The log overwrites and flushes one after the other, some milliseconds each: more at once would only wait there, and let
 /// others wait.
@@ -12,31 +14,20 @@ pub const TOGETHER: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Erasure {
     seq: Seq,
-    user: String,
-    id: String,
-    derived: bool,
+    key: Key,
 }
 
 impl Erasure {
-    /// The place a deletion names.
-    pub fn of_target(deletion: &Deletion) -> Erasure {
-        Erasure { seq: deletion.target, user: deletion.user.clone(), id: deletion.id.clone(), derived: deletion.derived }
-    }
-
-    /// The same text in another place.
-    pub fn at(self, seq: Seq) -> Erasure {
-        Erasure { seq, ..self }
-    }
-
-    /// A row of `duplicates`.
-    pub fn of_duplicate((seq, user, id): (i64, String, String)) -> Erasure {
-        Erasure { seq: Seq::from_i64(seq), user, id, derived: false }
+    /// The message `key` names, at `seq`.
+    pub fn new(seq: Seq, key: Key) -> Erasure {
+        Erasure { seq, key }
     }
 
     /// Whether `message`, read from its place in the log or from a letter, is the one that was deleted.
     pub fn is(&self, message: &Incoming) -> bool {
-        let same_id = if self.derived { message.id.is_none() && message.seq == self.seq } else { message.id.as_ref() == Some(&self.id) };
-        message.user == self.user && same_id
+        let Key { sender, id, derived } = &self.key;
+        let same_id = if *derived { message.id.is_none() && message.shown_id() == *id } else { message.id.as_ref() == Some(id) };
+        message.user == *sender && same_id
     }
 }
 

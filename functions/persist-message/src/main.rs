@@ -4,20 +4,24 @@
 mod batch;
 mod change;
 mod erase;
+mod letters;
+mod probe;
 mod seen;
 mod store;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use batch::Batch;
-use runtime::{Class, Ctx, Delivery, Fatal, Function, LongWork, Meter, Worker, link, remote_parent, this};
+use runtime::{Class, Ctx, DatabaseError, Delivery, Fatal, Function, LongWork, Meter, Worker, link, remote_parent, this};
 use seen::Seen;
 use serde::Deserialize;
+use store::Stored;
 use tracing::{Instrument, Span};
 
 /// What this function reads beyond what every function reads.
@@ -49,6 +53,10 @@ const fn default_stuck_after_ms() -> u64 {
 
 /// A statement of a thousand rows takes milliseconds; one that takes this long is on a dead connection.
 const STORE_DEADLINE: Duration = Duration::from_secs(15);
+/// PostgreSQL's `deadlock_detected`.
+const DEADLOCK: &str = "40P01";
+/// Deadlocks in a row that are no reason to wait; each takes PostgreSQL a second to notice.
+const DEADLOCKS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -148,19 +156,20 @@ struct Outcome {
 /// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
 /// what it holds; a row the database refuses is found by halving. `None` when told to stop first.
 async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, mut work: LongWork<'_>, batch: Batch) -> Option<Outcome> {
-    let mut outcome = Outcome { duplicates: batch.repeated.len() as u64, ..Outcome::default() };
-    let mut parts = vec![batch];
+    let mut outcome = Outcome::default();
+    let mut parts = batch.parts();
     let mut pause = FIRST_PAUSE;
+    let mut deadlocks = 0;
     while let Some(part) = parts.pop() {
         let error = match ctx.database().run(STORE_DEADLINE, async |connection| store::store(connection, &part, &ctx.seen).await).await {
             Ok(stored) => {
-                let reused = stored.reused.len() as u64;
-                outcome.duplicates += (part.rows.len() as u64).saturating_sub(stored.new + reused);
+                let (reused, conflicts) = (stored.reused.len() as u64, stored.conflicts.len() as u64);
+                outcome.duplicates += (part.messages().count() as u64).saturating_sub(stored.new + reused + conflicts);
                 outcome.changed += stored.changed;
                 if stored.new + stored.changed > 0 {
                     wake_relay(ctx).await;
                 }
-                erase_all(ctx, worker, &mut work, &stored.erase).await?;
+                erase_all(ctx, worker, &mut work, &stored).await?;
                 outcome.refused.extend(part.letters.iter().map(|letter| (letter.original.seq, letter.reason)));
                 if pause > FIRST_PAUSE {
                     tracing::info!("PostgreSQL is back; storing again");
@@ -168,20 +177,36 @@ async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, mut work: LongWork<'_>, b
                 }
                 if reused > 0 {
                     tracing::error!(reused, "sequences that are stored for other messages: the stream was made anew without its fence");
-                    parts.push(part.letters_for(&stored.reused));
+                }
+                if reused + conflicts > 0 {
+                    parts.push(part.letters_for(&stored.reused, &stored.conflicts));
                 }
                 continue;
             }
             Err(error) => error,
         };
-        if error.class == Class::Row && part.refusable() > 0 {
-            parts.extend(part.halve(&error));
+        // PostgreSQL has ended one of two that waited for each other; the other one is done, or soon will be.
+        if error.sqlstate.as_deref() == Some(DEADLOCK) && deadlocks < DEADLOCKS {
+            deadlocks += 1;
+            parts.push(part);
             continue;
         }
+        let error = match blame(ctx, &part, error).await {
+            Ok(error) => {
+                parts.extend(part.halve(&error));
+                continue;
+            }
+            Err(error) => error,
+        };
         if pause == FIRST_PAUSE {
             match error.class {
                 Class::Trouble => tracing::warn!(%error, "waiting for PostgreSQL; nothing is lost, the log keeps it"),
-                Class::Row | Class::Deployment => {
+                Class::Row => tracing::error!(
+                    %error,
+                    "PostgreSQL refuses even a message that is known to be good; nothing becomes a dead letter, the log keeps it: mend the \
+                     table's constraints and triggers, or the database"
+                ),
+                Class::Deployment => {
                     tracing::error!(%error, "cannot store anything like this; waiting until it is mended (is stream-bootstrap running?)");
                 }
             }
@@ -204,19 +229,62 @@ async fn wake_relay(ctx: &Ctx<Shared>) {
     }
 }
 
-/// Erases from the log what was deleted for good, however long the log takes: only then the deletion is acknowledged, and
-/// should we die before, it comes again. `None` when told to stop first.
-async fn erase_all(ctx: &Ctx<Shared>, worker: &Worker, work: &mut LongWork<'_>, erasures: &[erase::Erasure]) -> Option<()> {
-    for some in erasures.chunks(erase::TOGETHER) {
-        while let Err(error) = work.part(erase::erase(ctx.log(), some, ctx.settings().limits())).await {
-            tracing::warn!(%error, "a deleted text could not be erased from the log yet");
-            worker.waiting(true);
-            tokio::select! {
-                () = tokio::time::sleep(LONGEST_PAUSE) => {}
-                () = ctx.stop().cancelled() => return None,
-            }
-            worker.waiting(false);
+/// Whether `error` is about something in `part`: then it is to be halved. Otherwise the error to wait for the end of.
+async fn blame(ctx: &Ctx<Shared>, part: &Batch, mut error: DatabaseError) -> Result<DatabaseError, DatabaseError> {
+    match error.class {
+        Class::Row if part.refusable() > 0 => {}
+        // A dead letter holds any bytes: the table is not as it has to be.
+        Class::Row => {
+            error.class = Class::Deployment;
+            return Err(error);
+        }
+        Class::Trouble | Class::Deployment => return Err(error),
+    }
+    // Before anything is set aside: a database that refuses everything would fill the dead letters with all there is.
+    if part.refusable() == 1 && !Batch::is_reused(&error) {
+        ctx.database().run(STORE_DEADLINE, probe::store_nothing).await?;
+    }
+    Ok(error)
+}
+
+/// Erases from the log and the dead letters what was deleted for good, however long that takes: only then the deletion is
+/// acknowledged, and should we die before, it comes again. `None` when told to stop first.
+async fn erase_all(ctx: &Ctx<Shared>, worker: &Worker, work: &mut LongWork<'_>, stored: &Stored) -> Option<()> {
+    let mut erasures = stored.erase.clone();
+    let mut all_named = stored.empty.is_empty();
+    while !all_named {
+        match work.part(ctx.database().run(STORE_DEADLINE, letters::name_some)).await {
+            Ok(more) => all_named = !more,
+            Err(error) => wait(ctx, worker, &error).await?,
         }
     }
+    let mut next = (!stored.empty.is_empty()).then_some(0);
+    while let Some(after) = next {
+        let some = ctx.database().run(STORE_DEADLINE, async |connection| letters::empty_some(connection, &stored.empty, after).await);
+        match work.part(some).await {
+            Ok((found, more)) => {
+                erasures.extend(found);
+                next = more;
+            }
+            Err(error) => wait(ctx, worker, &error).await?,
+        }
+    }
+    for some in erasures.chunks(erase::TOGETHER) {
+        while let Err(error) = work.part(erase::erase(ctx.log(), some, ctx.settings().limits())).await {
+            wait(ctx, worker, &error).await?;
+        }
+    }
+    Some(())
+}
+
+/// Waits before what failed is tried again; `None` when told to stop.
+async fn wait(ctx: &Ctx<Shared>, worker: &Worker, error: &(dyn Display + Sync)) -> Option<()> {
+    tracing::warn!(%error, "a deleted text could not be erased yet; trying again until it is");
+    worker.waiting(true);
+    tokio::select! {
+        () = tokio::time::sleep(LONGEST_PAUSE) => {}
+        () = ctx.stop().cancelled() => return None,
+    }
+    worker.waiting(false);
     Some(())
 }

@@ -1,7 +1,12 @@
 //! The worker as its publishers and operators see it, on real servers.
 
 mod change;
+mod conflict;
+mod copies;
 mod erase;
+mod letters;
+mod plans;
+mod refused;
 mod seen;
 
 use std::collections::BTreeMap;
@@ -42,6 +47,39 @@ async fn count(database: &PgPool, sql: &'static str) -> i64 {
 async fn stored(database: &PgPool, wanted: i64, within: Duration) {
     eventually(&format!("{wanted} messages stored"), within, async || {
         (count(database, "select count(*) from messages").await == wanted).then_some(())
+    })
+    .await;
+}
+
+/// Deliveries that another replica has, and does nothing with.
+async fn taken(world: &World, messages: usize) -> (RawClient, Vec<testing::RawMessage>) {
+    let mut other = RawClient::connect(world.nats(), "persist-message").await;
+    let inbox = other.inbox();
+    other.subscribe(&inbox).await;
+    other.publish_raw(wire::jetstream::CONSUMER_NEXT, Some(&inbox), None, messages.to_string().as_bytes()).await;
+    let mut held = Vec::new();
+    while held.len() < messages {
+        held.push(other.next(SOON).await.unwrap());
+    }
+    (other, held)
+}
+
+async fn give_back(client: &mut RawClient, message: &testing::RawMessage) {
+    client.publish_raw(message.reply.as_deref().unwrap(), None, None, b"-NAK").await;
+}
+
+/// Somebody waits for a lock, in a statement that holds `part`.
+async fn blocked(database: &PgPool, part: &'static str) {
+    eventually("a statement waits for a lock", SOON, async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+              where datname = current_database() and wait_event_type = 'Lock' and position($1 in query) > 0",
+        )
+        .bind(part)
+        .fetch_one(database)
+        .await
+        .unwrap();
+        (waiting > 0).then_some(())
     })
     .await;
 }
@@ -176,8 +214,9 @@ async fn a_stranger_with_the_same_sender_and_sequence_is_a_dead_letter_too() {
     publish(&publisher, "chat.general", None, r#"{"user":"ann","text":"again","id":"mine"}"#).await;
     let worker = worker(&world).await;
     settled(&world).await;
-    let letters: Vec<(i64, String)> = sqlx::query_as("select seq, reason from dead_letters").fetch_all(&database).await.unwrap();
-    assert_eq!(letters, [(1, "sequence_reused".to_owned())]);
+    let letters: Vec<(i64, String)> =
+        sqlx::query_as("select seq, reason from dead_letters order by seq").fetch_all(&database).await.unwrap();
+    assert_eq!(letters, [(1, "sequence_reused".to_owned()), (2, "id_conflict".to_owned())]);
     let rows: Vec<(i64, String)> = sqlx::query_as("select seq, text from messages order by seq").fetch_all(&database).await.unwrap();
     assert_eq!(rows, [(1, "from another life".to_owned()), (500, "first".to_owned())], "nothing moved, nothing was replaced");
     worker.stop().await.unwrap();

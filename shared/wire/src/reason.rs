@@ -75,6 +75,8 @@ reasons! {
     MalformedChange = "malformed_change",
     /// Another message is stored under this sequence: the stream was re-created without the fence.
     SequenceReused = "sequence_reused",
+    /// Its sender has used this id for another text, or in another room; the first one of them is stored.
+    IdConflict = "id_conflict",
     /// PostgreSQL refused this one row; the detail names the SQLSTATE.
     RefusedByDatabase = "refused_by_database",
     /// Taken from a stream below the fence, waiting to be appended again above it.

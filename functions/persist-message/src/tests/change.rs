@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use super::{SOON, count, publish, settled, stored, worker};
 
 /// Where functions append a deletion. Only `delete-message` and `stream-bootstrap` may.
-async fn delete(bootstrap: &Client, target: u64, id: &str, mode: &str) -> u64 {
+pub(super) async fn delete(bootstrap: &Client, target: u64, id: &str, mode: &str) -> u64 {
     let derived = id.starts_with("seq:");
     let received = received_ms(bootstrap, target).await;
     let body = json!({"type": "delete", "target": target, "id": id, "user": "ann", "derived": derived, "timestamp": 1_700_000_000_000_i64,
@@ -24,18 +24,23 @@ async fn log_entry(bootstrap: &Client, seq: u64) -> Value {
     serde_json::from_slice(&reply.payload).unwrap()
 }
 
-async fn received_ms(bootstrap: &Client, seq: u64) -> i64 {
+/// The log holds nothing there.
+pub(super) async fn is_gone(bootstrap: &Client, seq: u64) -> bool {
+    log_entry(bootstrap, seq).await["error"]["err_code"] == 10_037
+}
+
+pub(super) async fn received_ms(bootstrap: &Client, seq: u64) -> i64 {
     let entry = log_entry(bootstrap, seq).await;
     let Some(time) = entry["message"]["time"].as_str() else { return 0 };
     let at = OffsetDateTime::parse(time, &Rfc3339).unwrap();
     (at.unix_timestamp_nanos() / 1_000_000) as i64
 }
 
-async fn rows(database: &PgPool) -> Vec<(i64, String, bool)> {
+pub(super) async fn rows(database: &PgPool) -> Vec<(i64, String, bool)> {
     sqlx::query_as("select seq, text, deleted from messages order by seq").fetch_all(database).await.unwrap()
 }
 
-fn message(text: &str, id: Option<&str>) -> String {
+pub(super) fn message(text: &str, id: Option<&str>) -> String {
     json!({"user": "ann", "text": text, "id": id}).to_string()
 }
 

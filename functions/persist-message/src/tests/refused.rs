@@ -1,0 +1,54 @@
+//! What the database refuses: one row, with what stands behind it in the batch; or everything.
+
+use super::change::{delete, is_gone, message, rows};
+use super::*;
+
+#[tokio::test]
+async fn a_refused_message_does_not_take_others_with_its_id_along() {
+    let world = World::start().await;
+    let (publisher, bootstrap, database) =
+        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    sqlx::query("alter table messages add constraint no_poison check (text <> 'poison')").execute(&database).await.unwrap();
+    let say = async |text: &str, id: &str| publish(&publisher, "chat.general", None, &message(text, Some(id))).await.0;
+    // All in one batch.
+    let refused = say("poison", "mixed").await;
+    let good = say("good", "mixed").await;
+    let again = say("good", "mixed").await;
+    let twice = [say("poison", "twice").await, say("poison", "twice").await];
+    let kept = say("kept", "kept").await;
+    let copy = say("kept", "kept").await;
+    let running = worker(&world).await;
+    settled(&world).await;
+    let letters: Vec<(i64, String)> =
+        sqlx::query_as("select seq, reason from dead_letters order by seq").fetch_all(&database).await.unwrap();
+    let expected = [refused, twice[0], twice[1]].map(|seq| (seq as i64, "refused_by_database".to_owned()));
+    assert_eq!(letters, expected);
+    assert_eq!(rows(&database).await, [(good as i64, "good".to_owned(), false), (kept as i64, "kept".to_owned(), false)]);
+    let duplicates: Vec<i64> = sqlx::query_scalar("select seq from duplicates order by seq").fetch_all(&database).await.unwrap();
+    assert_eq!(duplicates, [again as i64, copy as i64], "copies move with their row when the batch is halved");
+    delete(&bootstrap, kept, "kept", "hard").await;
+    settled(&world).await;
+    assert!(is_gone(&bootstrap, kept).await && is_gone(&bootstrap, copy).await);
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_everything_fills_no_dead_letters() {
+    let world = World::start().await;
+    let (publisher, bootstrap, database) =
+        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    sqlx::query("alter table messages add constraint nothing check (false)").execute(&database).await.unwrap();
+    for number in 0..20 {
+        publish(&publisher, "chat.general", None, &message(&number.to_string(), Some(&number.to_string()))).await;
+    }
+    delete(&bootstrap, 1, "0", "soft").await;
+    let running = world.spawn("persist-message").await;
+    eventually("it says so", SOON, async || running.stderr().contains("known to be good").then_some(())).await;
+    assert!(running.stderr().contains("23514") && running.stderr().contains("nothing"), "{}", running.stderr());
+    assert_eq!(count(&database, "select count(*) from dead_letters").await, 0);
+    sqlx::query("alter table messages drop constraint nothing").execute(&database).await.unwrap();
+    stored(&database, 20, SOON).await;
+    settled(&world).await;
+    assert_eq!(count(&database, "select count(*) from dead_letters").await, 0);
+    assert!(running.terminate().await.success());
+}
