@@ -14,8 +14,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// What stands under the new position: a letter with the same payload, with its reason; this message, by its sender and
 /// id (another one can stand there when the log was made anew without its fence); a change.
 const FOUND: &str = "
-    select (select again.reason from dead_letters as again join dead_letters as first on first.id = $2
-             where again.seq = $1 and again.id <> $2 and again.payload = first.payload
+    select (select again.reason from dead_letters as again
+             where again.seq = $1 and again.id <> $2 and again.payload = $6
              order by again.id desc limit 1) as reason,
            exists (select from messages
                     where seq = $1 and ($3::text is null or (sender, id, derived) = ($3, $4, $5)))
@@ -58,6 +58,7 @@ async fn look(ctx: &Ctx, letter: &Whole, message: Option<&Incoming>, seq: Seq, u
             .bind(message.map(|message| message.user.as_str()))
             .bind(message.map(Incoming::shown_id))
             .bind(message.map(|message| message.id.is_none()))
+            .bind(&letter.payload)
             .fetch_one(connection)
             .await
     });

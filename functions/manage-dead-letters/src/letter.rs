@@ -1,13 +1,14 @@
 //! A letter with all it holds, and whether it can be appended.
 
-use runtime::{Again, Error};
+use runtime::{Again, Error, header_block, parse_headers};
+use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use wire::{Code, LetterId, Reason, is_in_log};
+use wire::{Code, LetterId, Reason, header, is_in_log};
 
 use crate::settled;
 
-/// A letter, whole.
+/// A letter, whole, as it is appended.
 #[derive(Debug)]
 pub struct Whole {
     pub id: LetterId,
@@ -22,7 +23,7 @@ pub struct Whole {
 
 impl Whole {
     pub fn read(id: LetterId, row: &PgRow) -> Result<Whole, sqlx::Error> {
-        Ok(Whole {
+        let whole = Whole {
             id,
             subject: row.try_get("subject")?,
             headers: row.try_get("headers")?,
@@ -31,7 +32,24 @@ impl Whole {
             outcome: row.try_get("outcome")?,
             outcome_seq: row.try_get("outcome_seq")?,
             digest: row.try_get("digest")?,
-        })
+        };
+        Ok(if whole.reason == Reason::IdConflict.as_str() { whole.without_id() } else { whole })
+    }
+
+    /// Under its own id the message would meet the other one again, and be a dead letter for ever. Without it, it gets the
+    /// retry's id, which nobody else has.
+    fn without_id(mut self) -> Whole {
+        if let Ok(Value::Object(mut body)) = serde_json::from_slice(&self.payload)
+            && body.remove("id").is_some()
+        {
+            self.payload = Value::Object(body).to_string().into_bytes();
+        }
+        if let Ok(mut headers) = parse_headers(&self.headers) {
+            // Empty: none, in front of whatever it came with.
+            headers.insert(header::ORIGINAL_ID, "");
+            self.headers = header_block(Some(&headers));
+        }
+        self
     }
 
     /// The same for the same letter, so that a retry that died before the letter was marked appends nothing twice. It

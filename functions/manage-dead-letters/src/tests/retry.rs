@@ -66,15 +66,57 @@ async fn what_is_stored_under_another_position_is_a_duplicate() {
     let (world, worker, id) = too_long(json!({"id": "a-1"})).await;
     let (operator, publisher, database) = (world.client("operator").await, world.client("publisher").await, world.database().await);
     let function = start(&world).await;
+    worker.kill().await;
+    let _worker = world.spawn("persist-message").await;
+    let message = json!({"user": "ann", "text": "t".repeat(200), "id": "a-1"}).to_string();
+    assert_eq!(publish(&publisher, "chat.general", &[], &message).await, 2);
+    eventually("sent again, it is stored", SOON, async || text_at(&database, 2).await).await;
+    settled(&operator).await;
+    assert_eq!(retry(&operator, id).await.unwrap(), json!({"id": id, "seq": 3, "outcome": "duplicate"}));
+    assert_eq!(text_at(&database, 3).await, None);
+    assert_eq!(outcome(&database, id).await, (Some("retried".to_owned()), Some(3)));
+    function.stop().await.unwrap();
+}
+
+/// Under its own id it would be a dead letter for ever.
+#[tokio::test]
+async fn a_conflict_is_stored_under_an_id_of_the_retry() {
+    let world = World::start().await;
+    let (operator, publisher, database) = (world.client("operator").await, world.client("publisher").await, world.database().await);
+    let (function, _worker) = tokio::join!(start(&world), world.spawn("persist-message"));
+    let message = |text: &str, id: &str| json!({"user": "ann", "text": text, "id": id}).to_string();
+    publish(&publisher, "chat.general", &[], &message("one", "1")).await;
+    let by_body = publish(&publisher, "chat.general", &[("X-Kept", "yes")], &message("two", "1")).await;
+    publish(&publisher, "dm.ann.bob", &[("Nats-Msg-Id", "h")], &body("ann", "three")).await;
+    // As a header that JetStream has forgotten by now.
+    let by_header = publish(&publisher, "dm.ann.bob", &[("Scrollback-Original-Id", "h")], &body("ann", "four")).await;
+    let letters = [letter_at(&database, by_body).await, letter_at(&database, by_header).await];
+    let listed = list(&operator, json!({"reason": "id_conflict"})).await;
+    assert_eq!(listed["letters"].as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(show(&operator, letters[0]).await.unwrap()["text"], message("two", "1"), "as it came");
+    for (id, text) in [(letters[0], "two"), (letters[1], "four")] {
+        let retried = retry(&operator, id).await.unwrap();
+        assert_eq!(retried["outcome"], "stored", "{retried}");
+        assert_eq!(text_at(&database, retried["seq"].as_i64().unwrap()).await.as_deref(), Some(text));
+        unmark(&database, id).await;
+        assert_eq!(retry(&operator, id).await.unwrap(), retried, "once");
+    }
+    function.stop().await.unwrap();
+}
+
+/// A letter whose id another text has by now conflicts as the message would.
+#[tokio::test]
+async fn what_conflicts_by_now_is_a_letter_again() {
+    let (world, worker, id) = too_long(json!({"id": "a-1"})).await;
+    let (operator, publisher, database) = (world.client("operator").await, world.client("publisher").await, world.database().await);
+    let function = start(&world).await;
     let message = json!({"user": "ann", "text": "shorter", "id": "a-1"}).to_string();
     assert_eq!(publish(&publisher, "chat.general", &[], &message).await, 2);
     eventually("the shorter one is stored", SOON, async || text_at(&database, 2).await).await;
     settled(&operator).await;
     worker.kill().await;
     let _worker = world.spawn("persist-message").await;
-    assert_eq!(retry(&operator, id).await.unwrap(), json!({"id": id, "seq": 3, "outcome": "duplicate"}));
-    assert_eq!(text_at(&database, 3).await, None);
-    assert_eq!(outcome(&database, id).await, (Some("retried".to_owned()), Some(3)));
+    assert_eq!(retry(&operator, id).await.unwrap(), json!({"id": id, "seq": 3, "outcome": "dead_letter", "reason": "id_conflict"}));
     function.stop().await.unwrap();
 }
 

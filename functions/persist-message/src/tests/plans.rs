@@ -70,7 +70,7 @@ async fn a_batch_reads_nothing_of_what_it_is_not_about() {
             .unwrap();
         sqlx::query(
             "insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
-             select n, n, 'user-' || n % 100, 'id-' || n, false, 'hello', now(), now() from generate_series(1, $1) as n
+             select n, n, 'user-' || n % 100, 'id-' || n, false, 'hello', now(), now() from generate_series(1, least($1, 10000)) as n
              on conflict do nothing",
         )
         .bind(rooms)
@@ -79,8 +79,25 @@ async fn a_batch_reads_nothing_of_what_it_is_not_about() {
         .unwrap();
         sqlx::query(
             "insert into dead_letters (seq, subject, headers, payload, reason, received_at, sender, message_id)
-             select n, 'chat.general', '', 'x', 'id_conflict', now(), 'user-' || n % 100, 'id-' || n from generate_series(1, $1) as n
+             select n, 'chat.general', '', 'x', 'id_conflict', now(), 'user-' || n % 100, 'id-' || n from generate_series(1, least($1, 10000)) as n
              on conflict do nothing",
+        )
+        .bind(rooms)
+        .execute(&database)
+        .await
+        .unwrap();
+        sqlx::query(
+            "insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
+             select n, n, n, 'user-' || n % 100, 'id-' || n, 'hard', 'ann', now() from generate_series(1, least($1, 10000)) as n
+             on conflict do nothing",
+        )
+        .bind(rooms)
+        .execute(&database)
+        .await
+        .unwrap();
+        sqlx::query(
+            "insert into duplicates (seq, sender, id)
+             select n, 'user-' || n % 100, 'id-' || n from generate_series(1, least($1, 10000)) as n on conflict do nothing",
         )
         .bind(rooms)
         .execute(&database)

@@ -77,7 +77,7 @@ async fn every_message_is_counted_as_what_became_of_it() {
 
     let found = audit(&world, json!({})).await;
     let counts = json!({
-        "stored": 1, "deleted": 1, "changes": 1, "duplicates": 2, "deadLetters": {"not_json": 1}, "expired": 0, "waiting": 1,
+        "stored": 1, "deleted": 1, "changes": 1, "duplicates": 1, "deadLetters": {"id_conflict": 1, "not_json": 1}, "expired": 0, "waiting": 1,
         "missing": 2,
     });
     assert_eq!(serde_json::to_value(&found.counts).unwrap(), counts);
