@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use async_nats::connection::State;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -25,6 +26,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(25);
 const DRAIN_LIMIT: Duration = Duration::from_secs(18);
 /// How long sending the last replies may take, and as long closing the database.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take where NATS is away and would have to come back first.
+const AWAY_LIMIT: Duration = Duration::from_secs(1);
 /// What of that is left for sending the last replies, and as much for closing the database.
 const FLUSH_RESERVE: Duration = Duration::from_millis(500);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
@@ -374,7 +377,9 @@ impl Stopped {
     /// Sends what is left and closes what is open.
     async fn leave(self, shared: &Shared) -> Result<(), Fatal> {
         // Fails or times out where the servers are away; they notice by themselves that we are gone.
-        let flush = (Instant::now() + FLUSH_LIMIT).min(self.end - FLUSH_RESERVE);
+        let connected = shared.nats.client().connection_state() == State::Connected;
+        let limit = if connected { FLUSH_LIMIT } else { AWAY_LIMIT };
+        let flush = (Instant::now() + limit).min(self.end - FLUSH_RESERVE);
         let _ = tokio::time::timeout_at(flush.into(), shared.nats.client().flush()).await;
         let close = (Instant::now() + FLUSH_LIMIT).min(self.end);
         let _ = tokio::time::timeout_at(close.into(), shared.database.close()).await;

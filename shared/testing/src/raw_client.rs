@@ -46,6 +46,15 @@ impl RawClient {
     ///
     /// When the server cannot be reached or refuses the user.
     pub async fn connect(server: &NatsServer, user: &str) -> Self {
+        Self::connect_with(server, user, json!({})).await
+    }
+
+    /// Like [`connect`](Self::connect), with further fields of CONNECT, an object.
+    ///
+    /// # Panics
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(server: &NatsServer, user: &str, fields: serde_json::Value) -> Self {
         let connection = TcpStream::connect(("127.0.0.1", server.port())).await.expect("nats-server listens");
         connection.set_nodelay(true).expect("a TCP connection");
         let mut client = Self {
@@ -56,10 +65,13 @@ impl RawClient {
             errors: Vec::new(),
             pongs_awaited: 0,
         };
-        let hello = json!({
+        let mut hello = json!({
             "verbose": false, "pedantic": false, "headers": true, "no_responders": true, "echo": true, "protocol": 1,
             "lang": "raw", "version": "0", "name": "raw", "user": user, "pass": server.password(user),
         });
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            hello[name] = value.clone();
+        }
         client.send(format!("CONNECT {hello}\r\n").as_bytes()).await;
         client.flush().await.unwrap_or_else(|error| panic!("{user} cannot connect to nats-server: {error}"));
         client

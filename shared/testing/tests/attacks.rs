@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use testing::{RawClient, RawMessage, SOON, World, eventually};
+use serde_json::json;
+use testing::{RawClient, RawMessage, World};
 
 /// Header blocks that async-nats 0.51 panics on (the first) or gives its connection up for.
 const MALFORMED: &[(&str, &[u8])] = &[
@@ -78,19 +79,14 @@ async fn malformed_headers_twenty_times_a_second_hold_up_nobody() {
     assert!(history.is_running());
 }
 
-/// The health file of a function, and whether the function has touched it since.
-async fn is_touched_again(path: &std::path::Path) {
-    _ = std::fs::remove_file(path);
-    eventually("the health file is touched", SOON, async || path.exists().then_some(())).await;
-}
-
 #[tokio::test]
-async fn health_asks_what_the_function_really_answers() {
-    let world = World::start().await;
-    let folder = std::env::temp_dir().join(format!("scrollback-health-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("health");
-    let _history = world.spawn_with("get-history", &[("HEALTH_FILE", path.to_str().unwrap())]).await;
-    is_touched_again(&path).await;
-    std::fs::remove_dir_all(&folder).unwrap();
+async fn one_connection_takes_so_much_of_the_server_and_no_more() {
+    let world = World::bare().await;
+    // A signed token may be long.
+    let mut client = RawClient::connect_with(world.nats(), "publisher", json!({"jwt": "x".repeat(6_000)})).await;
+    client.flush().await.expect("6 kB in CONNECT are taken");
+    let lines: String = (0..=10_000).map(|sid| format!("SUB _INBOX.publisher.{sid} {sid}\r\n")).collect();
+    client.send(lines.as_bytes()).await;
+    let refused = client.flush().await.expect_err("there is a limit to subscriptions");
+    assert!(refused.to_lowercase().contains("maximum subscriptions"), "{refused}");
 }

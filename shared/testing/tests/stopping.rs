@@ -1,0 +1,66 @@
+//! How functions end: within one deadline whatever is away, and at once when told twice.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
+use std::time::{Duration, Instant};
+
+use testing::{RawClient, SOON, World, eventually};
+
+/// What a function promises; compose and `dev` kill after 30 s.
+const STOP_LIMIT: Duration = Duration::from_secs(25);
+
+#[tokio::test]
+async fn with_nats_away_a_function_stops_within_its_deadline() {
+    let world = World::start().await;
+    let functions =
+        ["get-history", "persist-message", "send-message", "relay-outbox", "enforce-retention", "stream-bootstrap", "track-receipts"];
+    let running = futures::future::join_all(functions.map(|name| world.spawn(name))).await;
+    world.nats().kill().await;
+    let begun = Instant::now();
+    for function in &running {
+        function.signal("TERM");
+    }
+    for (name, function) in functions.iter().zip(&running) {
+        let status = function.exited(SOON).await;
+        let took = begun.elapsed();
+        println!("{name} ended after {took:?} with {status}");
+        assert!(status.success(), "{name} ended with {status}\n{}", function.stderr());
+        assert!(took < STOP_LIMIT + Duration::from_secs(5), "{name} took {took:?} to stop\n{}", function.stderr());
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_function_at_once() {
+    let world = World::with_own_postgres().await;
+    let deadline = [("REQUEST_DEADLINE_MS", "60000")];
+    let function = world.spawn_with("track-receipts", &deadline).await;
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    client.request("chat.unread.alice", None, b"").await.unwrap();
+    // Its request hangs as long as PostgreSQL does.
+    world.postgres().pause().await;
+    let inbox = client.inbox();
+    client.publish_raw("chat.unread.alice", Some(&inbox), None, b"").await;
+    client.flush().await.unwrap();
+    let operator = world.client("operator").await;
+    let subject = format!("$SRV.PING.track-receipts.{}", function.instance().unwrap());
+    operator.request(subject, "".into()).await.unwrap();
+    function.signal("TERM");
+    eventually("it is stopping", SOON, async || function.stderr().contains("told to stop").then_some(())).await;
+    let told = Instant::now();
+    function.signal("INT");
+    let status = function.exited(SOON).await;
+    println!("ended {:?} after the second signal", told.elapsed());
+    assert_eq!(status.code(), Some(1), "{}", function.stderr());
+    assert!(function.stderr().contains("leaving at once"), "{}", function.stderr());
+}
+
+#[tokio::test]
+async fn a_typo_in_rust_log_is_named_at_start() {
+    let world = World::start().await;
+    let function = world.spawn_with("get-history", &[("RUST_LOG", "info,async_nats=wran")]).await;
+    let named = async || {
+        let log = function.stderr();
+        (log.contains("RUST_LOG: async_nats=wran") && log.contains("ready")).then_some(())
+    };
+    eventually("the typo is named, and the rest of the filter holds", SOON, named).await;
+}
