@@ -12,7 +12,7 @@ use testing::{Process, World};
 use wire::{DM_HISTORY, DM_INBOX, Message, SyncPage, UNREAD, Unread, header};
 
 use crate::Plan;
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, ROOMS};
 use crate::numbers::{milliseconds, percentile, rounded, scattered, table};
 use crate::people::{DESK, Directs, Newest, WAITING, room, talks, user};
 
@@ -139,7 +139,7 @@ impl Side {
         directs.store(&pool).await;
         eprintln!("direct: stored in {:.0} s", begun.elapsed().as_secs_f64());
         let operator = world.client("operator").await;
-        Ingest { world: &world, operator, database: pool.clone(), written: 0, memory: Vec::new() }.lift(messages).await;
+        Ingest { world: &world, operator, database: pool.clone(), written: 0, rooms: ROOMS, memory: Vec::new() }.lift(messages).await;
         let mut functions = Vec::new();
         for name in FUNCTIONS {
             functions.push(world.spawn(name).await);

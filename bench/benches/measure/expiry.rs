@@ -90,7 +90,7 @@ pub async fn measure(plan: &Plan) {
     set_up_postgres(&world).await;
     let database = world.database().await;
     let operator = world.client("operator").await;
-    let ingest = Ingest { world: &world, operator, database: database.clone(), written: 0, memory: Vec::new() };
+    let ingest = Ingest { world: &world, operator, database: database.clone(), written: 0, rooms: ROOMS, memory: Vec::new() };
     let mut bench = Bench { world: &world, ingest, database, feed: Feed::new(world.client("publisher").await), told: 0 };
     bench.store(plan.stored).await;
     bench.ruler_works().await;

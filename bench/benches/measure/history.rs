@@ -8,13 +8,15 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::json;
-use testing::World;
+use testing::{Process, World};
 use wire::{HISTORY, header};
 
 use crate::Plan;
 use crate::footprint::resident_mib;
 use crate::ingest::Ingest;
 use crate::numbers::{median, milliseconds, per_second, percentile, rounded, scattered, table};
+use crate::pages;
+use crate::shape::{self, MANY_ROOMS};
 
 const ROOM: &str = "room-1";
 const ECHO: &str = "measure.echo";
@@ -27,7 +29,7 @@ const TAIL: usize = 400;
 struct Question {
     name: &'static str,
     client: Client,
-    subject: String,
+    subject: Arc<dyn Fn(u64) -> String + Send + Sync>,
     body: Arc<dyn Fn(u64) -> String + Send + Sync>,
 }
 
@@ -39,8 +41,8 @@ struct Figures {
 }
 
 pub async fn measure(world: &World, plan: &Plan) {
-    let mut ingest =
-        Ingest { world, operator: world.client("operator").await, database: world.database().await, written: 1 << 32, memory: Vec::new() };
+    let mut ingest = Ingest::of(world, 1 << 32).await;
+    let messages = plan.messages as u64;
     eprintln!("history: storing something to read");
     let first = ingest.last().await + 1;
     ingest.fill(plan.messages).await;
@@ -60,20 +62,34 @@ pub async fn measure(world: &World, plan: &Plan) {
     let to_history = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Question {
         name,
         client: asker.clone(),
-        subject: HISTORY.subject(&[ROOM]),
+        subject: Arc::new(|_| HISTORY.subject(&[ROOM])),
+        body,
+    };
+    let (many, all_up) = many_rooms(plan).await;
+    let many_asker = many.client("publisher").await;
+    let to_many = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Question {
+        name,
+        client: many_asker.clone(),
+        subject: Arc::new(|n| HISTORY.subject(&[&format!("room-{}", scattered(n) % MANY_ROOMS)])),
         body,
     };
     let questions = [
         Question {
             name: "limit: an echo of the same size",
             client: administrator,
-            subject: ECHO.to_owned(),
+            subject: Arc::new(|_| ECHO.to_owned()),
             body: Arc::new(|_| String::new()),
         },
         to_history("the newest page, all the same", Arc::new(|_| String::new())),
         to_history(
             "pages all over the room, all different",
             Arc::new(move |n| json!({"before": first + scattered(n) % (last - first)}).to_string()),
+        ),
+        to_many("1,000 rooms, all functions up: the newest page of any", Arc::new(|_| String::new())),
+        to_many(
+            "1,000 rooms, all functions up: pages all over them",
+            // Half of the log and more lies before it, so that there is a page.
+            Arc::new(move |n| json!({"before": messages - scattered(n + 1) % (messages / 2)}).to_string()),
         ),
     ];
     let mut rows = ask_all(&questions, plan).await;
@@ -98,6 +114,24 @@ pub async fn measure(world: &World, plan: &Plan) {
         .collect();
     table("History, 1 copy of get-history", &["question", "side by side", "pages/s", "p50", "p99", "of the echo"], &lines);
     println!("50 messages a page, {bytes} bytes. get-history after that: {:.1} MiB.\n", resident_mib(&history));
+    futures::future::join_all(all_up.into_iter().map(Process::terminate)).await;
+    pages::measure(&many, plan).await;
+}
+
+/// Messages in a thousand rooms, stored while all functions are up, and never analyzed.
+async fn many_rooms(plan: &Plan) -> (World, Vec<Process>) {
+    eprintln!("history: storing 1,000 rooms");
+    let world = World::start().await;
+    let mut functions = shape::all_functions_but(&world, &["persist-message"]).await;
+    let mut ingest = Ingest { rooms: MANY_ROOMS, ..Ingest::of(&world, 0).await };
+    ingest.fill(plan.messages).await;
+    ingest.store(1).await;
+    while shape::waiting_events(&ingest).await > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(ingest);
+    functions.push(world.spawn("persist-message").await);
+    (world, functions)
 }
 
 /// Answers everything with what it was given, inside this process.
@@ -140,9 +174,10 @@ async fn ask(question: &Question, side_by_side: usize, asking: Duration) -> (f64
         tokio::spawn(async move {
             let mut latencies = Vec::new();
             while begun.elapsed() < asking {
-                let body = (question.body)(number.fetch_add(1, Ordering::Relaxed));
+                let n = number.fetch_add(1, Ordering::Relaxed);
+                let (subject, body) = ((question.subject)(n), (question.body)(n));
                 let asked = Instant::now();
-                let reply = question.client.request(question.subject.clone(), body.into()).await.expect(question.name);
+                let reply = question.client.request(subject, body.into()).await.expect(question.name);
                 latencies.push(asked.elapsed());
                 let refused = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR));
                 assert!(refused.is_none(), "{}: {refused:?}", question.name);

@@ -16,6 +16,7 @@ use crate::Plan;
 use crate::footprint::resident_mib;
 use crate::naive::{self, Store};
 use crate::numbers::{median, per_second, rounded, scattered, table};
+use crate::shape;
 
 /// Asking costs the server something too; 20 ms of some seconds are not missed.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -23,8 +24,7 @@ pub const ROOMS: u64 = 8;
 pub const USERS: u64 = 500;
 
 pub async fn measure(world: &World, plan: &Plan) {
-    let mut ingest =
-        Ingest { world, operator: world.client("operator").await, database: world.database().await, written: 0, memory: Vec::new() };
+    let mut ingest = Ingest::of(world, 0).await;
     let few = Plan { messages: plan.naive_messages, ..*plan };
     // The first to run pays for pages nobody touched yet.
     eprintln!("ingest: warming up");
@@ -63,12 +63,13 @@ pub async fn measure(world: &World, plan: &Plan) {
         ],
     );
     println!(
-        "{} messages a round ({} row by row), about 110 characters each, median of {}. persist-message after that: {:.1} MiB.\n",
+        "{} messages a round ({} row by row), {ROOMS} rooms, about 110 characters each, median of {}. persist-message after that: {:.1} MiB.\n",
         plan.messages,
         few.messages,
         plan.rounds,
         median(&ingest.memory)
     );
+    shape::ingest(plan).await;
 }
 
 pub struct Ingest<'a> {
@@ -77,15 +78,30 @@ pub struct Ingest<'a> {
     pub database: PgPool,
     /// Messages written so far: no two are alike.
     pub written: u64,
+    /// In so many rooms.
+    pub rooms: u64,
     pub memory: Vec<f64>,
 }
 
-impl Ingest<'_> {
+impl<'a> Ingest<'a> {
+    /// In [`ROOMS`] rooms; messages that differ from those of another with another `written`.
+    pub async fn of(world: &'a World, written: u64) -> Ingest<'a> {
+        Ingest {
+            world,
+            operator: world.client("operator").await,
+            database: world.database().await,
+            written,
+            rooms: ROOMS,
+            memory: Vec::new(),
+        }
+    }
+
     /// Imports that many new messages into the log while nobody works on it; how many a second.
     pub async fn fill(&mut self, messages: usize) -> f64 {
         let mut lines = String::new();
         for n in self.written..self.written + messages as u64 {
-            let line = json!({"user": user(n), "text": text(n), "timestamp": 1_700_000_000_000 + n, "room": format!("room-{}", n % ROOMS)});
+            let line =
+                json!({"user": user(n), "text": text(n), "timestamp": 1_700_000_000_000 + n, "room": format!("room-{}", n % self.rooms)});
             writeln!(lines, "{line}").expect("memory");
         }
         self.written += messages as u64;
@@ -106,6 +122,17 @@ impl Ingest<'_> {
     /// Starts copies of persist-message and waits until everything is stored; how many messages a second.
     async fn workers(&mut self, copies: usize) -> f64 {
         self.empty("messages").await;
+        self.store(copies).await
+    }
+
+    /// The same beside what is stored already.
+    pub async fn store(&mut self, copies: usize) -> f64 {
+        let count = async || {
+            let stored: i64 =
+                sqlx::query_scalar("select count(*) from messages").fetch_one(&self.database).await.expect("PostgreSQL answers");
+            stored as u64
+        };
+        let stored_before = count().await;
         let last = self.last().await;
         let waiting = last - self.floor().await;
         let workers: Vec<Process> = futures::future::join_all((0..copies).map(|_| self.world.spawn("persist-message"))).await;
@@ -116,8 +143,7 @@ impl Ingest<'_> {
         }
         let rate = per_second((last - before) as usize, begun.elapsed());
         self.memory.push(resident_mib(&workers[0]));
-        let stored: i64 = sqlx::query_scalar("select count(*) from messages").fetch_one(&self.database).await.expect("PostgreSQL answers");
-        assert_eq!(stored as u64, waiting, "acknowledged means stored");
+        assert_eq!(count().await - stored_before, waiting, "acknowledged means stored");
         for worker in workers {
             assert!(worker.terminate().await.success());
         }

@@ -14,8 +14,10 @@ mod history;
 mod ingest;
 mod naive;
 mod numbers;
+mod pages;
 mod people;
 mod send;
+mod shape;
 
 use std::time::Duration;
 

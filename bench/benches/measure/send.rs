@@ -92,8 +92,7 @@ async fn rows(world: &World, plan: &Plan, worker: &Process, settings: &[(&str, &
 
 /// Waits until everything is stored: ids are looked up in the log otherwise.
 async fn caught_up(world: &World) {
-    let ingest =
-        Ingest { world, operator: world.client("operator").await, database: world.database().await, written: 0, memory: Vec::new() };
+    let ingest = Ingest::of(world, 0).await;
     let last = ingest.last().await;
     while ingest.floor().await < last {
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -24,7 +24,7 @@ use crate::{Fatal, Settings};
 /// Such a plan is made for far more rows than a page has, so on large tables PostgreSQL would compile each of them, every time
 /// anew: an inbox of one message took 28 ms on a million, and takes 2.
 /// `client_connection_check_interval`: a query that was given up ends on the server, too, because we close its connection.
-const SESSION: [(&str, &str); 10] = [
+pub const SESSION: [(&str, &str); 10] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("jit", "off"),
     ("statement_timeout", "20s"),

@@ -29,7 +29,7 @@ pub use append_again::{Again, append_again};
 pub use config::{NatsSettings, Settings, Vars};
 pub use consume::{Delivery, LongWork, Worker};
 pub use ctx::Ctx;
-pub use database::{Class, Database, DatabaseError};
+pub use database::{Class, Database, DatabaseError, SESSION};
 pub use error::{Error, Fatal, Result};
 pub use function::{Function, Identity, Running};
 pub use headers::{MalformedHeaders, header_block, parse_headers};

@@ -56,6 +56,11 @@ impl Postgres {
         server
     }
 
+    /// A client program of this PostgreSQL, such as `pgbench`.
+    pub fn program(&self, name: &str) -> PathBuf {
+        programs().join(name)
+    }
+
     /// `postgres://scrollback@127.0.0.1:<port>/<database>`, the same over stop and start.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://scrollback@127.0.0.1:{}/{database}", self.port)
