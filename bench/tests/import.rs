@@ -321,3 +321,52 @@ async fn a_server_that_goes_away_costs_nothing() {
     assert!(importing.wait().await.unwrap().success());
     assert_eq!(subjects_and_texts(&messages(&log).await), expected(&chat));
 }
+
+/// What Slack and others give is unique in its channel only.
+const CHANNELS: [&str; 2] = [
+    r#"{"room":"alpha","user":"U8","text":"first, said in alpha","timestamp":1516454537000,"id":"1516454537.000093"}"#,
+    r#"{"room":"beta","user":"U8","text":"another text, said in beta","timestamp":1516454537000,"id":"1516454537.000093"}"#,
+];
+
+#[tokio::test]
+async fn an_id_used_twice_in_a_file_is_refused_by_its_line() {
+    let world = world().await;
+    let file = File::new("channels", CHANNELS.join("\n"));
+    let imported = self::import(&world, &[file.path()]).await;
+    assert_eq!(imported.code, 1, "{}", imported.stderr);
+    assert!(imported.stderr.contains("line 2: its user has this id in") && imported.stderr.contains("line 1"), "{}", imported.stderr);
+    assert!(imported.stderr.contains("2 read, 1 published, 0 already there, 1 refused"), "{}", imported.stderr);
+    // The same line again is the same message.
+    let file = File::new("resent", [CHANNELS[0], CHANNELS[0]].join("\n"));
+    let imported = self::import(&world, &[file.path()]).await;
+    assert!(imported.code == 0 && imported.stderr.contains("0 refused"), "{}", imported.stderr);
+}
+
+#[tokio::test]
+async fn an_id_used_before_this_run_is_refused_by_its_line() {
+    let world = World::builder().administrator().start().await;
+    let (_worker, _history) = tokio::join!(world.spawn("persist-message"), world.spawn("get-history"));
+    let files = CHANNELS.map(|line| File::new(&format!("channel-{}", line.len()), line));
+    assert_eq!(self::import(&world, &[files[0].path()]).await.code, 0);
+    // At once, when the log still knows ids, and when it has forgotten them, and when it knows the refused message.
+    for forgotten in [false, true, false] {
+        if forgotten {
+            configure(&world, "UPDATE", |config| config["duplicate_window"] = json!(100_000_000)).await;
+            let again = eventually("the log has forgotten the first line", SOON, async || {
+                let again = self::import(&world, &[files[0].path()]).await;
+                assert_eq!(again.code, 0, "a resend is no conflict: {}", again.stderr);
+                again.stderr.contains("1 published").then_some(again)
+            });
+            again.await;
+        }
+        let imported = self::import(&world, &[files[1].path()]).await;
+        assert_eq!(imported.code, 1, "{}", imported.stderr);
+        let named = imported.stderr.contains("line 1: its user has used this id before");
+        assert!(named && imported.stderr.contains("0 published, 0 already there, 1 refused"), "{}", imported.stderr);
+    }
+    let database = world.database().await;
+    let texts: Vec<String> = sqlx::query_scalar("select text from messages").fetch_all(&database).await.unwrap();
+    assert_eq!(texts, ["first, said in alpha"]);
+    let letters: Vec<String> = sqlx::query_scalar("select distinct reason from dead_letters").fetch_all(&database).await.unwrap();
+    assert_eq!(letters, ["id_conflict"]);
+}

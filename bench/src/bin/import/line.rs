@@ -19,11 +19,34 @@ const HEADER_ROOM: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     pub subject: String,
+    /// As readers name it.
+    pub room: String,
     pub payload: Bytes,
-    /// `Nats-Msg-Id`: made of a hash, so no user's text stands in a header, and of the sender too, so nobody's id
-    /// keeps another's message out.
+    /// `Nats-Msg-Id`: made of a hash, so no user's text stands in a header; of the sender, so nobody's id keeps another's
+    /// message out; of room and text, so JetStream never takes another text for a message that is there already.
     pub message_id: HeaderValue,
+    /// Where the line had an id of its own.
+    pub own_id: Option<OwnId>,
 }
+
+/// An id the line's author gave, and what it was given to.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnId {
+    /// Of the user and the id.
+    pub key: Hash,
+    /// Of the room and the text.
+    pub content: Hash,
+}
+
+impl OwnId {
+    /// As stored; the room as `general` or `__admin__`.
+    pub fn new(room: &str, user: &str, id: &str, text: &str) -> OwnId {
+        OwnId { key: hash(&[user, id]), content: hash(&[room, text]) }
+    }
+}
+
+/// Enough of a hash that two never are the same by chance.
+pub type Hash = [u8; ID_BYTES];
 
 impl Outgoing {
     /// The headers every publish of this message carries.
@@ -68,11 +91,12 @@ impl Lines {
         let mut body: Map<String, Value> = serde_json::from_slice(line).map_err(|_| "not_json".to_owned())?;
         let said = body.get("room").and_then(Value::as_str).ok_or(r#"no "room": name one, as in {"room":"general"}"#)?;
         let room = Room::from_body(said).map_err(|Refusal { reason, .. }| format!("room: {reason}"))?;
-        let id = match body.get("id").and_then(Value::as_str).filter(|id| !id.is_empty()) {
-            Some(id) => id.to_owned(),
-            None => self.derived_id(&room, &body),
+        let (id, own) = match body.get("id").and_then(Value::as_str).filter(|id| !id.is_empty()) {
+            Some(id) => (id.to_owned(), true),
+            None => (self.derived_id(&room, &body), false),
         };
-        let message_id = format!("{PUBLISHER}-{}", hex(&hash(&[text(&body, "user"), &id])));
+        let own_id = own.then(|| OwnId::new(room.as_str(), text(&body, "user"), &id, text(&body, "text")));
+        let message_id = format!("{PUBLISHER}-{}", hex(&hash(&[text(&body, "user"), &id, room.as_str(), text(&body, "text")])));
         body.insert("id".to_owned(), id.into());
         body.insert("room".to_owned(), room.as_str().into());
         let payload = serde_json::to_vec(&body).map_err(|error| error.to_string())?;
@@ -80,7 +104,13 @@ impl Lines {
             return Err(format!("{} bytes with its id, and a message may have {}", payload.len(), self.max_bytes));
         }
         let message_id = message_id.parse().map_err(|_| "no header can hold its id".to_owned())?;
-        Ok(Outgoing { subject: room.append_subject(PUBLISHER), payload: payload.into(), message_id })
+        Ok(Outgoing {
+            subject: room.append_subject(PUBLISHER),
+            room: room.as_str().to_owned(),
+            payload: payload.into(),
+            message_id,
+            own_id,
+        })
     }
 
     /// The same for the same file at every import: a hash of what the line says, and how often it was said before.
@@ -99,7 +129,7 @@ fn text<'a>(body: &'a Map<String, Value>, key: &str) -> &'a str {
 }
 
 /// Each field with its length before it, or "a","bc" would be "ab","c".
-fn hash(fields: &[&str]) -> [u8; ID_BYTES] {
+fn hash(fields: &[&str]) -> Hash {
     let mut hash = Sha256::new();
     for field in fields {
         hash.update((field.len() as u64).to_be_bytes());
@@ -164,6 +194,20 @@ mod tests {
         let (one, other) = (read("a"), read("b"));
         assert_eq!(id(&one), "7\r");
         assert_ne!(one.message_id, other.message_id);
+    }
+
+    #[test]
+    fn another_text_is_never_taken_for_one_that_is_there() {
+        let read = |room: &str, text: &str| {
+            lines().read(format!(r#"{{"user":"a","text":"{text}","room":"{room}","id":"7"}}"#).as_bytes()).unwrap()
+        };
+        let first = read("alpha", "one");
+        assert_eq!(first.message_id, read("chat.alpha", "one").message_id);
+        for other in [read("alpha", "two"), read("beta", "one")] {
+            assert_ne!(first.message_id, other.message_id);
+            let (first, other) = (first.own_id.unwrap(), other.own_id.unwrap());
+            assert!(first.key == other.key && first.content != other.content);
+        }
     }
 
     #[test]

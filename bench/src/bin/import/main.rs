@@ -1,6 +1,7 @@
 //! `import FILE…`: publishes JSON lines into the log, in their order, and again without doubling anything.
 
 mod append;
+mod check;
 mod input;
 mod line;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use async_nats::Client;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use runtime::{Connection, Fatal, NatsSettings, Vars, connect};
 use serde::Deserialize;
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use wire::Limits;
 
 use append::{Appended, Appender};
+use check::Ids;
 use input::{Input, Line};
 use line::{Lines, Outgoing};
 
@@ -27,6 +30,7 @@ const BATCH_MESSAGES: usize = 500;
 const BATCH_BYTES: usize = 1 << 20;
 /// Refused lines that are shown; the rest is counted.
 const REFUSED_SHOWN: u64 = 10;
+const ANOTHER_ID: &str = "an id counts for its user in all rooms; give the line another one";
 const TELL_WAITING_AFTER: Duration = Duration::from_secs(1);
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -40,11 +44,15 @@ FILE is a file of JSON lines, plain or gzip, or - for standard input. A line is 
 
 room       general or chat.general; __admin__ for the admin room
 timestamp  Unix milliseconds; without one, when the log received the message
-id         stored once per user and id, for ever; without one, an id is made from the line itself
+id         stored once per user and id, over all rooms, for ever; without one, an id is made from the line itself
 
 The order of a file is kept. Lines that cannot be stored are refused with their number and the others imported; the exit code is
 then 1. Importing a file again doubles nothing: within two minutes the log knows its messages, later the log takes them
 again and PostgreSQL keeps the first ones. While NATS is away import waits.
+
+A line whose id its user has for another text or in another room is refused: within a run before anything of it is published;
+else it is found afterwards, when the history of the rooms is read, and the message is a dead letter (id_conflict). An id that is
+unique in its channel only, such as Slack's ts, needs the channel's name in it.
 
 Configuration comes from the environment:
   NATS_URL              nats://127.0.0.1:4222; several, separated by commas
@@ -148,6 +156,8 @@ enum Found {
     Refused(String),
     /// Nothing after this can be read.
     Broken(Fatal),
+    /// The end: every id that lines brought along, and the names of the inputs.
+    Ids(Ids, Vec<String>),
 }
 
 /// Reads on a thread of its own, so that the next batch is ready when this one is acknowledged.
@@ -155,14 +165,18 @@ fn read(inputs: Vec<Input>, lines: Lines) -> mpsc::Receiver<Found> {
     let (found, receiver) = mpsc::channel(2);
     // Nobody listening means that the import failed: the process is on its way out.
     std::thread::spawn(move || {
-        let mut reader = Reader { found, batch: Vec::new(), bytes: 0 };
-        for input in inputs {
+        let names = inputs.iter().map(|input| input.name.clone()).collect();
+        let mut reader = Reader { found, batch: Vec::new(), bytes: 0, ids: Ids::default(), names, input: 0 };
+        for (number, input) in (0..).zip(inputs) {
+            reader.input = number;
             // Each file counts its own repeated lines, so that it makes no difference which files are imported together.
             if reader.file(input, lines.fresh()).is_none() {
                 return;
             }
         }
-        reader.flush();
+        if reader.flush().is_some() {
+            _ = reader.found.blocking_send(Found::Ids(reader.ids, reader.names));
+        }
     });
     receiver
 }
@@ -171,6 +185,9 @@ struct Reader {
     found: mpsc::Sender<Found>,
     batch: Vec<Outgoing>,
     bytes: usize,
+    ids: Ids,
+    names: Vec<String>,
+    input: u32,
 }
 
 impl Reader {
@@ -188,7 +205,7 @@ impl Reader {
                     return None;
                 }
             };
-            match message {
+            match message.and_then(|message| self.named(message, input.line())) {
                 Ok(message) => {
                     if self.batch.len() == BATCH_MESSAGES || self.bytes + message.payload.len() > BATCH_BYTES {
                         self.flush()?;
@@ -201,6 +218,18 @@ impl Reader {
         }
     }
 
+    /// The message, unless an earlier line has its id for something else.
+    fn named(&mut self, message: Outgoing, line: u64) -> Result<Outgoing, String> {
+        let Some(id) = message.own_id else { return Ok(message) };
+        match self.ids.give(&message.room, id, self.input, line) {
+            Ok(()) => Ok(message),
+            Err((input, line)) => {
+                let other = self.names.get(input as usize).map_or("", String::as_str);
+                Err(format!("its user has this id in {other}, line {line}, for another text or in another room: {ANOTHER_ID}"))
+            }
+        }
+    }
+
     fn flush(&mut self) -> Option<()> {
         self.bytes = 0;
         let batch = std::mem::take(&mut self.batch);
@@ -209,7 +238,7 @@ impl Reader {
 }
 
 async fn import(connection: Connection, mut found: mpsc::Receiver<Found>, progress: &Progress, summary: &mut Summary) -> Result<(), Fatal> {
-    let bar = progress.clone();
+    let (bar, client) = (progress.clone(), connection.client().clone());
     let mut appender = Appender::new(connection, move |line| bar.tell(line)).await?;
     while let Some(found) = found.recv().await {
         match found {
@@ -227,10 +256,32 @@ async fn import(connection: Connection, mut found: mpsc::Receiver<Found>, progre
                 }
             }
             Found::Broken(fatal) => return Err(fatal),
+            Found::Ids(ids, names) => check(ids, &names, &client, progress, summary).await,
         }
         progress.show(summary);
     }
     Ok(())
+}
+
+/// Looks whether an id was used before this run for something else.
+async fn check(ids: Ids, names: &[String], client: &Client, progress: &Progress, summary: &mut Summary) {
+    let given = ids.len();
+    match ids.conflicts(client).await {
+        Ok(conflicts) => {
+            for (input, line) in conflicts {
+                summary.refuse_published();
+                if summary.refused <= REFUSED_SHOWN {
+                    let name = names.get(input as usize).map_or("", String::as_str);
+                    let why = "its user has used this id before, for another text or in another room, and the message is a dead letter";
+                    progress.tell(&format!("{name}, line {line}: {why} (id_conflict): {ANOTHER_ID}"));
+                }
+            }
+        }
+        Err(why) => progress.tell(&format!(
+            "{given} lines have ids of their own; whether one was used before for another text could not be looked up in history \
+             ({why}): dead letters with the reason id_conflict would tell"
+        )),
+    }
 }
 
 struct Summary {
@@ -248,6 +299,12 @@ impl Default for Summary {
 }
 
 impl Summary {
+    /// A message that was published, or there already, is none that readers see.
+    fn refuse_published(&mut self) {
+        self.refused += 1;
+        *(if self.published > 0 { &mut self.published } else { &mut self.known }) -= 1;
+    }
+
     fn rate(&self) -> f64 {
         (self.published + self.known) as f64 / self.begun.elapsed().as_secs_f64().max(0.001)
     }
