@@ -402,6 +402,58 @@ async fn what_is_sent_to_a_lost_connection_is_fetched() {
 }
 
 #[tokio::test]
+async fn what_another_replica_has_under_way_is_not_fetched_when_a_connection_breaks() {
+    const THEIRS: usize = 3_000;
+    const GOOD: usize = 60;
+    let world = World::start().await;
+    let database = world.database().await;
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    for number in 0..THEIRS {
+        let body = json!({"user": "zoe", "text": number.to_string()}).to_string();
+        client.publish_raw("chat.general", None, None, body.as_bytes()).await;
+    }
+    logged(&world.client("operator").await, THEIRS).await;
+    let (_other, held) = taken(&world, THEIRS).await;
+    assert_eq!(held.len(), THEIRS);
+    let worker = worker(&world).await;
+    let bad = bad_messages().into_iter().find(|message| message.3 == "malformed_headers").unwrap();
+    send_bad(&mut client, &bad).await;
+    for number in 0..GOOD {
+        let body = json!({"user": "ann", "text": number.to_string()}).to_string();
+        client.publish_raw("chat.general", None, None, body.as_bytes()).await;
+    }
+    client.flush().await.unwrap();
+    eventually("ours are stored", WITHIN, async || {
+        (count(&database, "select count(*) from messages where sender = 'ann'").await == GOOD as i64).then_some(())
+    })
+    .await;
+    eventually("the bad one is a letter", WITHIN, async || {
+        (count(&database, "select count(*) from dead_letters").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(count(&database, "select count(*) from messages where sender = 'zoe'").await, 0, "theirs are theirs");
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_paused_consumer_is_no_reason_to_leave() {
+    const PAUSE: Duration = Duration::from_secs(10);
+    let world = World::builder().administrator().start().await;
+    let (admin, publisher, database) = (world.client("administrator").await, world.client("publisher").await, world.database().await);
+    let running = world.spawn_with("persist-message", &[("PERSIST_STUCK_AFTER_MS", "3000")]).await;
+    let until = (time::OffsetDateTime::now_utc() + PAUSE).format(&time::format_description::well_known::Rfc3339).unwrap();
+    let subject = "$JS.API.CONSUMER.PAUSE.CHAT_MESSAGES.persist-message";
+    let paused = admin.request(subject, json!({ "pause_until": until }).to_string().into()).await.unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&paused.payload).unwrap()["paused"], true, "{paused:?}");
+    publish(&publisher, "chat.general", None, r#"{"user":"ann","text":"later"}"#).await;
+    eventually("it says so", SOON, async || running.stderr().contains("is paused").then_some(())).await;
+    // By itself, when the pause is over.
+    stored(&database, 1, SOON).await;
+    assert!(running.is_running() && !running.stderr().contains("stuck"), "{}", running.stderr());
+    assert!(running.terminate().await.success());
+}
+
+#[tokio::test]
 async fn a_copy_that_stops_gives_back_what_it_has_not_begun() {
     const MESSAGES: usize = 20_000;
     let world = World::start().await;

@@ -1,9 +1,9 @@
 //! Consuming the log: batches from the durable consumer all copies share.
 //!
 //! One connection of its own for the deliveries, because a stored message with malformed headers ends the
-//! connection of whoever receives it (see [`crate::Log`]). Then what was under way is fetched through the
-//! JSON API instead, once nothing more can be sent to the lost connection; the malformed ones are handed on marked as
-//! such and removed from the stream.
+//! connection of whoever receives it (see [`crate::Log`]). Then what was on its way to us is read from the stream
+//! instead, once nothing more can be sent to the lost connection; the malformed ones are handed on marked as
+//! such and removed from the stream. What other replicas have under way is theirs.
 
 use std::fmt;
 use std::pin::pin;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use wire::Seq;
 
 use crate::log::ConsumerInfo;
-use crate::pulls::{IN_PROGRESS, Pulls, SILENCE, Trouble};
+use crate::pulls::{IN_PROGRESS, Lost, Pulls, SILENCE, Trouble};
 use crate::{Connection, Fatal, Limit, Log, LogError, LogMessage, Settings, connect};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -86,6 +86,12 @@ impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("name", &self.0.name).finish_non_exhaustive()
     }
+}
+
+/// How the connection before ended.
+struct Before {
+    trouble: Trouble,
+    lost: Lost,
 }
 
 /// Work on a batch that may take longer than the server waits for an acknowledgement.
@@ -245,11 +251,12 @@ impl Worker {
         while !self.0.stop.is_cancelled() {
             let begun = Instant::now();
             let handed_on = self.0.handed_on.load(Ordering::Relaxed);
-            let trouble = match self.pull_until_trouble(&batches, before).await {
+            let ended = match self.pull_until_trouble(&batches, before).await {
                 Ok(()) => return,
-                Err(trouble) => trouble,
+                Err(ended) => ended,
             };
-            before = Some(trouble);
+            let trouble = ended.trouble;
+            before = Some(ended);
             if begun.elapsed() > LONGEST_PAUSE {
                 told = false;
             }
@@ -292,25 +299,34 @@ impl Worker {
         }
     }
 
-    /// `before`: what the connection before this one ended with.
-    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Batch>, before: Option<Trouble>) -> Result<(), Trouble> {
+    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Batch>, before: Option<Before>) -> Result<(), Before> {
         let connection = connect(&self.0.settings.nats, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
-        let Ok(connection) = connection else { return Err(Trouble::Broken) };
+        let Ok(connection) = connection else {
+            return Err(Before { trouble: Trouble::Broken, lost: before.map(|before| before.lost).unwrap_or_default() });
+        };
+        let mut delivered = Seq::ZERO;
         if let Ok(info) = self.0.log.consumer().await {
             self.note_ack_wait(&info);
+            delivered = Seq::new(info.delivered.stream_seq).unwrap_or(Seq::MAX);
         }
-        if matches!(before, Some(Trouble::Broken | Trouble::Silent))
-            && let Err(error) = self.rescue(batches).await
+        if let Some(Before { trouble: Trouble::Broken | Trouble::Silent, lost }) = before
+            && let Err(error) = self.rescue(batches, lost).await
         {
             tracing::debug!(%error, "what was under way could not be fetched; it comes again after ack_wait");
         }
-        let mut pulls = Pulls::start(connection, self.0.max_batch).await?;
-        let end = self.pull_from(&mut pulls, batches).await;
-        match end {
-            Ok(()) => pulls.give_back().await,
-            Err(_) => pulls.close().await,
+        let fresh = |trouble| Before { trouble, lost: Lost { after: delivered, messages: self.0.max_batch, ..Lost::default() } };
+        let mut pulls = Pulls::start(connection, self.0.max_batch, delivered).await.map_err(fresh)?;
+        match self.pull_from(&mut pulls, batches).await {
+            Ok(()) => {
+                pulls.give_back().await;
+                Ok(())
+            }
+            Err(trouble) => {
+                let lost = pulls.lost();
+                pulls.close().await;
+                Err(Before { trouble, lost })
+            }
         }
-        end
     }
 
     async fn pull_from(&self, pulls: &mut Pulls, batches: &mpsc::Sender<Batch>) -> Result<(), Trouble> {
@@ -336,39 +352,59 @@ impl Worker {
         batches.send(Batch { deliveries, lane }).await.map_err(drop)
     }
 
-    /// Fetches everything that was delivered and not acknowledged, without anybody parsing headers.
-    async fn rescue(&self, batches: &mpsc::Sender<Batch>) -> Result<(), LogError> {
+    /// Hands on what was on its way to a connection that broke. Behind the highest sequence we received stands what the server sent
+    /// there and we never saw: as many messages as it had been asked for. A malformed message that is delivered again stands further
+    /// down; nobody can acknowledge it, so in the end the ack floor waits right below it: there only malformed ones are looked for.
+    async fn rescue(&self, batches: &mpsc::Sender<Batch>, lost: Lost) -> Result<(), LogError> {
+        if !self.store_rescued(batches, lost.ready).await {
+            return Ok(());
+        }
         let info = self.0.log.consumer().await?;
-        let from = Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX).next();
-        let to = Seq::new(info.delivered.stream_seq).unwrap_or(Seq::MAX);
-        let mut next = from;
-        while next <= to {
-            let limit = Limit::within(self.0.max_batch, RESCUE_BYTES, RESCUE_TIME);
-            let walked = self.0.log.walk(next, to, limit).await?;
-            let found = walked.messages;
+        let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
+        let (floor, delivered) = (seq(info.ack_floor.stream_seq), seq(info.delivered.stream_seq));
+        let after = lost.after.max(floor);
+        let below = Limit::within(self.0.max_batch, RESCUE_BYTES, RESCUE_TIME);
+        let beyond = Limit::within(lost.messages, RESCUE_BYTES, RESCUE_TIME);
+        for (from, to, limit) in [(floor.next(), after, below), (after.next(), delivered, beyond)] {
+            if from > to {
+                continue;
+            }
+            // Number by number: a direct get that meets a malformed message takes its time to notice.
+            let mut found = self.0.log.walk(from, to, limit).await?.messages;
+            found.retain(|raw| raw.malformed || from > after);
             let malformed = found.iter().filter(|raw| raw.malformed).count();
             if malformed > 0 {
                 tracing::warn!(malformed, "messages whose headers or subject no client can read; moving them to the dead letters");
             }
-            let batch: Vec<Delivery> = found
+            let rescued = found
                 .into_iter()
                 .map(|raw| Delivery { malformed: raw.malformed.then_some(raw.header_block), message: raw.message, attempt: 0, ack: None })
                 .collect();
-            if !batch.is_empty() {
-                let Some(lane) = self.lane().await else { return Ok(()) };
-                if self.hand_on(batches, batch.into(), lane).await.is_err() {
-                    return Ok(());
-                }
+            if !self.store_rescued(batches, rescued).await {
+                return Ok(());
             }
-            next = walked.through.next();
         }
         Ok(())
+    }
+
+    /// False when nobody stores any more.
+    async fn store_rescued(&self, batches: &mpsc::Sender<Batch>, mut rescued: Vec<Delivery>) -> bool {
+        while !rescued.is_empty() {
+            let rest = rescued.split_off(self.0.max_batch.min(rescued.len()));
+            let Some(lane) = self.lane().await else { return false };
+            if self.hand_on(batches, rescued.into(), lane).await.is_err() {
+                return false;
+            }
+            rescued = rest;
+        }
+        true
     }
 
     /// Ends with an error when messages are pending and nothing moves, so that whoever runs this starts it afresh.
     async fn watch(&self) -> Fatal {
         let mut last = (0, 0, 0);
         let mut moved = Instant::now();
+        let mut paused = false;
         loop {
             tokio::time::sleep(WATCH_INTERVAL).await;
             let Ok(info) = self.0.log.consumer().await else {
@@ -377,10 +413,17 @@ impl Worker {
                 continue;
             };
             self.note_ack_wait(&info);
+            if info.paused != paused {
+                paused = info.paused;
+                match paused {
+                    true => tracing::warn!("the consumer is paused: nothing is delivered until its pause ends or `nats consumer resume`"),
+                    false => tracing::info!("the consumer is not paused any more"),
+                }
+            }
             let ConsumerInfo { ack_floor, num_ack_pending, num_pending, .. } = info;
             let now = (ack_floor.stream_seq, self.progress(), self.0.going_on.load(Ordering::Relaxed));
             let idle = num_ack_pending + num_pending == 0;
-            if now != last || idle || self.0.waiting.load(Ordering::Relaxed) {
+            if now != last || idle || paused || self.0.waiting.load(Ordering::Relaxed) {
                 (last, moved) = (now, Instant::now());
             } else if moved.elapsed() > self.0.stuck_after {
                 return Fatal::new(format!(

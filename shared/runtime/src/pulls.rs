@@ -36,6 +36,17 @@ pub(crate) enum Trouble {
     NoConsumer,
 }
 
+/// What a connection that broke leaves behind.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    /// Received, and not handed on yet.
+    pub ready: Vec<Delivery>,
+    /// The highest sequence that was received, or delivered before there was this connection: what was lost comes after it.
+    pub after: Seq,
+    /// The server had at most so many more to send.
+    pub messages: usize,
+}
+
 /// Pull requests under way on one connection.
 pub(crate) struct Pulls {
     connection: Connection,
@@ -46,13 +57,17 @@ pub(crate) struct Pulls {
     /// Pulls under way, oldest first: number, and messages it may still bring. The server serves them in this order.
     open: VecDeque<(u64, usize)>,
     ready: VecDeque<Delivery>,
+    /// The highest sequence so far.
+    highest: Seq,
 }
 
 impl Pulls {
-    pub(crate) async fn start(connection: Connection, max_batch: usize) -> Result<Pulls, Trouble> {
+    /// `delivered`: the highest sequence that was delivered before.
+    pub(crate) async fn start(connection: Connection, max_batch: usize, delivered: Seq) -> Result<Pulls, Trouble> {
         let inbox = connection.client().new_inbox();
         let replies = connection.client().subscribe(format!("{inbox}.*")).await.map_err(|_| Trouble::Broken)?;
-        let mut pulls = Pulls { connection, inbox, replies, max_batch, number: 0, open: VecDeque::new(), ready: VecDeque::new() };
+        let mut pulls =
+            Pulls { connection, inbox, replies, max_batch, number: 0, open: VecDeque::new(), ready: VecDeque::new(), highest: delivered };
         pulls.keep_open().await?;
         Ok(pulls)
     }
@@ -153,6 +168,13 @@ impl Pulls {
         self.close().await;
     }
 
+    /// What is lost with this connection.
+    pub(crate) fn lost(&mut self) -> Lost {
+        // More than is asked for at once only where pulls were given up and the server has kept them.
+        let asked = self.open.iter().map(|(_, left)| left).sum::<usize>().clamp(self.max_batch, 2 * self.max_batch);
+        Lost { ready: self.ready.drain(..).collect(), after: self.highest, messages: asked }
+    }
+
     /// Ends the connection. Until async-nats has made a new one it leaves a broken one open, and the server goes on sending there
     /// what nobody reads; what it sends after this nobody misses.
     pub(crate) async fn close(self) {
@@ -172,7 +194,10 @@ impl Pulls {
                 }
             }
             match delivery(message) {
-                Some(delivery) => self.ready.push_back(delivery),
+                Some(delivery) => {
+                    self.highest = self.highest.max(delivery.message.seq);
+                    self.ready.push_back(delivery);
+                }
                 None => tracing::warn!("a delivery without a readable acknowledgement subject was left to come again"),
             }
             return Ok(());

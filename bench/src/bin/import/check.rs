@@ -18,7 +18,7 @@ const PAGE: usize = 500;
 const ANSWER: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(500);
 /// A service that is busy, or just being started, answers by then.
-const ATTEMPTS: u32 = 10;
+const ATTEMPTS: u32 = 5;
 
 /// Every id of this run, and what it names: some fifty bytes each.
 #[derive(Debug, Default)]

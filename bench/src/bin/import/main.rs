@@ -277,10 +277,12 @@ async fn check(ids: Ids, names: &[String], client: &Client, progress: &Progress,
                 }
             }
         }
-        Err(why) => progress.tell(&format!(
-            "{given} lines have ids of their own; whether one was used before for another text could not be looked up in history \
-             ({why}): dead letters with the reason id_conflict would tell"
-        )),
+        Err(why) => {
+            summary.unchecked = Some(format!(
+                "{given} lines have ids of their own; whether one was used before for another text could not be looked up in history \
+                 ({why}): dead letters with the reason id_conflict would tell"
+            ));
+        }
     }
 }
 
@@ -290,11 +292,13 @@ struct Summary {
     published: u64,
     known: u64,
     refused: u64,
+    /// What could not be looked up.
+    unchecked: Option<String>,
 }
 
 impl Default for Summary {
     fn default() -> Self {
-        Summary { begun: Instant::now(), read: 0, published: 0, known: 0, refused: 0 }
+        Summary { begun: Instant::now(), read: 0, published: 0, known: 0, refused: 0, unchecked: None }
     }
 }
 
@@ -310,7 +314,7 @@ impl Summary {
     }
 
     fn print(&self) {
-        let Summary { begun, read, published, known, refused } = self;
+        let Summary { begun, read, published, known, refused, unchecked } = self;
         if *refused > REFUSED_SHOWN {
             eprintln!("… and {} more lines refused", refused - REFUSED_SHOWN);
         }
@@ -319,6 +323,9 @@ impl Summary {
             begun.elapsed().as_secs_f64(),
             self.rate()
         );
+        if let Some(unchecked) = unchecked {
+            eprintln!("import: {unchecked}");
+        }
     }
 }
 

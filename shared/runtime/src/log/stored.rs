@@ -57,6 +57,9 @@ pub(crate) struct ConsumerInfo {
     pub num_ack_pending: u64,
     #[serde(default)]
     pub num_pending: u64,
+    /// An operator has paused it: it delivers nothing, and nothing is wrong.
+    #[serde(default)]
+    pub paused: bool,
     #[serde(default)]
     pub config: ConsumerConfig,
 }
