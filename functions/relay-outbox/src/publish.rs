@@ -5,11 +5,9 @@ use std::time::Duration;
 use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::{Request, RequestErrorKind, StatusCode};
 use bytes::Bytes;
-use runtime::{Connection, PublishAck, PublishError, inject_trace, remote_parent, told};
-use serde::Deserialize;
-use serde_json::json;
+use runtime::{Connection, EventsPosition, PublishAck, PublishError, inject_trace, remote_parent};
 use tracing::Span;
-use wire::{EVENTS_STREAM, Event, Seq, header, jetstream};
+use wire::{EVENTS_STREAM, Event, Seq, header};
 
 use crate::trouble::Trouble;
 
@@ -23,6 +21,8 @@ const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
 const LARGEST_BATCH: usize = 1_000;
 /// A batch costs the server as much as about a dozen single publishes, one after the other.
 const MOST_SINGLY: usize = 8;
+/// A batch that something else came in front of is tried again in so many parts.
+const SMALLER: usize = 8;
 /// An acknowledgement takes milliseconds; after this nobody knows.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -86,11 +86,10 @@ fn send_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
 }
 
 /// Where the stream stands.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Position {
-    /// Its own last sequence.
-    last: u64,
-    /// The log is told up to here.
+    events: EventsPosition,
+    /// The log is published up to here: as the events say, or the table.
     watermark: Seq,
 }
 
@@ -125,47 +124,76 @@ impl Publisher {
     /// # Errors
     /// JetStream does not answer, or has no such stream.
     pub async fn watermark(&mut self, relayed: Seq) -> Result<Seq, Trouble> {
-        match self.at {
+        match &self.at {
             Some(at) if at.watermark == relayed => Ok(relayed),
             Some(_) | None => {
-                let at = self.look(relayed).await?;
-                self.at = Some(at);
-                Ok(at.watermark)
+                let events = EventsPosition::find(&self.nats).await?;
+                let watermark = events.watermark.max(relayed);
+                self.at = Some(Position { events, watermark });
+                Ok(watermark)
             }
         }
-    }
-
-    async fn look(&self, relayed: Seq) -> Result<Position, Trouble> {
-        // In this order: an event that comes in between is known as told, and makes the stream refuse what we publish.
-        let info: StreamInfo = self.nats.api(&jetstream::stream("INFO", EVENTS_STREAM), &json!({})).await?;
-        Ok(Position { last: info.state.last_seq, watermark: told(&self.nats).await?.max(relayed) })
     }
 
     /// Publishes all of them in this order.
     ///
     /// # Errors
-    /// [`Trouble::Superseded`] when the stream is not as we know it; [`Trouble::Publish`] when it does not take them. Some may be
-    /// published then: look again.
+    /// [`Trouble::Superseded`] when another copy has published; [`Trouble::Publish`] when the stream does not take them. Some
+    /// may be published then: look again.
     pub async fn publish(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
-        for events in events.chunks(LARGEST_BATCH) {
-            let done = events.len() > MOST_SINGLY && self.batch(events).await?;
-            if !done {
-                self.singly(events).await?;
+        let (mut rest, mut size) = (events, LARGEST_BATCH);
+        while !rest.is_empty() {
+            let (next, behind) = rest.split_at(rest.len().min(size));
+            if next.len() <= MOST_SINGLY {
+                self.singly(next).await?;
+            } else {
+                match self.batch(next).await {
+                    Ok(true) => {}
+                    Ok(false) => self.singly(next).await?,
+                    Err(Trouble::Superseded) => {
+                        // Something that is no event came in between. The shorter a batch takes, the likelier is a gap for it.
+                        self.pass_over().await?;
+                        size = next.len() / SMALLER;
+                        continue;
+                    }
+                    Err(trouble) => return Err(trouble),
+                }
             }
+            size = (size * 2).clamp(MOST_SINGLY, LARGEST_BATCH);
+            rest = behind;
         }
         Ok(())
     }
 
     async fn singly(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
         for event in events {
-            let mut headers = event.headers.clone();
-            headers.insert(EXPECTED_LAST, self.last()?);
-            let ack = self.ask(event, headers).await?;
-            // An event that is known stands where it stood, and moves nothing.
-            if !ack.duplicate {
-                self.moved(ack.seq.get());
+            // Ends with the round's time at the latest.
+            while let Err(trouble) = self.one(event).await {
+                match trouble {
+                    Trouble::Superseded => self.pass_over().await?,
+                    trouble => return Err(trouble),
+                }
             }
         }
+        Ok(())
+    }
+
+    async fn one(&mut self, event: &Outgoing) -> Result<(), Trouble> {
+        let mut headers = event.headers.clone();
+        headers.insert(EXPECTED_LAST, self.last()?);
+        let ack = self.ask(event, headers).await?;
+        // An event that is known stands where it stood, and moves nothing.
+        if !ack.duplicate {
+            self.moved(ack.seq.get());
+        }
+        Ok(())
+    }
+
+    /// The stream is not as we know it. Whoever publishes to the log can add messages to it that are no events, by their
+    /// reply subject: those are passed over. With an event among them, another copy has published.
+    async fn pass_over(&mut self) -> Result<(), Trouble> {
+        let at = self.at.as_mut().ok_or(Trouble::Superseded)?;
+        at.events = at.events.without_new_events(&self.nats).await?.ok_or(Trouble::Superseded)?;
         Ok(())
     }
 
@@ -213,12 +241,12 @@ impl Publisher {
 
     /// The stream's last sequence, as far as we know.
     fn last(&self) -> Result<HeaderValue, Trouble> {
-        self.at.map(|at| HeaderValue::from(at.last)).ok_or(Trouble::Superseded)
+        self.at.as_ref().map(|at| HeaderValue::from(at.events.last)).ok_or(Trouble::Superseded)
     }
 
     fn moved(&mut self, last: u64) {
         if let Some(at) = &mut self.at {
-            at.last = last;
+            at.events.last = last;
         }
     }
 }
@@ -237,14 +265,4 @@ fn read(payload: &[u8]) -> Result<PublishAck, Trouble> {
         Some(error) if code::WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Trouble::Superseded),
         Some(PublishError { err_code, description }) => Err(Trouble::Publish(format!("JetStream says: {description} ({err_code})"))),
     }
-}
-
-#[derive(Debug, Deserialize)]
-struct StreamInfo {
-    state: State,
-}
-
-#[derive(Debug, Deserialize)]
-struct State {
-    last_seq: u64,
 }

@@ -1,5 +1,6 @@
 //! Events as their readers find them, on real servers.
 
+mod foreign;
 mod receipts;
 mod trouble;
 
@@ -55,7 +56,7 @@ async fn events(admin: &Client, wanted: u64) -> Vec<Told> {
     let messages = stream.create_consumer(config).await.unwrap().messages().await.unwrap();
     let told = messages.take(held as usize).map(|message| {
         let message = message.unwrap();
-        let (subject, headers) = (message.subject.to_string(), message.headers.clone().unwrap());
+        let (subject, headers) = (message.subject.to_string(), message.headers.clone().unwrap_or_default());
         Told { subject, headers, payload: message.payload.to_vec() }
     });
     told.collect().await

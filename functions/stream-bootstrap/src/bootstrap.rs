@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
-use wire::{Check, Difference, Reason, Replayed, Seq, jetstream};
+use wire::{Check, Difference, Reason, Replayed, Seq, jetstream, overlap};
 
+use crate::events::Foreign;
 use crate::shipped::{Shipped, subjects, swallowed};
 use crate::trouble::Trouble;
 use crate::{compare::Config, fence, letters, replay, schema};
@@ -31,12 +32,13 @@ pub const LOCK: i64 = 0x0073_6372_6f6c_6c62;
 pub struct Bootstrap {
     ctx: Ctx,
     shipped: Shipped,
+    foreign: Foreign,
 }
 
 impl Bootstrap {
     /// `shipped` on the servers of `ctx`.
     pub fn new(ctx: Ctx, shipped: Shipped) -> Bootstrap {
-        Bootstrap { ctx, shipped }
+        Bootstrap { ctx, shipped, foreign: Foreign::default() }
     }
 
     /// What differs; changes nothing.
@@ -50,6 +52,7 @@ impl Bootstrap {
         for object in self.shipped.objects() {
             found.extend(object.check(nats).await?);
         }
+        found.extend(self.foreign.check(nats).await?);
         let swallowed = streams(nats).await?.iter().flat_map(Stream::swallowed).collect::<Vec<String>>();
         let (standing, stored, waiting) = self.ctx.database().run(CHECK_LIMIT, look_at_database).await?;
         found.extend(standing.differences);
@@ -120,10 +123,15 @@ impl Bootstrap {
         }
         // Ours is about to be made as shipped, and what is shipped swallows nothing.
         let foreign = |stream: &&Stream| !self.shipped.streams().any(|object| object.kind.to_string() == stream.label());
-        if let Some(sentence) = streams(nats).await?.iter().filter(foreign).flat_map(Stream::swallowed).next() {
+        let streams = streams(nats).await?;
+        let foreign: Vec<&Stream> = streams.iter().filter(foreign).collect();
+        let mut refusals = foreign.iter().flat_map(|stream| stream.swallowed());
+        if let Some(sentence) = refusals.next().or_else(|| self.taken_by(&foreign)) {
             return Err(Trouble::Refused(sentence));
         }
         let mut done = schema::migrate(connection).await?;
+        // Before the fence: it has to find the last event.
+        done.extend(self.foreign.remove(nats).await?);
         for object in self.shipped.objects() {
             if fence::is_log(object) {
                 done.extend(fence::keep(self.ctx.log(), nats, connection, object, limits).await?);
@@ -132,6 +140,18 @@ impl Bootstrap {
         }
         done.extend(letters::append(self.ctx.log(), nats, connection, limits).await?);
         Ok(done)
+    }
+
+    /// Which of our subjects another stream takes in, in one sentence. The server refuses ours then, and names neither.
+    fn taken_by(&self, foreign: &[&Stream]) -> Option<String> {
+        self.shipped.streams().find_map(|ours| {
+            let wanted = subjects(&ours.config);
+            foreign.iter().find_map(|stream| {
+                let taken = subjects(&stream.config);
+                let taken = taken.iter().find(|taken| wanted.iter().any(|wanted| overlap(wanted, taken)))?;
+                Some(format!("{} takes in {taken}, which belongs to {}: narrow its subjects, or delete it", stream.label(), ours.kind))
+            })
+        })
     }
 }
 
@@ -211,7 +231,12 @@ pub struct Own {
     /// `BOOTSTRAP_INTERVAL_MS`: how often everything is looked at.
     #[serde(default = "default_interval_ms")]
     bootstrap_interval_ms: u64,
+    /// `BOOTSTRAP_ALLOW_REPLICAS`: `num_replicas` above 1 are taken.
+    #[serde(default)]
+    pub bootstrap_allow_replicas: bool,
 }
+
+const MAX_INTERVAL_MS: u64 = 24 * 60 * 60 * 1_000;
 
 const fn default_interval_ms() -> u64 {
     30_000
@@ -223,6 +248,9 @@ impl Own {
     pub fn interval(&self) -> Result<Duration, Fatal> {
         match self.bootstrap_interval_ms {
             0 => Err(Fatal::new("configuration: BOOTSTRAP_INTERVAL_MS must be at least 1")),
+            milliseconds if milliseconds > MAX_INTERVAL_MS => {
+                Err(Fatal::new(format!("configuration: BOOTSTRAP_INTERVAL_MS must be at most {MAX_INTERVAL_MS}, a day")))
+            }
             milliseconds => Ok(Duration::from_millis(milliseconds)),
         }
     }

@@ -41,7 +41,8 @@ fn same(wanted: &Value, actual: &Value) -> bool {
     }
 }
 
-fn is_nothing(value: &Value) -> bool {
+/// What the server leaves out.
+pub fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(value) => !value,

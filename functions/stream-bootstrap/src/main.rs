@@ -6,6 +6,7 @@ mod audit;
 mod bootstrap;
 mod compare;
 mod deletions;
+mod events;
 mod fence;
 mod letters;
 mod object;
@@ -47,7 +48,8 @@ fn function() -> Function<State> {
         .settings(
             "
   BOOTSTRAP_CONFIG         a directory with streams/ and consumers/, instead of what is shipped
-  BOOTSTRAP_INTERVAL_MS    how often everything is looked at (30000)",
+  BOOTSTRAP_INTERVAL_MS    how often everything is looked at (30000)
+  BOOTSTRAP_ALLOW_REPLICAS true: num_replicas above 1 are taken, although reads may then miss what was acknowledged (false)",
         )
         .answer(BOOTSTRAP_CHECK, check)
         .answer(BOOTSTRAP_APPLY, apply)
@@ -59,7 +61,7 @@ fn function() -> Function<State> {
 async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
     let own: Own = ctx.vars().read()?;
     let interval = own.interval()?;
-    let shipped = Shipped::read(own.bootstrap_config.as_deref())?;
+    let shipped = Shipped::read(own.bootstrap_config.as_deref(), own.bootstrap_allow_replicas)?;
     let bootstrap = Arc::new(Bootstrap::new(ctx.clone(), shipped));
     let mut told = String::new();
     loop {

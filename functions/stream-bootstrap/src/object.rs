@@ -49,6 +49,9 @@ pub struct Object {
 #[derive(Debug, Deserialize)]
 struct Told {
     config: Config,
+    /// Of a consumer: nothing is delivered now.
+    #[serde(default)]
+    paused: bool,
 }
 
 impl Object {
@@ -57,6 +60,10 @@ impl Object {
     /// # Errors
     /// JetStream does not answer.
     pub async fn actual(&self, nats: &Connection) -> Result<Option<Config>, ApiError> {
+        Ok(self.look(nats).await?.map(|told| told.config))
+    }
+
+    async fn look(&self, nats: &Connection) -> Result<Option<Told>, ApiError> {
         let (subject, missing) = match &self.kind {
             Kind::Stream { name } => (jetstream::stream("INFO", name), vec![ApiError::NO_STREAM]),
             Kind::Consumer { stream, name } => {
@@ -64,7 +71,7 @@ impl Object {
             }
         };
         match nats.api::<Told>(&subject, &json!({})).await {
-            Ok(told) => Ok(Some(told.config)),
+            Ok(told) => Ok(Some(told)),
             Err(error) if missing.iter().any(|code| error.is(*code)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -75,8 +82,14 @@ impl Object {
     /// # Errors
     /// JetStream does not answer.
     pub async fn check(&self, nats: &Connection) -> Result<Vec<Difference>, ApiError> {
-        Ok(match self.actual(nats).await? {
-            Some(actual) => differences(&self.kind.to_string(), &self.config, &actual),
+        Ok(match self.look(nats).await? {
+            Some(Told { config, paused }) => {
+                let mut found = differences(&self.kind.to_string(), &self.config, &config);
+                if paused {
+                    found.push(self.pause(&config));
+                }
+                found
+            }
             None => vec![Difference {
                 object: self.kind.to_string(),
                 field: "(missing)".to_owned(),
@@ -84,6 +97,17 @@ impl Object {
                 actual: Value::Null,
             }],
         })
+    }
+
+    /// Whoever held the deliveries back, nothing is stored until then. Not mended: it ends by itself, and a fence or a
+    /// replay needs it.
+    fn pause(&self, config: &Config) -> Difference {
+        Difference {
+            object: self.kind.to_string(),
+            field: "pause_until".to_owned(),
+            wanted: Value::Null,
+            actual: config.get("pause_until").cloned().unwrap_or_default(),
+        }
     }
 
     /// Makes it or changes what differs; says what was done.
@@ -118,7 +142,7 @@ impl Object {
     /// [`Trouble::Refused`] with the server's words.
     pub async fn create(&self, nats: &Connection) -> Result<(), Trouble> {
         let (subject, body) = match &self.kind {
-            Kind::Stream { name } => (jetstream::stream("CREATE", name), Value::Object(self.config.clone())),
+            Kind::Stream { name } => (jetstream::stream("CREATE", name), Value::Object(said(&self.config))),
             Kind::Consumer { .. } => self.consumer_request(&self.config),
         };
         match nats.api::<Told>(&subject, &body).await {
@@ -154,7 +178,7 @@ impl Object {
     /// The configuration the server has after the update.
     async fn update(&self, nats: &Connection, config: &Config) -> Result<Config, ApiError> {
         let (subject, body) = match &self.kind {
-            Kind::Stream { name } => (jetstream::stream("UPDATE", name), Value::Object(config.clone())),
+            Kind::Stream { name } => (jetstream::stream("UPDATE", name), Value::Object(said(config))),
             Kind::Consumer { .. } => self.consumer_request(config),
         };
         Ok(nats.api::<Told>(&subject, &body).await?.config)
@@ -175,4 +199,9 @@ impl Object {
             ))),
         }
     }
+}
+
+/// Without what is not to be there: `null` is no value of most fields.
+fn said(config: &Config) -> Config {
+    config.iter().filter(|(_, value)| !value.is_null()).map(|(field, value)| (field.clone(), value.clone())).collect()
 }

@@ -6,7 +6,7 @@ use runtime::Fatal;
 use serde_json::Value;
 use wire::{REQUEST_SUBJECTS, STREAM, WORKER, overlap};
 
-use crate::compare::Config;
+use crate::compare::{Config, is_nothing};
 use crate::object::{Kind, Object};
 
 /// File name and content. A test holds these lists against the directories.
@@ -16,6 +16,20 @@ const STREAMS: [(&str, &str); 2] = [
 ];
 const CONSUMERS: [(&str, &str); 1] =
     [("CHAT_MESSAGES.persist-message.json", include_str!("../../../nats/consumers/CHAT_MESSAGES.persist-message.json"))];
+
+/// What no stream of ours may have, where its file says nothing about it; the server leaves out what is not set.
+const NEVER: [&str; 8] =
+    ["no_ack", "mirror", "sources", "sealed", "persist_mode", "subject_transform", "republish", "discard_new_per_subject"];
+
+/// What a file may not set, and what it would break.
+const BROKEN_PROMISES: [(&str, &str); 6] = [
+    ("persist_mode", "what is acknowledged would not be on the disk yet"),
+    ("no_ack", "nobody would hear that a message was taken"),
+    ("sealed", "nothing could be appended"),
+    ("mirror", "nothing could be appended"),
+    ("sources", "others would append, in an order of their own"),
+    ("subject_transform", "messages would stand under other subjects than they were published to"),
+];
 
 /// Everything that is to be there: streams first, then their consumers.
 #[derive(Debug)]
@@ -28,8 +42,9 @@ impl Shipped {
     ///
     /// # Errors
     /// A file that cannot be read, is no JSON object or does not name what its file name names; the log or its
-    /// consumer is missing; a stream would answer requests in a function's place.
-    pub fn read(directory: Option<&Path>) -> Result<Shipped, Fatal> {
+    /// consumer is missing; a stream would answer requests in a function's place, would break a promise, or has
+    /// several replicas and nobody said that they may.
+    pub fn read(directory: Option<&Path>, allow_replicas: bool) -> Result<Shipped, Fatal> {
         let (streams, consumers) = match directory {
             None => (owned(&STREAMS), owned(&CONSUMERS)),
             Some(directory) => (files(&directory.join("streams"))?, files(&directory.join("consumers"))?),
@@ -42,6 +57,9 @@ impl Shipped {
             return Err(Fatal::new(format!("configuration: BOOTSTRAP_CONFIG has no file for the {missing}")));
         }
         let shipped = Shipped { objects };
+        if let Some(sentence) = shipped.streams().find_map(|stream| broken_promise(stream, allow_replicas)) {
+            return Err(Fatal::new(format!("configuration: {sentence}")));
+        }
         let sentence = shipped.streams().flat_map(|object| swallowed(&object.kind.to_string(), &subjects(&object.config))).next();
         match sentence {
             Some(sentence) => Err(Fatal::new(format!("configuration: {sentence}"))),
@@ -58,6 +76,21 @@ impl Shipped {
     pub fn objects(&self) -> &[Object] {
         &self.objects
     }
+}
+
+/// What a stream may not be like, in one sentence.
+fn broken_promise(stream: &Object, allow_replicas: bool) -> Option<String> {
+    let Object { kind, config } = stream;
+    let value = |field: &str| config.get(field).unwrap_or(&Value::Null);
+    let replicas = value("num_replicas").as_u64().unwrap_or(1);
+    if replicas > 1 && !allow_replicas {
+        return Some(format!(
+            "{kind} has num_replicas {replicas}: followers answer reads, so a page may lack what was acknowledged; \
+             set it to 1, or BOOTSTRAP_ALLOW_REPLICAS=true if you accept that"
+        ));
+    }
+    let (field, why) = BROKEN_PROMISES.iter().find(|(field, _)| !is_nothing(value(field)))?;
+    Some(format!("{kind} has {field} {}: {why}; leave it out", value(field)))
 }
 
 /// A stream's `subjects`.
@@ -97,8 +130,15 @@ fn files(directory: &Path) -> Result<Vec<(String, String)>, Fatal> {
 }
 
 fn stream(file: &str, text: &str) -> Result<Object, Fatal> {
-    let config = object(file, text)?;
+    let mut config = object(file, text)?;
     let name = named(file, &config, "name", file.trim_end_matches(".json"))?;
+    // The server leaves it out.
+    if config.get("persist_mode").is_some_and(|value| value == "default") {
+        config.remove("persist_mode");
+    }
+    for field in NEVER {
+        config.entry(field).or_insert(Value::Null);
+    }
     Ok(Object { kind: Kind::Stream { name }, config })
 }
 
@@ -136,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_is_shipped_is_the_log_its_worker_and_the_events() {
-        let shipped = Shipped::read(None).unwrap();
+        let shipped = Shipped::read(None, false).unwrap();
         let subjects: Vec<Vec<String>> = shipped.streams().map(|stream| subjects(&stream.config)).collect();
         assert_eq!(subjects, [vec![wire::EVENTS.to_owned()], wire::STREAM_SUBJECTS.map(str::to_owned).to_vec()]);
         let labels: Vec<String> = shipped.objects().iter().map(|object| object.kind.to_string()).collect();
@@ -151,7 +191,7 @@ mod tests {
         }
         let stream = folder.join("streams/CHAT_MESSAGES.json");
         let consumer = folder.join("consumers/CHAT_MESSAGES.persist-message.json");
-        let line = || Shipped::read(Some(&folder)).unwrap_err().to_string();
+        let line = || Shipped::read(Some(&folder), false).unwrap_err().to_string();
         assert!(line().contains("no file for the stream CHAT_MESSAGES"), "{}", line());
         std::fs::write(&stream, r#"["chat.*"]"#).unwrap();
         assert!(line().contains("CHAT_MESSAGES.json is not a JSON object"), "{}", line());
@@ -161,7 +201,23 @@ mod tests {
         std::fs::write(&consumer, r#"{"durable_name": "persist-message"}"#).unwrap();
         assert!(line().contains("takes in chat.>, and so the request chat.send.*.*"), "{}", line());
         std::fs::write(&stream, r#"{"name": "CHAT_MESSAGES", "subjects": ["chat.*"]}"#).unwrap();
-        assert_eq!(Shipped::read(Some(&folder)).unwrap().objects().len(), 2);
+        assert_eq!(Shipped::read(Some(&folder), false).unwrap().objects().len(), 2);
+        for (field, named) in [
+            (r#""num_replicas": 3"#, "stream CHAT_MESSAGES has num_replicas 3: followers answer reads"),
+            (
+                r#""persist_mode": "async""#,
+                r#"stream CHAT_MESSAGES has persist_mode "async": what is acknowledged would not be on the disk"#,
+            ),
+            (r#""no_ack": true"#, "has no_ack true: nobody would hear"),
+            (r#""sealed": true"#, "has sealed true: nothing could be appended"),
+            (r#""mirror": {"name": "X"}"#, "has mirror"),
+            (r#""sources": [{"name": "X"}]"#, "has sources"),
+            (r#""subject_transform": {"src": "a", "dest": "b"}"#, "has subject_transform"),
+        ] {
+            std::fs::write(&stream, format!(r#"{{"name": "CHAT_MESSAGES", "subjects": ["chat.*"], {field}}}"#)).unwrap();
+            assert!(line().contains(named), "{}", line());
+            assert_eq!(Shipped::read(Some(&folder), true).is_ok(), field.contains("replicas"), "{field}");
+        }
         std::fs::remove_dir_all(&folder).unwrap();
         assert!(line().contains("cannot be read"), "{}", line());
     }

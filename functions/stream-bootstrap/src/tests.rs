@@ -2,6 +2,7 @@
 
 mod audit;
 mod deletions;
+mod events;
 mod fence;
 mod replay;
 mod shared_database;
@@ -294,6 +295,7 @@ async fn a_wrong_setting_ends_it_with_one_line() {
     let world = bare().await;
     for (name, value, told) in [
         ("BOOTSTRAP_INTERVAL_MS", "0", "BOOTSTRAP_INTERVAL_MS must be at least 1"),
+        ("BOOTSTRAP_INTERVAL_MS", "18446744073709551615", "BOOTSTRAP_INTERVAL_MS must be at most 86400000, a day"),
         ("BOOTSTRAP_CONFIG", "/no/such/directory", "/no/such/directory/streams cannot be read"),
         ("NATS_PASS", "wrong", "NATS refused this user"),
     ] {
@@ -303,4 +305,83 @@ async fn a_wrong_setting_ends_it_with_one_line() {
     let wrong = world.database_url().replacen("world_", "no_such_world_", 1);
     let line = start_with(&world, &[("DATABASE_URL", &wrong)]).await.unwrap_err().to_string();
     assert!(line.contains("3D000") && line.contains("there is no such database"), "{line}");
+}
+
+/// Settings that break a promise, whoever made them: named, and mended where the server lets us.
+#[tokio::test]
+async fn what_breaks_a_promise_is_named() {
+    let world = bare().await;
+    let running = start(&world).await.unwrap();
+    let admin = world.client("administrator").await;
+    let by_hand = json!({"max_msgs": 100, "max_age": 600_000_000_000_u64, "allow_rollup_hdrs": true, "no_ack": true,
+                         "subject_transform": {"src": "chat.*", "dest": "chat.{{wildcard(1)}}"}});
+    api(&admin, "STREAM.UPDATE.CHAT_MESSAGES", log_with(by_hand)).await;
+    let fields = async || check(&world).await.differences.into_iter().map(|one| one.field).collect::<Vec<String>>();
+    assert_eq!(fields().await, ["allow_rollup_hdrs", "max_age", "max_msgs", "no_ack", "subject_transform"]);
+    apply(&world).await;
+    assert_eq!(fields().await, [""; 0]);
+    let until = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(600);
+    let until = until.format(&time::format_description::well_known::Rfc3339).unwrap();
+    api(&admin, "CONSUMER.PAUSE.CHAT_MESSAGES.persist-message", json!({ "pause_until": until })).await;
+    let found = check(&world).await;
+    assert_eq!((found.ok, found.differences[0].field.as_str()), (false, "pause_until"), "{found:?}");
+    assert_eq!(found.differences[0].object, "consumer CHAT_MESSAGES/persist-message");
+    api(&admin, "CONSUMER.PAUSE.CHAT_MESSAGES.persist-message", json!({})).await;
+    assert_eq!(fields().await, [""; 0]);
+    // Once set, the server takes neither back.
+    for (field, value) in [("deny_delete", json!(true)), ("sealed", json!(true))] {
+        let mut changed = json!({"deny_delete": true, "deny_purge": false});
+        changed[field] = value;
+        api(&admin, "STREAM.UPDATE.CHAT_MESSAGES", log_with(changed)).await;
+        assert!(fields().await.contains(&field.to_owned()), "{field}");
+        let reply = ask(&world.client("operator").await, BOOTSTRAP_APPLY.subject(&[]), json!({})).await;
+        let reason = reply["error"]["reason"].as_str().unwrap();
+        assert!(reason.contains("the server refuses to change deny_delete") && reason.contains(field), "{reply}");
+    }
+    running.stop().await.unwrap();
+}
+
+/// `async` acknowledges what is not on the disk, whatever `sync_interval` says.
+#[tokio::test]
+async fn an_asynchronous_log_is_refused() {
+    let world = bare().await;
+    let admin = world.client("administrator").await;
+    api(&admin, "STREAM.CREATE.CHAT_MESSAGES", log_with(json!({"persist_mode": "async", "allow_atomic": false}))).await;
+    let line = start(&world).await.unwrap_err().to_string();
+    assert!(line.contains(r#"persist_mode (wanted null, is "async""#), "{line}");
+    api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
+    let running = start(&world).await.unwrap();
+    api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
+    api(&admin, "STREAM.CREATE.CHAT_MESSAGES", log_with(json!({"persist_mode": "async", "allow_atomic": false}))).await;
+    let found = check(&world).await;
+    assert!(found.differences.iter().any(|one| one.field == "persist_mode" && one.actual == "async"), "{found:?}");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_of_somebody_else_over_our_subjects_is_named() {
+    let world = bare().await;
+    let admin = world.client("administrator").await;
+    for (name, subject, ours) in [("LEGACY", "chat.general", "CHAT_MESSAGES"), ("AUDIT", "events.>", "CHAT_EVENTS")] {
+        api(&admin, &format!("STREAM.CREATE.{name}"), json!({"name": name, "subjects": [subject], "storage": "memory"})).await;
+        let line = start(&world).await.unwrap_err().to_string();
+        let wanted = format!("stream {name} takes in {subject}, which belongs to stream {ours}: narrow its subjects, or delete it");
+        assert!(line.contains(&wanted), "{line}");
+        api(&admin, &format!("STREAM.DELETE.{name}"), json!({})).await;
+    }
+}
+
+#[tokio::test]
+async fn replicas_have_to_be_insisted_on() {
+    let world = bare().await;
+    let config = world.shipped_but(|file, object| {
+        if file == "CHAT_MESSAGES.json" {
+            object["num_replicas"] = json!(3);
+        }
+    });
+    let line = start_with(&world, &[("BOOTSTRAP_CONFIG", &config)]).await.unwrap_err().to_string();
+    assert!(line.contains("CHAT_MESSAGES has num_replicas 3") && line.contains("BOOTSTRAP_ALLOW_REPLICAS=true"), "{line}");
+    let insisted = start_with(&world, &[("BOOTSTRAP_CONFIG", &config), ("BOOTSTRAP_ALLOW_REPLICAS", "true")]).await;
+    // Only now the one server is asked, and has not three.
+    assert!(insisted.unwrap_err().to_string().contains("stream CHAT_MESSAGES cannot be created"));
 }

@@ -40,7 +40,7 @@ pub use service::{Reply, Request};
 pub use spans::{Failing, query_span};
 pub use tail::{Tail, changes};
 pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
-pub use told::told;
+pub use told::{EventsPosition, foreign_events, told};
 pub use union::{Key, Merged, Union};
 
 /// This function's name, version and description, from its `Cargo.toml`.
