@@ -94,7 +94,7 @@ impl Committer {
         let sequencer = &self.line.sequencer;
         if let Some(_slot) = sequencer.enter_alone(&key) {
             // In a box: ten times as large as the rest, it would be moved along with every message, alone or not.
-            return Box::pin(self.line.append_alone(&message, until)).await;
+            return Box::pin(self.line.append_alone(message, until)).await;
         }
         let slot = sequencer.enter(key);
         let (answer, answered) = oneshot::channel();
@@ -180,25 +180,27 @@ struct Line {
 }
 
 impl Line {
-    async fn append_alone(&self, message: &Outgoing, until: Instant) -> Result<Sent> {
+    async fn append_alone(&self, mut message: Outgoing, until: Instant) -> Result<Sent> {
         if message.given {
             let key = message.key();
             match self.known.find(std::slice::from_ref(&key)).await {
                 Ok(found) => {
-                    if let Some(stored) = found.get(&key) {
-                        return self.settle(message, stored.clone()).await;
+                    if let Some(stored) = found.ids.get(&key) {
+                        return self.settle(&message, stored.clone()).await;
                     }
+                    message.named_by(&found.secret);
                 }
                 Err(error) => {
-                    return match self.appender.known(message, until).await {
-                        Ok(Some(seq)) => self.settle(message, Stored { seq, content: None }).await,
+                    message.named_by(&self.known.secret().ok_or_else(|| error.clone())?);
+                    return match self.appender.known(&message, until).await {
+                        Ok(Some(seq)) => self.settle(&message, Stored { seq, content: None }).await,
                         Ok(None) => Err(error),
                         Err(trouble) => Err(trouble.into_error()),
                     };
                 }
             }
         }
-        self.one(message, until, || true).await
+        self.one(&message, until, || true).await
     }
 
     /// Passes on what is new of the ids that senders gave. Look-ups may end in any order: a message that is ready waits for
@@ -306,10 +308,13 @@ impl Line {
             }
         };
         let mut known = Vec::new();
-        for waiting in batch {
-            match found.get(&waiting.message.key()) {
+        for mut waiting in batch {
+            match found.ids.get(&waiting.message.key()) {
                 Some(stored) => known.push((waiting, stored.clone())),
-                None => self.sequencer.ready(waiting),
+                None => {
+                    waiting.message.named_by(&found.secret);
+                    self.sequencer.ready(waiting);
+                }
             }
         }
         known
@@ -317,8 +322,12 @@ impl Line {
 
     /// While nobody can tell whether an id is new, JetStream is asked: what it remembers is a resend for sure. What it
     /// does not may be an older one, and is refused rather than appended twice.
-    async fn without_index(&self, batch: Vec<Waiting>, error: &Error) {
-        for waiting in self.settle_remembered(batch).await {
+    async fn without_index(&self, mut batch: Vec<Waiting>, error: &Error) {
+        if let Some(secret) = self.known.secret() {
+            batch.iter_mut().for_each(|waiting| waiting.message.named_by(&secret));
+            batch = self.settle_remembered(batch).await;
+        }
+        for waiting in batch {
             waiting.answer(Err(error.clone()));
         }
     }

@@ -7,18 +7,17 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use runtime::{Connection, Ctx, Error, Limit, Log, LogMessage, Result, query_span};
+use runtime::{Ctx, Error, Limit, LogMessage, Result};
 use serde::Deserialize;
 use serde_json::json;
-use sqlx::Row as _;
-use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 use wire::{Change, Code, Incoming, Limits, Seq, jetstream};
 
-/// The index answers in a millisecond; a database that takes this long is away.
-const DEADLINE: Duration = Duration::from_millis(1_500);
+use crate::index::Index;
+use crate::secret::Secret;
+
 /// Every subject of the log.
 const EVERYTHING: &str = ">";
 /// Messages read from the log at once.
@@ -27,12 +26,6 @@ const CHUNK_BYTES: usize = 4 << 20;
 const CHUNK_TIME: Duration = Duration::from_secs(4);
 /// Ids of unstored messages kept in memory, some 100 bytes each.
 const MAX_BACKLOG: usize = 500_000;
-
-/// Where the ids of some senders are stored, and as what.
-const KNOWN: &str = "
-    select sender, id, seq, (select name from rooms where rooms.id = room_id) as room, text, deleted
-      from messages
-     where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
 
 /// Sender and id.
 pub type Key = (String, String);
@@ -51,6 +44,7 @@ pub struct Stored {
 #[derive(Debug)]
 pub struct Known {
     ctx: Ctx,
+    index: Index,
     stored_before: Mutex<Option<StoredBefore>>,
     backlog: Mutex<Backlog>,
 }
@@ -61,6 +55,10 @@ struct StoredBefore {
     moment: Instant,
     /// JetStream's duplicate window.
     window: Duration,
+    /// Of the database that was looked into.
+    generation: u64,
+    /// JetStream knows what came since then by the secret of that database.
+    secret_since: Instant,
 }
 
 /// Ids of what the log has above the ack floor.
@@ -68,30 +66,42 @@ struct StoredBefore {
 struct Backlog {
     through: Seq,
     ids: HashMap<Key, Seq>,
+    /// Of the database for which they were read.
+    generation: u64,
+}
+
+/// What was found out about ids.
+#[derive(Debug)]
+pub struct Found {
+    /// Which of them were used before.
+    pub ids: HashMap<Key, Stored>,
+    /// By this secret JetStream knows what else was used.
+    pub secret: Secret,
 }
 
 impl Known {
     pub fn new(ctx: Ctx) -> Known {
-        Known { ctx, stored_before: Mutex::default(), backlog: Mutex::default() }
+        Known { index: Index::new(ctx.clone()), ctx, stored_before: Mutex::default(), backlog: Mutex::default() }
     }
 
     /// Which of `keys` were used before. What JetStream's window still covers may be missing.
     ///
     /// # Errors
     /// 503 when it cannot be told: the database is away, or the index is too far behind.
-    pub async fn find(&self, keys: &[Key]) -> Result<HashMap<Key, Stored>> {
+    pub async fn find(&self, keys: &[Key]) -> Result<Found> {
         // In this order: what is stored by the time the index is read was stored when the floor was.
-        let behind = self.is_behind().await?;
-        let mut found = self.index(keys).await?;
-        if behind {
-            for (key, seq) in self.unstored(keys).await? {
-                let first = found.entry(key).or_insert(Stored { seq, content: None });
+        let stored_before = self.stored_before().await?;
+        let looked = self.index.look(keys).await?;
+        let mut ids = looked.found;
+        if !stored_before.is_fresh() || stored_before.generation != looked.generation {
+            for (key, seq) in self.unstored(keys, looked.generation).await? {
+                let first = ids.entry(key).or_insert(Stored { seq, content: None });
                 if seq < first.seq {
                     *first = Stored { seq, content: None };
                 }
             }
         }
-        Ok(found)
+        Ok(Found { ids, secret: looked.secret })
     }
 
     /// What the index has under `keys`.
@@ -99,32 +109,74 @@ impl Known {
     /// # Errors
     /// 503 while the database is away.
     pub async fn index(&self, keys: &[Key]) -> Result<HashMap<Key, Stored>> {
-        const AWAY: &str = "the database is away, so nobody can tell whether this id is new: try again, or send without an id";
-        let found = self.ctx.database().run_if_there(DEADLINE, async |connection| select(connection, keys).await).await?;
-        found.ok_or_else(|| Error::new(Code::Unavailable, AWAY))
+        Ok(self.index.look(keys).await?.found)
     }
 
-    /// Whether there may be messages that JetStream has forgotten and the index does not have yet.
-    async fn is_behind(&self) -> Result<bool> {
+    /// The secret of the database, as it was when it was looked into last.
+    pub fn secret(&self) -> Option<Secret> {
+        self.index.secret()
+    }
+
+    /// Up to when everything is stored. Not fresh: there may be messages that JetStream has forgotten and the index does
+    /// not have.
+    async fn stored_before(&self) -> Result<StoredBefore> {
         let mut known = self.stored_before.lock().await;
-        if !known.as_ref().is_some_and(StoredBefore::is_fresh) {
-            *known = Some(stored_before(self.ctx.nats(), self.ctx.log()).await?);
+        match *known {
+            Some(known) if known.is_fresh() => Ok(known),
+            _ => Ok(*known.insert(self.look_at_floor().await?)),
         }
-        Ok(!known.as_ref().is_some_and(StoredBefore::is_fresh))
     }
 
-    /// Which of `keys` stand in the log above the ack floor.
-    async fn unstored(&self, keys: &[Key]) -> Result<Vec<(Key, Seq)>> {
+    /// Asks the log up to where it is stored. Ages are differences of the server's own clock; ours may be wrong.
+    async fn look_at_floor(&self) -> Result<StoredBefore> {
+        let (nats, log) = (self.ctx.nats(), self.ctx.log());
+        let asked = Instant::now();
+        let info: Info = nats.api(jetstream::STREAM_INFO, &json!({})).await.map_err(runtime::LogError::from)?;
+        let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
+        // In this order: what was stored when the floor was is there, unless the database lost it.
+        let floor = log.floor().await?;
+        self.index.is_trimmed(Seq::new(info.state.first_seq).unwrap_or(Seq::MAX));
+        self.index.is_replayed(floor);
+        let top = self.index.look(&[]).await?.top;
+        if top < floor
+            && let Some(first) = log.next(EVERYTHING, top.next()).await?
+            && first.message.seq <= floor
+        {
+            self.index.missing(top, first.message.seq, floor);
+        }
+        let unstored = log.next(EVERYTHING, self.stored_through(floor).next()).await?;
+        let age = unstored.map_or(Duration::ZERO, |first| {
+            let now_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+            Duration::from_millis(u64::try_from(now_ms.saturating_sub(first.message.received_ms)).unwrap_or(0))
+        });
+        let window = Duration::from_nanos(info.config.duplicate_window);
+        // Where the clock does not reach back that far: not fresh, whatever the window.
+        let (moment, window) = asked.checked_sub(age).map_or((asked, Duration::ZERO), |moment| (moment, window));
+        let standing = self.index.standing();
+        Ok(StoredBefore { moment, window, generation: standing.generation, secret_since: standing.secret_since })
+    }
+
+    /// The ack floor, unless the database lost what it had stored.
+    fn stored_through(&self, floor: Seq) -> Seq {
+        self.index.standing().gap.map_or(floor, |gap| floor.min(gap.after))
+    }
+
+    /// Which of `keys` stand in the log above what is stored.
+    async fn unstored(&self, keys: &[Key], generation: u64) -> Result<Vec<(Key, Seq)>> {
         const TOO_FAR: &str = "the index is too far behind to tell whether this id is new: try again, or send without an id";
         let (log, limits) = (self.ctx.log(), self.ctx.settings().limits());
         let floor = log.floor().await?;
+        let (stored_through, gap) = (self.stored_through(floor), self.index.standing().gap);
         let mut backlog = self.backlog.lock().await;
+        if backlog.generation != generation {
+            *backlog = Backlog { generation, ..Backlog::default() };
+        }
         if backlog.ids.len() >= MAX_BACKLOG {
-            backlog.ids.retain(|_, seq| *seq > floor);
+            backlog.ids.retain(|_, seq| *seq > floor || gap.is_some_and(|gap| *seq <= gap.through));
         }
         // A request that runs out of time leaves its progress to the next.
         while backlog.ids.len() < MAX_BACKLOG {
-            let from = backlog.through.max(floor).next();
+            let from = backlog.through.max(stored_through).next();
             let window = log.first(EVERYTHING, from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
             if let Some(last) = window.messages.last() {
                 backlog.through = last.seq;
@@ -160,29 +212,14 @@ pub fn parse(message: &LogMessage, limits: Limits) -> Option<Incoming> {
 impl StoredBefore {
     /// Half a window old at most: the other half is for what happens between this look and the append.
     fn is_fresh(&self) -> bool {
-        self.moment.elapsed() < self.window / 2
+        self.moment >= self.secret_since && self.moment.elapsed() < self.window / 2
     }
-}
-
-/// Asks the log up to where it is stored. Ages are differences of the server's own clock; ours may be wrong.
-async fn stored_before(nats: &Connection, log: &Log) -> Result<StoredBefore> {
-    let asked = Instant::now();
-    let info: Info = nats.api(jetstream::STREAM_INFO, &json!({})).await.map_err(runtime::LogError::from)?;
-    let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
-    let unstored = log.next(EVERYTHING, log.floor().await?.next()).await?;
-    let age = unstored.map_or(Duration::ZERO, |first| {
-        let now_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
-        Duration::from_millis(u64::try_from(now_ms.saturating_sub(first.message.received_ms)).unwrap_or(0))
-    });
-    let window = Duration::from_nanos(info.config.duplicate_window);
-    // Where the clock does not reach back that far: not fresh, whatever the window.
-    let moment = asked.checked_sub(age);
-    Ok(StoredBefore { window: if moment.is_some() { window } else { Duration::ZERO }, moment: moment.unwrap_or(asked) })
 }
 
 #[derive(Debug, Deserialize)]
 struct Info {
     config: Config,
+    state: State,
     /// When the server answered.
     ts: String,
 }
@@ -193,16 +230,7 @@ struct Config {
     duplicate_window: u64,
 }
 
-async fn select(connection: &mut PgConnection, keys: &[Key]) -> Result<HashMap<Key, Stored>, sqlx::Error> {
-    let (senders, ids): (Vec<&str>, Vec<&str>) = keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-    let rows = query_span("select", "messages", sqlx::query(KNOWN).bind(senders).bind(ids).fetch_all(connection)).await?;
-    rows.iter().map(row).collect()
-}
-
-fn row(row: &PgRow) -> Result<(Key, Stored), sqlx::Error> {
-    let room: Option<String> = row.try_get("room")?;
-    let text: String = row.try_get("text")?;
-    let deleted: bool = row.try_get("deleted")?;
-    let content = (!deleted).then_some((room.unwrap_or_default(), text));
-    Ok(((row.try_get("sender")?, row.try_get("id")?), Stored { seq: Seq::from_i64(row.try_get("seq")?), content }))
+#[derive(Debug, Deserialize)]
+struct State {
+    first_seq: u64,
 }

@@ -3,9 +3,11 @@
 
 mod append;
 mod commit;
+mod index;
 mod known;
 mod outgoing;
 mod rate;
+mod secret;
 mod sequencer;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,24 @@ struct Settings {
     send_min_batch: usize,
 }
 
+/// One message every quarter of an hour.
+const SLOWEST_RATE: f64 = 0.001;
+const FASTEST_RATE: f64 = 1_000_000.0;
+const LARGEST_BURST: u32 = 1_000_000;
+
+impl Settings {
+    fn check(&self) -> Result<(), Fatal> {
+        // Written so that NaN, which is in no range, is refused.
+        if !(SLOWEST_RATE..=FASTEST_RATE).contains(&self.send_rate_per_second) {
+            return Err(Fatal::new(format!("configuration: SEND_RATE_PER_SECOND must be from {SLOWEST_RATE} to {FASTEST_RATE}")));
+        }
+        if !(1..=LARGEST_BURST).contains(&self.send_burst) {
+            return Err(Fatal::new(format!("configuration: SEND_BURST must be from 1 to {LARGEST_BURST}")));
+        }
+        Ok(())
+    }
+}
+
 /// Nobody types faster; a program that does should publish as a trusted publisher.
 const fn default_rate_per_second() -> f64 {
     20.0
@@ -60,9 +80,7 @@ fn main() -> ExitCode {
 fn function() -> Function<Shared> {
     Function::with(this!(), async |ctx: Ctx| {
         let settings: Settings = ctx.vars().read()?;
-        if !settings.send_rate_per_second.is_normal() || settings.send_rate_per_second < 0.0 || settings.send_burst == 0 {
-            return Err(Fatal::new("configuration: SEND_RATE_PER_SECOND must be above 0 and SEND_BURST at least 1"));
-        }
+        settings.check()?;
         let rate = Rate::new(settings.send_rate_per_second, settings.send_burst);
         Ok(Shared { rate, committer: Committer::start(ctx, settings.send_min_batch.max(2)) })
     })

@@ -25,7 +25,7 @@ struct Buckets {
 }
 
 impl Rate {
-    /// `per_second` is above 0, `burst` at least 1.
+    /// `per_second` and `burst` as the settings allow them: what a bucket takes to fill is far below what a moment can hold.
     pub fn new(per_second: f64, burst: u32) -> Rate {
         Rate { per_second, burst, buckets: Mutex::new(Buckets { full_at: HashMap::new(), sweep_at: SWEEP_FROM }) }
     }

@@ -170,11 +170,21 @@ async fn whoever_sends_too_fast_waits_and_nobody_else() {
 #[tokio::test]
 async fn a_wrong_configuration_is_refused() {
     let world = World::start().await;
-    for (name, value) in
-        [("SEND_BURST", "0"), ("SEND_RATE_PER_SECOND", "0"), ("SEND_RATE_PER_SECOND", "-1"), ("SEND_RATE_PER_SECOND", "NaN")]
-    {
+    for (name, value) in [
+        ("SEND_BURST", "0"),
+        ("SEND_BURST", "4294967295"),
+        ("SEND_RATE_PER_SECOND", "0"),
+        ("SEND_RATE_PER_SECOND", "-1"),
+        ("SEND_RATE_PER_SECOND", "NaN"),
+        ("SEND_RATE_PER_SECOND", "inf"),
+        ("SEND_RATE_PER_SECOND", "1e-300"),
+        ("SEND_RATE_PER_SECOND", "1e300"),
+    ] {
         let output = world.command("send-message").env(name, value).output().await.unwrap();
-        assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("SEND_"), "{name}={value}: {output:?}");
+        assert!(
+            !output.status.success() && String::from_utf8_lossy(&output.stderr).contains(&format!("{name} must be from")),
+            "{name}={value}: {output:?}"
+        );
     }
 }
 

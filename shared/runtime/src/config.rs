@@ -134,6 +134,8 @@ fn default_max_text_bytes() -> usize {
 const fn default_expire_days() -> u32 {
     30
 }
+/// A year.
+const MAX_DATABASE_TIME_MS: u64 = 366 * 24 * 60 * 60 * 1_000;
 /// A century: beyond it is a mistake, and 0 says "for ever".
 const MAX_EXPIRE_DAYS: u32 = 36_500;
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
@@ -195,14 +197,15 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Fatal> {
-        let positive = [
-            ("DATABASE_CONNECTIONS", u64::from(self.database_connections)),
-            ("DATABASE_IDLE_TIMEOUT_MS", self.database_idle_timeout_ms),
-            ("DATABASE_MAX_LIFETIME_MS", self.database_max_lifetime_ms),
-            ("MAX_CONCURRENT_REQUESTS", self.max_concurrent_requests as u64),
-            ("MAX_WAITING_REQUESTS", self.max_waiting_requests as u64),
-            ("REQUEST_DEADLINE_MS", self.request_deadline_ms),
-            ("MAX_TEXT_BYTES", self.max_text_bytes as u64),
+        // The upper ends are far beyond what makes sense, and below what a semaphore, a pool or a moment can hold.
+        let ranges = [
+            ("DATABASE_CONNECTIONS", u64::from(self.database_connections), 10_000),
+            ("DATABASE_IDLE_TIMEOUT_MS", self.database_idle_timeout_ms, MAX_DATABASE_TIME_MS),
+            ("DATABASE_MAX_LIFETIME_MS", self.database_max_lifetime_ms, MAX_DATABASE_TIME_MS),
+            ("MAX_CONCURRENT_REQUESTS", self.max_concurrent_requests as u64, 1_000_000),
+            ("MAX_WAITING_REQUESTS", self.max_waiting_requests as u64, 100_000_000),
+            ("REQUEST_DEADLINE_MS", self.request_deadline_ms, 60 * 60 * 1_000),
+            ("MAX_TEXT_BYTES", self.max_text_bytes as u64, 1 << 30),
         ];
         if self.max_waiting_bytes < MIN_WAITING_BYTES {
             return Err(Fatal::new(format!("configuration: MAX_WAITING_BYTES must be at least {MIN_WAITING_BYTES}")));
@@ -210,8 +213,9 @@ impl Settings {
         if self.expire_days > MAX_EXPIRE_DAYS {
             return Err(Fatal::new(format!("configuration: EXPIRE_DAYS must be from 1 to {MAX_EXPIRE_DAYS}, or 0 for ever")));
         }
-        match positive.into_iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => Err(Fatal::new(format!("configuration: {name} must be at least 1"))),
+        match ranges.into_iter().find(|(_, value, most)| *value == 0 || value > most) {
+            Some((name, 0, _)) => Err(Fatal::new(format!("configuration: {name} must be at least 1"))),
+            Some((name, _, most)) => Err(Fatal::new(format!("configuration: {name} must be at most {most}"))),
             None => Ok(()),
         }
     }
@@ -287,6 +291,9 @@ mod tests {
             (vec![("DATABASE_URL", "x"), ("DATABASE_IDLE_TIMEOUT_MS", "0")], "DATABASE_IDLE_TIMEOUT_MS must be at least 1"),
             (vec![("DATABASE_URL", "x"), ("DATABASE_MAX_LIFETIME_MS", "30m")], "DATABASE_MAX_LIFETIME_MS"),
             (vec![("DATABASE_URL", "x"), ("MAX_TEXT_BYTES", "0")], "MAX_TEXT_BYTES must be at least 1"),
+            (vec![("DATABASE_URL", "x"), ("MAX_CONCURRENT_REQUESTS", "18446744073709551615")], "MAX_CONCURRENT_REQUESTS must be at most"),
+            (vec![("DATABASE_URL", "x"), ("DATABASE_CONNECTIONS", "4294967295")], "DATABASE_CONNECTIONS must be at most 10000"),
+            (vec![("DATABASE_URL", "x"), ("REQUEST_DEADLINE_MS", "18446744073709551615")], "REQUEST_DEADLINE_MS must be at most 3600000"),
             (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "-1")], "EXPIRE_DAYS"),
             (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "36501")], "EXPIRE_DAYS must be from 1 to 36500"),
             (vec![("DATABASE_URL", "x"), ("MAX_WAITING_REQUESTS", "0")], "MAX_WAITING_REQUESTS must be at least 1"),

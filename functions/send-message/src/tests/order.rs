@@ -130,3 +130,47 @@ async fn a_batch_that_is_refused_stays_in_order() {
         running.stop().await.unwrap();
     }
 }
+
+/// Writes all requests at once on one connection, without waiting for an answer; the places the answers say.
+async fn pipelined(world: &World, subject: &str, bodies: &[String]) -> Vec<u64> {
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    let inbox = client.inbox();
+    client.subscribe(&format!("{inbox}.*")).await;
+    client.flush().await.unwrap();
+    let mut bytes = Vec::new();
+    for (number, body) in bodies.iter().enumerate() {
+        bytes.extend_from_slice(format!("PUB {subject} {inbox}.{number} {}\r\n{body}\r\n", body.len()).as_bytes());
+    }
+    client.send(&bytes).await;
+    let mut places = vec![0; bodies.len()];
+    for _ in bodies {
+        let reply = client.next(SOON).await.expect("an answer to each");
+        let number: usize = reply.subject.rsplit('.').next().unwrap().parse().unwrap();
+        let ack: Value = serde_json::from_slice(&reply.payload).unwrap();
+        places[number] = ack["seq"].as_u64().unwrap_or_else(|| panic!("{ack}"));
+    }
+    places
+}
+
+#[tokio::test]
+async fn requests_written_back_to_back_are_appended_in_that_order() {
+    let world = World::start().await;
+    // As shipped, and as a process: with several threads.
+    let _function = world.spawn("send-message").await;
+    for (burst, rounds) in [(2, 40), (10, 40), (60, 10)] {
+        for (ids, has_id) in IDS {
+            let mut inverted = 0;
+            for round in 0..rounds {
+                let name = format!("u{burst}-{}-{round}", ids.replace(' ', "-"));
+                let body = |number: usize| match has_id(number) {
+                    true => json!({"text": number.to_string(), "id": format!("i{number}")}).to_string(),
+                    false => json!({"text": number.to_string()}).to_string(),
+                };
+                let bodies: Vec<String> = (0..burst).map(body).collect();
+                let places = pipelined(&world, &SEND.subject(&[&name, "general"]), &bodies).await;
+                inverted += usize::from(places.windows(2).any(|pair| pair[0] >= pair[1]));
+            }
+            assert_eq!(inverted, 0, "of {rounds} rounds of {burst}, with ids: {ids}");
+        }
+    }
+}
