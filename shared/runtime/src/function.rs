@@ -18,6 +18,7 @@ use wire::{Ask, Endpoint, EndpointInfo};
 use crate::ctx::{Clock, Ctx, Shared};
 use crate::requests::{Answering, QueueLimits};
 use crate::service::{QUEUE_GROUP, Registered, Service};
+use crate::telemetry::new_instance_id;
 use crate::{Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars, connect, requests};
 
 /// Stopping takes at most this, all of it together; compose and `dev` wait 30 s before they kill.
@@ -58,6 +59,8 @@ type Work<S> = Box<dyn FnOnce(Ctx<S>, Meter) -> BoxFuture<'static, Result<(), Fa
 /// A function: who it is, what it answers, what it works on.
 pub struct Function<S = ()> {
     identity: Identity,
+    /// Of this replica, for the service API and for telemetry.
+    id: String,
     own_settings: &'static str,
     clock: Clock,
     setup: Setup<S>,
@@ -86,6 +89,7 @@ impl<S: Send + Sync + 'static> Function<S> {
     {
         Function {
             identity,
+            id: new_instance_id(),
             own_settings: "",
             clock: Box::new(SystemTime::now),
             setup: Box::new(move |ctx| setup(ctx).boxed()),
@@ -212,7 +216,7 @@ impl<S: Send + Sync + 'static> Function<S> {
             .build()
             .map_err(|error| Fatal::new(format!("no tokio runtime: {error}")))?;
         let (telemetry, outcome) = runtime.block_on(async move {
-            let telemetry = match Telemetry::start(&identity) {
+            let telemetry = match Telemetry::start(&identity, &self.id) {
                 Ok(telemetry) => telemetry,
                 Err(fatal) => return (Telemetry::default(), Err(fatal)),
             };
@@ -282,7 +286,7 @@ impl<S: Send + Sync + 'static> Function<S> {
             registered.push(Registered { info, meter: meter.clone(), handler: None, user_after: None });
             work.push(start(ctx.clone(), meter));
         }
-        let service = Service::new(shared.nats.client().clone(), identity, registered);
+        let service = Service::new(shared.nats.client().clone(), identity, self.id, registered);
         let answering = Answering::start(service.clone(), receiving(&shared.settings), &stop).await?;
         hear_itself(&service, &shared.nats, &answering, &stop).await?;
         let health = shared.settings.health_file.clone();

@@ -39,7 +39,7 @@ pub use nats::{ApiError, Connection, connect};
 pub use service::{Reply, Request};
 pub use spans::{Failing, query_span};
 pub use tail::{Tail, changes};
-pub use telemetry::{Telemetry, inject_trace, link, remote_parent, sampled_traceparent};
+pub use telemetry::{Telemetry, inject_trace, link, new_instance_id, remote_parent, sampled_traceparent};
 pub use told::{EventsPosition, foreign_events, told};
 pub use union::{Key, Merged, Union};
 

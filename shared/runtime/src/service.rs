@@ -96,8 +96,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(client: Client, identity: Identity, endpoints: Vec<Registered>) -> Arc<Service> {
-        let id = client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned();
+    pub(crate) fn new(client: Client, identity: Identity, id: String, endpoints: Vec<Registered>) -> Arc<Service> {
         let now = time::OffsetDateTime::now_utc();
         let started = now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
         let metadata = BTreeMap::from([("project".to_owned(), "scrollback".to_owned())]);

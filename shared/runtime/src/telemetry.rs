@@ -47,14 +47,14 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Sets up the process-wide log and, for each signal the environment asks for, an exporter. Call it
+    /// Sets up the process-wide log and, under the name of this process' `instance`, for each signal the environment asks for, an exporter. Call it
     /// inside the tokio runtime, once.
     ///
     /// # Errors
     /// An `OTEL_*` variable that cannot be honoured.
-    pub fn start(identity: &Identity) -> Result<Telemetry, Fatal> {
+    pub fn start(identity: &Identity, instance: &str) -> Result<Telemetry, Fatal> {
         let wrong = |error| Fatal::new(format!("configuration: OTEL_*: {error}"));
-        let resource = resource(identity);
+        let resource = resource(identity, instance);
         let mut telemetry = Telemetry::default();
         let collector = &telemetry.collector;
         if exports("TRACES") {
@@ -127,15 +127,19 @@ impl Telemetry {
     }
 }
 
+/// A name for one run of one process, as the service API and OpenTelemetry want it: 32 random hexadecimal digits.
+pub fn new_instance_id() -> String {
+    RandomIdGenerator::default().new_trace_id().to_string()
+}
+
 /// Who is sending. Two replicas share every attribute but the instance, and without it their counters would be
 /// one series that jumps back and forth.
-fn resource(identity: &Identity) -> Resource {
+fn resource(identity: &Identity, instance: &str) -> Resource {
     let given = Resource::builder().build();
     let mut resource =
         Resource::builder().with_service_name(service_name(identity)).with_attribute(KeyValue::new("service.version", identity.version));
     if given.get(&INSTANCE_ID).is_none() {
-        let id = RandomIdGenerator::default().new_trace_id().to_string();
-        resource = resource.with_attribute(KeyValue::new(INSTANCE_ID, id));
+        resource = resource.with_attribute(KeyValue::new(INSTANCE_ID, instance.to_owned()));
     }
     resource.build()
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ask::{answer, ask};
-use runtime::{Connection, Fatal, Identity, NatsSettings, PublishAck, Telemetry, Vars, connect};
+use runtime::{Connection, Fatal, Identity, NatsSettings, PublishAck, Telemetry, Vars, connect, new_instance_id};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -75,7 +75,7 @@ fn run(room: &Room) -> Result<(), Fatal> {
         .build()
         .map_err(|error| Fatal::new(format!("no tokio runtime: {error}")))?;
     let (telemetry, outcome) = runtime.block_on(async {
-        match Telemetry::start(&IDENTITY) {
+        match Telemetry::start(&IDENTITY, &new_instance_id()) {
             Ok(telemetry) => (telemetry, demonstrate(&vars, room).await),
             Err(fatal) => (Telemetry::default(), Err(fatal)),
         }
