@@ -83,8 +83,31 @@ fn function() -> Function<Shared> {
 }
 
 async fn persist_message(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fatal> {
+    if !can_hold_every_character(&ctx).await? {
+        return Ok(());
+    }
     let worker = ctx.worker(ctx.batch, ctx.stuck_after);
     worker.run(|deliveries| handle(ctx.clone(), worker.clone(), meter.clone(), deliveries)).await
+}
+
+/// Waits for PostgreSQL's answer; false when told to stop first.
+async fn can_hold_every_character(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match ctx.database().run(STORE_DEADLINE, runtime::encoding_refusal).await {
+            Ok(None) => return Ok(true),
+            Ok(Some(sentence)) => return Err(Fatal::new(sentence)),
+            Err(error) => error,
+        };
+        if pause == FIRST_PAUSE {
+            tracing::warn!(%error, "waiting for PostgreSQL; nothing is lost, the log keeps it");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = ctx.stop().cancelled() => return Ok(false),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
 }
 
 /// Stores one batch, however long the database takes; false when told to stop before it was stored.

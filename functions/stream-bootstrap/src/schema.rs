@@ -44,6 +44,9 @@ const FORGET: &str = "
 /// # Errors
 /// [`Trouble::Refused`] when the database was migrated by another version, or a migration fails.
 pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Trouble> {
+    if let Some(sentence) = runtime::encoding_refusal(connection).await? {
+        return Err(Trouble::Refused(sentence));
+    }
     let missing = standing(connection).await?.missing;
     // A migration may take as long as it needs, and wait for locks longer than a request may.
     sqlx::raw_sql("set statement_timeout = 0; set lock_timeout = '60s'").execute(&mut *connection).await?;

@@ -52,3 +52,16 @@ async fn a_database_that_refuses_everything_fills_no_dead_letters() {
     assert_eq!(count(&database, "select count(*) from dead_letters").await, 0);
     assert!(running.terminate().await.success());
 }
+
+#[tokio::test]
+async fn a_database_that_cannot_hold_every_character_is_refused_at_start() {
+    let world = World::start().await;
+    let create = "create database latin template template0 encoding 'LATIN1' locale 'C'";
+    sqlx::query(create).execute(&world.database().await).await.unwrap();
+    let mut command = world.command("persist-message");
+    let output = command.env("DATABASE_URL", world.postgres().url("latin")).output().await.unwrap();
+    let line = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{line}");
+    assert!(["LATIN1", "encoding 'UTF8'", "DATABASE_URL"].iter().all(|words| line.contains(words)), "{line}");
+    assert_eq!(count(&world.database().await, "select count(*) from dead_letters").await, 0);
+}

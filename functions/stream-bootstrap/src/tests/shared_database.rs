@@ -46,3 +46,14 @@ async fn tables_of_another_program_stay_and_a_schema_of_its_own_works() {
     let shop: i64 = sqlx::query_scalar("select count(*) from public._sqlx_migrations").fetch_one(&world.database().await).await.unwrap();
     assert_eq!(shop, 1);
 }
+
+#[tokio::test]
+async fn a_database_that_cannot_hold_every_character_is_refused() {
+    let world = bare().await;
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let name = format!("encoded_{}", encoding.to_lowercase());
+        execute(&world, &format!("create database {name} template template0 encoding '{encoding}' locale 'C'")).await;
+        let line = start_with(&world, &[("DATABASE_URL", &world.postgres().url(&name))]).await.unwrap_err().to_string();
+        assert!([encoding, name.as_str(), "encoding 'UTF8'", "DATABASE_URL"].iter().all(|words| line.contains(words)), "{line}");
+    }
+}
