@@ -56,7 +56,7 @@ async fn a_database_that_refuses_everything_fills_no_dead_letters() {
 #[tokio::test]
 async fn a_database_that_cannot_hold_every_character_is_refused_at_start() {
     let world = World::start().await;
-    let create = "create database latin template template0 encoding 'LATIN1' locale 'C'";
+    let create = "create database latin template template0 encoding 'LATIN1' locale_provider libc locale 'C'";
     sqlx::query(create).execute(&world.database().await).await.unwrap();
     let mut command = world.command("persist-message");
     let output = command.env("DATABASE_URL", world.postgres().url("latin")).output().await.unwrap();

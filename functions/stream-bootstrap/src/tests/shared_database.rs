@@ -52,7 +52,7 @@ async fn a_database_that_cannot_hold_every_character_is_refused() {
     let world = bare().await;
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let name = format!("encoded_{}", encoding.to_lowercase());
-        execute(&world, &format!("create database {name} template template0 encoding '{encoding}' locale 'C'")).await;
+        execute(&world, &format!("create database {name} template template0 encoding '{encoding}' locale_provider libc locale 'C'")).await;
         let line = start_with(&world, &[("DATABASE_URL", &world.postgres().url(&name))]).await.unwrap_err().to_string();
         assert!([encoding, name.as_str(), "encoding 'UTF8'", "DATABASE_URL"].iter().all(|words| line.contains(words)), "{line}");
     }
