@@ -41,7 +41,8 @@ const COUNT: &str = "
        and not exists (select from changes
                         where target = messages.seq and (changes.sender, changes.id, mode) = (messages.sender, messages.id, 'hard'))";
 
-const INDEXED: &str = "select seq from messages where seq = any($1) and sender = $2";
+const INDEXED: &str = "
+    select messages.seq from unnest($1::bigint[]) as asked (seq) join messages on messages.seq = asked.seq where sender = $2";
 
 /// A message of theirs, and the room it stands in.
 #[derive(Debug)]

@@ -3,10 +3,12 @@
 
 mod alone;
 mod budget;
+mod clock;
 mod erase;
 mod letters;
 mod moves;
 mod sweep;
+mod swept;
 #[cfg(test)]
 mod tests;
 mod trim;
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 use budget::{Look, Rate};
 use runtime::{Ctx, Error, Fatal, Function, Meter, Reply, Request, Result, this};
 use serde::Deserialize;
-use sweep::Sweep;
+use sweep::{Step, Sweep};
 use tokio::sync::{Mutex, Notify};
 use wire::{Budget, EraseRequest, Erased, NoRequest, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, Retained, RetentionRequest, STREAM};
 
@@ -40,6 +42,9 @@ struct Settings {
     /// `RETENTION_INTERVAL_MS`: how often the log is trimmed and the index swept.
     #[serde(default = "default_interval_ms")]
     retention_interval_ms: u64,
+    /// `CLOCK_TOLERANCE_HOURS`: nothing is swept while the clocks of PostgreSQL and NATS are further apart.
+    #[serde(default = "default_tolerance_hours")]
+    clock_tolerance_hours: u32,
 }
 
 const fn default_keep_messages() -> u64 {
@@ -51,6 +56,12 @@ const fn default_keep_days() -> u32 {
 const fn default_interval_ms() -> u64 {
     60_000
 }
+
+const fn default_tolerance_hours() -> u32 {
+    6
+}
+/// A year: more would guard against nothing.
+const MAX_TOLERANCE_HOURS: u32 = 8_760;
 
 /// What requests and work share.
 struct Own {
@@ -76,13 +87,17 @@ fn function() -> Function<Own> {
         if settings.retention_interval_ms == 0 {
             return Err(Fatal::new("configuration: RETENTION_INTERVAL_MS must be at least 1"));
         }
+        if !(1..=MAX_TOLERANCE_HOURS).contains(&settings.clock_tolerance_hours) {
+            return Err(Fatal::new(format!("configuration: CLOCK_TOLERANCE_HOURS must be from 1 to {MAX_TOLERANCE_HOURS}")));
+        }
         Ok(Own { settings, rate: Mutex::default(), sweep_now: Notify::new() })
     })
     .settings(
         "
   TRIM_KEEP_MESSAGES       so many of the newest messages stay in the log (10000)
   TRIM_KEEP_DAYS           and those of so many days (7)
-  RETENTION_INTERVAL_MS    how often the log is trimmed and the index swept (60000)",
+  RETENTION_INTERVAL_MS    how often the log is trimmed and the index swept (60000)
+  CLOCK_TOLERANCE_HOURS    nothing is swept while the clocks of PostgreSQL and NATS are further apart (6)",
     )
     .answer(RETENTION_RUN, run)
     .answer(RETENTION_STATUS, status)
@@ -100,6 +115,7 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
     let (dry_run, enough) = (request.ask.dry_run, Instant::now() + part_of_deadline(&ctx));
     if !dry_run {
         sweep::note_default(&ctx).await?;
+        clock::note(&ctx).await?;
     }
     let (mut sweep, mut trimmed, mut expired, mut moves) = (Sweep::default(), None, 0, 0);
     while Instant::now() < enough {
@@ -176,10 +192,7 @@ async fn keep_sweeping(ctx: Ctx<Own>, meter: Meter) -> Result<(), Fatal> {
     let (mut sweep, mut told) = (Sweep::default(), String::new());
     loop {
         let begun = Instant::now();
-        let step = match sweep::note_default(&ctx).await {
-            Ok(()) => sweep.step(&ctx, false).await,
-            Err(error) => Err(error),
-        };
+        let step = prepare_and_sweep(&ctx, &meter, &mut sweep).await;
         let pause = match step {
             Ok(Some(step)) => {
                 told.clear();
@@ -201,6 +214,15 @@ async fn keep_sweeping(ctx: Ctx<Own>, meter: Meter) -> Result<(), Fatal> {
             () = ctx.stop().cancelled() => return Ok(()),
         }
     }
+}
+
+/// One step, after what it goes by is written to where readers find it.
+async fn prepare_and_sweep(ctx: &Ctx<Own>, meter: &Meter, sweep: &mut Sweep) -> Result<Option<Step>> {
+    sweep::note_default(ctx).await?;
+    let ahead = clock::note(ctx).await?;
+    meter.gauge("clock_disagreement_s", ahead.seconds_apart());
+    ahead.within(ctx.settings.clock_tolerance_hours)?;
+    sweep.step(ctx, false).await
 }
 
 /// The same trouble is worth one line, however often it is met.

@@ -11,7 +11,9 @@ use wire::{DEFAULT_ROOMS, DIRECT_ROOMS, Incoming, Limits, Seq};
 
 use crate::Own;
 use crate::alone::{alone, refused};
+use crate::clock;
 use crate::moves::Moves;
+use crate::swept::Swept;
 
 /// The advisory lock of the one copy that sweeps; any number nobody else uses: "sweep" in ASCII.
 const LOCK: i64 = 0x0073_7765_6570;
@@ -37,7 +39,7 @@ const WALK: &str = "
     with walked as materialized (
         select seq, room_id, received_at from messages where seq > $1 order by seq limit 5000
     ), due as materialized (
-        select id, cutoff(name) as at from rooms where id in (select room_id from walked)
+        select id, cutoff(name) as at from (select distinct room_id from walked) met join rooms on rooms.id = met.room_id
     )
     select seq, received_at <= at as expired, received_at <= (select cutoff($2)) as within
       from walked join due on due.id = walked.room_id order by seq";
@@ -56,7 +58,7 @@ const COUNT: &str = "
     with walked as materialized (
         select seq, room_id, received_at from messages where seq > $1 order by seq limit 5000
     ), due as materialized (
-        select id, cutoff(name) as at from rooms where id in (select room_id from walked)
+        select id, cutoff(name) as at from (select distinct room_id from walked) met join rooms on rooms.id = met.room_id
     )
     select seq, received_at <= at as expired, received_at <= (select max(cutoff(room)) from retention where $2 <> '') as within
       from walked join due on due.id = walked.room_id order by seq";
@@ -66,7 +68,7 @@ const CHANGES: &str = "
     with walked as materialized (
         select seq, room_id, received_at from changes where seq > $1 order by seq limit 5000
     ), due as materialized (
-        select id, cutoff(name) as at from rooms where id in (select room_id from walked)
+        select id, cutoff(name) as at from (select distinct room_id from walked) met join rooms on rooms.id = met.room_id
     )
     select seq, received_at <= at as expired, received_at <= (select cutoff($2)) as within
       from walked join due on due.id = walked.room_id order by seq";
@@ -75,7 +77,8 @@ const CHANGES: &str = "
 /// of them as if it were new.
 const DELETE: &str = "
     with gone as (
-        delete from messages where seq = any($1) returning seq, sender, id, derived
+        delete from messages using unnest($1::bigint[]) as due (seq) where messages.seq = due.seq
+        returning messages.seq, room_id, sender, id, derived, received_at
     ), changed as (
         delete from changes using gone
          where changes.target = gone.seq and (changes.sender, changes.id) = (gone.sender, gone.id) returning changes.seq
@@ -87,16 +90,21 @@ const DELETE: &str = "
         update swept set seq = greatest(swept.seq, (select max(gone.seq) from gone), (select max(changed.seq) from changed),
                                         (select max(copies.seq) from copies))
     )
-    select (select count(*) from gone), array(select seq from copies order by seq), array(select sender from copies order by seq),
+    select (select count(*) from gone), array(select distinct room_id from gone),
+           (select floor(extract(epoch from max(received_at)) * 1000)::bigint from gone),
+           array(select seq from copies order by seq), array(select sender from copies order by seq),
            array(select id from copies order by seq)";
 
 const DELETE_CHANGES: &str = "
     with gone as (
-        delete from changes where seq = any($1) returning seq
+        delete from changes using unnest($1::bigint[]) as due (seq) where changes.seq = due.seq
+        returning changes.seq, room_id, received_at
     ), noted as (
         update swept set seq = greatest(swept.seq, (select max(gone.seq) from gone))
     )
-    select count(*), '{}'::bigint[], '{}'::text[], '{}'::text[] from gone";
+    select count(*), array(select distinct room_id from gone), floor(extract(epoch from max(received_at)) * 1000)::bigint,
+           '{}'::bigint[], '{}'::text[], '{}'::text[]
+      from gone";
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +165,8 @@ pub struct Sweep {
     rooms: Seq,
     direct: Seq,
     since: Option<Instant>,
+    /// What the pass took, until the log has it.
+    swept: Swept,
 }
 
 impl Sweep {
@@ -177,16 +187,22 @@ impl Sweep {
             Walk::Room(_) | Walk::Changes | Walk::Count => Seq::ZERO,
         });
         let stepped = alone(ctx, LOCK, async |connection| {
+            clock::agree(ctx, connection).await?;
             let rows = look(connection, &walk, after).await?;
             let due: Vec<i64> = rows.iter().filter(|row| row.1).map(|row| row.0).collect();
-            let expired = match &due[..] {
-                [] => 0,
-                due if dry_run => due.len() as u64,
+            let gone = match &due[..] {
+                [] => Gone::default(),
+                due if dry_run => Gone { count: due.len() as u64, ..Gone::default() },
                 due => delete(ctx, connection, &walk, due).await?,
             };
-            Ok((rows, expired))
+            Ok((rows, gone))
         });
-        let Some((rows, expired)) = stepped.await? else { return Ok(None) };
+        let Some((rows, gone)) = stepped.await? else { return Ok(None) };
+        match walk {
+            _ if dry_run => {}
+            Walk::Changes => self.swept.note_deletions(gone.count, &gone.rooms, gone.until_ms),
+            _ => self.swept.note_messages(gone.count, &gone.rooms, gone.until_ms),
+        }
         // The clock may have gone back once: a single row from the future ends nothing.
         let within = rows.iter().rev().find(|row| row.2).map(|row| Seq::from_i64(row.0));
         let goes_on = within.filter(|_| rows.len() == STEP);
@@ -201,14 +217,23 @@ impl Sweep {
         if goes_on.is_none() {
             self.left.pop();
         }
-        let messages = if walk == Walk::Changes { 0 } else { expired };
-        Ok(Some(Step { expired: messages, moves: 0, done: self.left.is_empty() && self.moves.is_none() }))
+        let (expired, done) = (if walk == Walk::Changes { 0 } else { gone.count }, self.left.is_empty() && self.moves.is_none());
+        self.swept.tell(done);
+        Ok(Some(Step { expired, moves: 0, done }))
     }
 
     async fn step_moves(&mut self, ctx: &Ctx<Own>, dry_run: bool) -> Result<Option<Step>> {
         let mut walk = self.moves.clone().unwrap_or_default();
-        let Some((moves, done)) = alone(ctx, LOCK, async |connection| walk.step(connection, dry_run).await).await? else { return Ok(None) };
+        let stepped = alone(ctx, LOCK, async |connection| {
+            clock::agree(ctx, connection).await?;
+            walk.step(connection, dry_run).await
+        });
+        let Some((moves, done)) = stepped.await? else { return Ok(None) };
         self.moves = Some(walk).filter(|_| !done);
+        if !dry_run {
+            self.swept.note_moves(moves);
+            self.swept.tell(done);
+        }
         Ok(Some(Step { expired: 0, moves, done }))
     }
 
@@ -252,8 +277,18 @@ async fn look(connection: &mut PgConnection, walk: &Walk, after: Seq) -> Result<
     sqlx::query_as(walk.sql().0).bind(after.as_i64()).bind(walk.room()).fetch_all(connection).await.map_err(refused)
 }
 
-async fn delete(ctx: &Ctx<Own>, connection: &mut PgConnection, walk: &Walk, due: &[i64]) -> Result<u64> {
-    let (gone, seqs, senders, ids): (i64, Vec<i64>, Vec<String>, Vec<String>) =
+/// What a step deleted.
+#[derive(Debug, Default)]
+struct Gone {
+    count: u64,
+    rooms: Vec<i32>,
+    /// When the last of it was received, in Unix milliseconds.
+    until_ms: Option<i64>,
+}
+
+async fn delete(ctx: &Ctx<Own>, connection: &mut PgConnection, walk: &Walk, due: &[i64]) -> Result<Gone> {
+    type Row = (i64, Vec<i32>, Option<i64>, Vec<i64>, Vec<String>, Vec<String>);
+    let (count, rooms, until_ms, seqs, senders, ids): Row =
         sqlx::query_as(walk.sql().1).bind(due).fetch_one(connection).await.map_err(refused)?;
     // Before the commit: should the log be away, the copies are known still when it is back.
     for ((seq, sender), id) in seqs.into_iter().zip(senders).zip(ids) {
@@ -264,5 +299,5 @@ async fn delete(ctx: &Ctx<Own>, connection: &mut PgConnection, walk: &Walk, due:
         };
         ctx.log().erase(Seq::from_i64(seq), is).await?;
     }
-    Ok(gone.unsigned_abs())
+    Ok(Gone { count: count.unsigned_abs(), rooms, until_ms })
 }

@@ -1,5 +1,6 @@
 //! Messages that go, and those that must not, on real servers; the worker and the readers beside are the real binaries.
 
+mod clock;
 mod erase;
 mod expire;
 mod full;

@@ -9,7 +9,7 @@ use crate::trouble::Trouble;
 
 /// File name and content. A test holds this list against the directory; sqlx's macro would do the same, and
 /// bring sqlx-macros into the build of every function.
-const MIGRATIONS: [(&str, &str); 10] = [
+const MIGRATIONS: [(&str, &str); 11] = [
     ("0001_messages.sql", include_str!("../../../migrations/0001_messages.sql")),
     ("0002_dead_letters.sql", include_str!("../../../migrations/0002_dead_letters.sql")),
     ("0003_deletion.sql", include_str!("../../../migrations/0003_deletion.sql")),
@@ -19,6 +19,7 @@ const MIGRATIONS: [(&str, &str); 10] = [
     ("0007_retention.sql", include_str!("../../../migrations/0007_retention.sql")),
     ("0008_lag.sql", include_str!("../../../migrations/0008_lag.sql")),
     ("0009_conflicts.sql", include_str!("../../../migrations/0009_conflicts.sql")),
+    ("0010_clock.sql", include_str!("../../../migrations/0010_clock.sql")),
     ("0011_send_secret.sql", include_str!("../../../migrations/0011_send_secret.sql")),
 ];
 
