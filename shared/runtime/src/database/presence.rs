@@ -1,6 +1,7 @@
 //! Whether PostgreSQL is there. Connection errors and failed probes say that it is away; a deadline that passed says nothing of
 //! it, and only leads to a probe. Probes have a connection of their own: the pool's may all be busy, or all broken.
 
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,13 +26,19 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// The last probe: when it ended, and what it found.
 type Outcome = (Instant, Result<(), DatabaseError>);
 
-#[derive(Debug)]
 pub(super) struct Presence {
     options: PgConnectOptions,
     away: AtomicBool,
     probed: tokio::sync::Mutex<Option<Outcome>>,
     /// When the last line about a single request was written.
     said: Mutex<Option<Instant>>,
+}
+
+/// Without the options: they hold the password.
+impl fmt::Debug for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Presence").field("away", &self.away).finish_non_exhaustive()
+    }
 }
 
 impl Presence {

@@ -219,3 +219,9 @@ async fn what_somebody_has_to_mend_is_said_at_once() {
     let line = said(&url.replace("scrollback@", "nobody_yet@"), "select").await.to_string();
     assert!(["28000", "pg_hba.conf"].iter().all(|words| line.contains(words)), "{line}");
 }
+
+#[tokio::test]
+async fn no_password_stands_in_what_is_printed() {
+    let database = connect("postgres://somebody:hunter2@127.0.0.1:1/nowhere", &[]);
+    assert!(!format!("{database:?}").contains("hunter2"), "{database:?}");
+}
