@@ -78,8 +78,8 @@ impl Committer {
         let ((given, to_look_up), (ready, to_append)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (appender, known) = (Appender::new(ctx.nats().client().clone()), Known::new(ctx.clone()));
         let line = Arc::new(Line { appender, known, ctx, min_batch, sequencer: Sequencer::new(&ready) });
-        tokio::spawn(line.clone().look_up(to_look_up));
-        tokio::spawn(line.clone().append_all(to_append));
+        line.ctx.spawn_essential("looks ids up", line.clone().look_up(to_look_up));
+        line.ctx.spawn_essential("appends messages", line.clone().append_all(to_append));
         Committer { line, given, _ready: ready }
     }
 

@@ -206,11 +206,16 @@ impl Worker {
             }
             while lanes.next().await.is_some() {}
         };
-        let outcome = tokio::select! {
+        let mut outcome = tokio::select! {
             () = consume => Ok(()),
             stuck = self.watch() => Err(stuck),
         };
         puller.abort();
+        if let Err(error) = puller.await
+            && error.is_panic()
+        {
+            outcome = Err(Fatal::new(format!("the task that pulls messages is gone: {error}; leaving so that a fresh start can")));
+        }
         // An acknowledgement that is only queued is no acknowledgement.
         let flushed = timeout(SILENCE, self.0.control.client().flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {

@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Connection, Database, Identity, Log, Settings, Vars, Worker};
+use crate::{Connection, Database, Fatal, Identity, Log, Settings, Vars, Worker};
 
 pub(crate) type Clock = Box<dyn Fn() -> SystemTime + Send + Sync>;
 
@@ -26,6 +29,8 @@ pub(crate) struct Shared {
     pub log: Arc<Log>,
     pub clock: Clock,
     pub stop: CancellationToken,
+    /// Where tasks that the function cannot do without report their panics.
+    pub failed: mpsc::UnboundedSender<Fatal>,
 }
 
 impl<S> Clone for Ctx<S> {
@@ -89,6 +94,17 @@ impl<S> Ctx<S> {
     /// Cancelled when the process is told to stop.
     pub fn stop(&self) -> &CancellationToken {
         &self.shared.stop
+    }
+
+    /// Spawns a task that the function cannot do without: its panic ends the process, with `what` in the line, so that a
+    /// fresh start can go on. Without that, the process would look well and no longer do its work.
+    pub fn spawn_essential(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let failed = self.shared.failed.clone();
+        tokio::spawn(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                let _ = failed.send(Fatal::new(format!("the task that {what} panicked; leaving so that a fresh start can")));
+            }
+        });
     }
 
     /// This copy's part in consuming the log: at most `max_batch` messages at once, and an error when

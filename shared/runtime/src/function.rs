@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wire::{Ask, Endpoint, EndpointInfo};
@@ -271,7 +272,8 @@ impl<S: Send + Sync + 'static> Function<S> {
         let database = Database::new(&settings, identity.name)?;
         let nats = connect(&settings.nats, identity.name, &stop).await?;
         let log = Log::new(nats.clone(), settings.clone(), identity.name, stop.clone());
-        let shared = Arc::new(Shared { identity, settings, vars, nats, database, log, clock: self.clock, stop: stop.clone() });
+        let (failed, failures) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared { identity, settings, vars, nats, database, log, clock: self.clock, stop: stop.clone(), failed });
         let setup = (self.setup)(Ctx { shared: shared.clone(), state: Arc::new(()) });
         let state = tokio::select! {
             state = setup => state?,
@@ -295,7 +297,7 @@ impl<S: Send + Sync + 'static> Function<S> {
 
         work.push(answering.ended().boxed());
         let task = tokio::spawn(async move {
-            let outcome = work_until(work, &shared.nats, &stop).await;
+            let outcome = work_until(work, &shared.nats, failures, &stop).await;
             if let Some(health) = health {
                 health.abort();
             }
@@ -357,11 +359,17 @@ struct Stopped {
 
 /// Runs all work side by side until told to stop; the first failure ends everything. What is left after that gets one
 /// deadline, all of it together.
-async fn work_until(work: Vec<BoxFuture<'static, Result<(), Fatal>>>, nats: &Connection, stop: &CancellationToken) -> Stopped {
+async fn work_until(
+    work: Vec<BoxFuture<'static, Result<(), Fatal>>>,
+    nats: &Connection,
+    mut failures: mpsc::UnboundedReceiver<Fatal>,
+    stop: &CancellationToken,
+) -> Stopped {
     let mut tasks: Vec<JoinHandle<Result<(), Fatal>>> = work.into_iter().map(tokio::spawn).collect();
     let (mut outcome, gone) = tokio::select! {
         () = stop.cancelled() => (Ok(()), None),
         (first, index, _) = futures::future::select_all(tasks.iter_mut()) => (flatten(first), Some(index)),
+        Some(fatal) = failures.recv() => (Err(fatal), None),
         () = nats.ended() => (Err(Fatal::new("the NATS client ended; leaving so that a fresh start can connect")), None),
     };
     stop.cancel();

@@ -1,7 +1,7 @@
 //! Connections to NATS, and JetStream's JSON API spoken without anyone parsing stored headers.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, RequestErrorKind};
 use serde::de::DeserializeOwned;
@@ -15,18 +15,40 @@ use crate::config::without_userinfo;
 use crate::{Fatal, NatsSettings};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an objection explains why something does not work. Older, it has passed: permissions change.
+const OBJECTION_AGE: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// A connection that is cut in silence is noticed after two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Messages a subscription may hold unread; more and the server is told we are slow.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 16;
 
+/// What the server last did not permit, and when.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Objection(Arc<Mutex<Option<(Instant, String)>>>);
+
+impl Objection {
+    /// Keeps `error`, if it says that this user may not do what it just did. Everything else the server says, such as a
+    /// slow consumer, a stale connection or its own shutdown, passes with the connection.
+    pub(crate) fn note(&self, error: &str) {
+        if error.to_lowercase().contains("permissions violation") {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), error.to_owned()));
+        }
+    }
+
+    /// The last one, while it is young enough to matter.
+    pub(crate) fn recent(&self) -> Option<String> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        last.filter(|(at, _)| at.elapsed() < OBJECTION_AGE).map(|(_, error)| error)
+    }
+}
+
 /// A connection and what happened to it.
 #[derive(Debug, Clone)]
 pub struct Connection {
     client: Client,
     broken: watch::Receiver<u64>,
-    refused: Arc<Mutex<Option<String>>>,
+    refused: Objection,
 }
 
 /// Connects as `name`, and keeps trying while the servers are not there.
@@ -38,7 +60,7 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
     let mut told = false;
     loop {
         let (broken_tx, broken) = watch::channel(0);
-        let refused = Arc::new(Mutex::new(None));
+        let refused = Objection::default();
         let options = options(settings, name, broken_tx, refused.clone())?;
         let urls: Vec<String> = settings.nats_url.split(',').map(|url| url.trim().to_owned()).collect();
         match options.connect(urls).await {
@@ -70,18 +92,7 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
     }
 }
 
-/// Whether an `-ERR` says that this user may not do what it just did. Everything else the server says, such as a slow
-/// consumer, a stale connection or its own shutdown, passes with the connection.
-pub(crate) fn permission_violation(error: &str) -> bool {
-    error.to_lowercase().contains("permissions violation")
-}
-
-fn options(
-    settings: &NatsSettings,
-    name: &str,
-    broken: watch::Sender<u64>,
-    refused: Arc<Mutex<Option<String>>>,
-) -> Result<ConnectOptions, Fatal> {
+fn options(settings: &NatsSettings, name: &str, broken: watch::Sender<u64>, refused: Objection) -> Result<ConnectOptions, Fatal> {
     let mut options = ConnectOptions::new()
         .name(name)
         .ping_interval(PING_INTERVAL)
@@ -96,9 +107,7 @@ fn options(
                 Event::ServerError(error) => {
                     let text = error.to_string();
                     tracing::warn!(error = text, "NATS: the server objects");
-                    if permission_violation(&text) {
-                        refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
-                    }
+                    refused.note(&text);
                 }
                 Event::SlowConsumer(_) => tracing::warn!("NATS: a subscription is read too slowly"),
                 Event::ClientError(error) => tracing::warn!(%error, "NATS: the client failed"),
@@ -141,10 +150,10 @@ impl Connection {
         while broken.changed().await.is_ok() {}
     }
 
-    /// What the server did not permit since the connection was made. A permission that is missing shows
-    /// nowhere else: subscribing and publishing succeed, and requests time out.
+    /// What the server did not permit in the last half minute. A permission that is missing shows nowhere else:
+    /// subscribing and publishing succeed, and requests time out.
     pub fn refused(&self) -> Option<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refused.recent()
     }
 
     /// Asks JetStream's JSON API.
@@ -209,5 +218,25 @@ impl ApiError {
     /// Whether JetStream refused with this `err_code`.
     pub fn is(&self, wanted: u64) -> bool {
         matches!(self, ApiError::Refused { code, .. } if *code == wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_permission_is_remembered_and_not_for_ever() {
+        let objection = Objection::default();
+        for passing in ["Slow Consumer", "Stale Connection", "Server Shutdown", "Maximum Payload Violation"] {
+            objection.note(passing);
+            assert_eq!(objection.recent(), None, "{passing}");
+        }
+        objection.note(r#"Permissions Violation for Publish to "chat.general""#);
+        objection.note("Stale Connection");
+        assert!(objection.recent().unwrap().contains("chat.general"));
+        let long_ago = Instant::now().checked_sub(OBJECTION_AGE).unwrap();
+        objection.0.lock().unwrap().as_mut().unwrap().0 = long_ago;
+        assert_eq!(objection.recent(), None);
     }
 }

@@ -60,7 +60,8 @@ async fn with_one_permit_every_endpoint_answers() {
     let _history = world.spawn_with("get-history", &[("MAX_CONCURRENT_REQUESTS", "1")]).await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     for _ in 0..3 {
-        for subject in ["chat.history.general", "dm.history.alice.bob"] {
+        // Twice each: a permit that an idle endpoint held would come free with the first.
+        for subject in ["chat.history.general", "chat.history.general", "dm.history.alice.bob", "dm.history.alice.bob"] {
             assert_eq!(client.request(subject, None, b"").await.unwrap().payload, b"[]", "{subject}");
         }
     }

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use runtime::{Ctx, Function, Identity, Vars};
 use testing::{RawClient, SOON, World, eventually};
 
 /// What a function promises; compose and `dev` kill after 30 s.
@@ -63,4 +64,17 @@ async fn a_typo_in_rust_log_is_named_at_start() {
         (log.contains("RUST_LOG: async_nats=wran") && log.contains("ready")).then_some(())
     };
     eventually("the typo is named, and the rest of the filter holds", SOON, named).await;
+}
+
+#[tokio::test]
+async fn a_panic_in_a_loop_of_its_own_ends_a_function() {
+    let world = World::bare().await;
+    let identity = Identity { name: "get-history", version: "0.1.0", description: "panics beside its work" };
+    let function = Function::with(identity, async |ctx: Ctx| {
+        ctx.spawn_essential("counts sheep", async { panic!("one too many") });
+        Ok(())
+    });
+    let running = function.start(Vars::from_pairs(world.vars("get-history")).unwrap()).await.unwrap();
+    let fatal = running.ended().await.unwrap_err().to_string();
+    assert!(fatal.contains("counts sheep panicked"), "{fatal}");
 }

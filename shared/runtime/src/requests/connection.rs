@@ -1,6 +1,5 @@
 //! A connection that only receives: it subscribes, hands on what comes, notices its own death, and comes back.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::ServerAddr;
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::handshake::{self, Connected, Credentials, Refusal};
 use super::protocol::{Delivery, Frame};
 use crate::consume::jittered;
-use crate::nats::permission_violation;
+use crate::nats::Objection;
 use crate::{Fatal, NatsSettings};
 
 /// How often the server is asked whether it is there. One that hangs in silence is noticed after two to three of
@@ -43,13 +42,13 @@ pub(super) type Deliver = Box<dyn FnMut(usize, Delivery, Instant) + Send>;
 pub(super) struct Receiving {
     /// Ends when everything has been drained; any other end is a fault.
     pub task: JoinHandle<()>,
-    refused: Arc<Mutex<Option<String>>>,
+    refused: Objection,
 }
 
 impl Receiving {
     /// A subscription that the server does not allow.
     pub(super) fn refused(&self) -> Option<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refused.recent()
     }
 }
 
@@ -65,7 +64,7 @@ pub(super) async fn start(
     deliver: Deliver,
     stop: CancellationToken,
 ) -> Result<Receiving, Fatal> {
-    let refused = Arc::new(Mutex::new(None));
+    let refused = Objection::default();
     let mut receiver = Receiver {
         servers: Servers { configured: handshake::addresses(settings)?, discovered: Vec::new(), next: 0 },
         credentials: Credentials::new(settings, name)?,
@@ -129,7 +128,7 @@ struct Receiver {
     subscriptions: Vec<Subscription>,
     deliver: Deliver,
     stop: CancellationToken,
-    refused: Arc<Mutex<Option<String>>>,
+    refused: Objection,
     subscribed: Option<oneshot::Sender<()>>,
 }
 
@@ -268,9 +267,7 @@ impl Receiver {
                 }
                 Frame::Error(text) => {
                     tracing::warn!(error = text, "NATS: the server objects to the connection for requests");
-                    if permission_violation(&text) {
-                        self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
-                    }
+                    self.refused.note(&text);
                 }
                 Frame::Ok => {}
             }
