@@ -27,7 +27,7 @@ const TAKEN: &str = r#"
            jsonb_to_recordset(receipts) as receipt (kind text, "user" text, room text, through bigint)
      where fits order by taken.id"#;
 
-const DONE: &str = "delete from outbox where id = any($1)";
+pub const DONE: &str = "delete from outbox using unnest($1::bigint[]) as told (id) where outbox.id = told.id";
 
 /// Publishes the receipts about what lies up to `through`, all of which is told; how many. `told` is written into the events, so that
 /// the last one in the stream says up to where messages are told, as theirs do.

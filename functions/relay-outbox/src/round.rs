@@ -50,14 +50,19 @@ const LEFT: &str = "
 const TAKEN: &str = "
     select seqs, traced, traceparents, created_at from outbox where first_seq <= $1 and last_seq > $2 and receipts is null";
 
-/// A message whose place an earlier one took has left it, and so has no row: nothing to tell.
-const MESSAGES: &str = "
-    select messages.seq, messages.id, rooms.name, sender, recipient, sent_at
-      from messages join rooms on rooms.id = messages.room_id where messages.seq = any($1)";
+/// A message whose place an earlier one took has left it, and so has no row: nothing to tell. Each position is a search of
+/// its own: no other plan is possible, whatever the statistics say.
+pub const MESSAGES: &str = "
+    select stored.seq, stored.id, rooms.name, sender, recipient, sent_at
+      from unnest($1::bigint[]) as due (seq)
+     cross join lateral (select * from messages where messages.seq = due.seq limit 1) as stored
+     cross join lateral (select name from rooms where rooms.id = stored.room_id limit 1) as rooms";
 
-const CHANGES: &str = "
-    select changes.seq, target, changes.id, rooms.name, sender, mode, changed_by
-      from changes join rooms on rooms.id = changes.room_id where changes.seq = any($1)";
+pub const CHANGES: &str = "
+    select made.seq, target, made.id, rooms.name, sender, mode, changed_by
+      from unnest($1::bigint[]) as due (seq)
+     cross join lateral (select * from changes where changes.seq = due.seq limit 1) as made
+     cross join lateral (select name from rooms where rooms.id = made.room_id limit 1) as rooms";
 
 const NOTE: &str = "
     insert into relayed (seq) values ($1)

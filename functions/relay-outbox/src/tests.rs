@@ -1,6 +1,7 @@
 //! Events as their readers find them, on real servers.
 
 mod foreign;
+mod plans;
 mod receipts;
 mod trouble;
 

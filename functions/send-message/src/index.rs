@@ -26,7 +26,7 @@ const UNORDERED: u64 = 20_000;
 /// The secret; the highest sequence stored, and the highest one below the witness; whether the witness is there; and where
 /// the ids of some senders are stored, and as what. One row more than were found. Each id is a search of its own: no other plan
 /// is possible, whatever the statistics say.
-const LOOK: &str = "
+pub const LOOK: &str = "
     select own.secret, standing.top, standing.below, standing.witnessed, found.*
       from (select (select secret from send_secret) as secret) as own,
            (select greatest((select max(seq) from messages), (select max(seq) from dead_letters), (select max(seq) from changes),

@@ -2,6 +2,7 @@
 
 mod known;
 mod order;
+mod plans;
 mod trouble;
 
 use std::collections::HashMap;

@@ -4,6 +4,7 @@ mod audit;
 mod deletions;
 mod events;
 mod fence;
+mod plans;
 mod replay;
 mod shared_database;
 mod told;
