@@ -468,6 +468,6 @@ fn in_time(batch: Vec<Waiting>) -> Vec<Waiting> {
 pub fn waiting(slot: Slot) -> Waiting {
     let draft = wire::Draft { text: "x".to_owned(), id: None, timestamp: None };
     let user = wire::User::parse("ann").unwrap_or_else(|refusal| unreachable!("{refusal:?}"));
-    let message = Outgoing::new(user, "chat.general".to_owned(), "general".to_owned(), draft, 0);
+    let message = Outgoing::new(user, "subject".to_owned(), "room".to_owned(), draft, 0);
     Waiting { message, until: Instant::now(), span: Span::none(), answer: oneshot::channel().0, slot }
 }
