@@ -163,3 +163,21 @@ async fn health_is_red_while_postgres_is_away() {
     world.postgres().start().await;
     is_touched(&file.0).await;
 }
+
+#[tokio::test]
+async fn requests_come_in_over_tls() {
+    // Made for this test: self-signed, for localhost, worth nothing elsewhere.
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
+    let (cert, key) = (format!("{folder}/cert.pem"), format!("{folder}/key.pem"));
+    let tls = format!("16KB\ntls {{ cert_file: {cert:?}, key_file: {key:?} }}");
+    let world = World::builder().bare().nats_setting("max_control_line", &tls).start().await;
+    for scheme in ["tls", "nats"] {
+        let url = format!("{scheme}://localhost:{}", world.nats().port());
+        // It is ready when it has answered itself.
+        let function = world.launch("get-history", &[("NATS_URL", &url), ("SSL_CERT_FILE", &cert)]);
+        eventually("the function is ready", SOON, async || function.stderr().contains("ready").then_some(())).await;
+    }
+    let url = format!("tls://localhost:{}", world.nats().port());
+    let function = world.launch("get-history", &[("NATS_URL", &url)]);
+    eventually("an unknown certificate is refused", SOON, async || function.stderr().contains("waiting for NATS").then_some(())).await;
+}

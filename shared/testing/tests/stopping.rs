@@ -1,7 +1,5 @@
 //! How functions end: within one deadline whatever is away, and at once when told twice.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
-
 use std::time::{Duration, Instant};
 
 use runtime::{Ctx, Function, Identity, Vars};
