@@ -68,6 +68,13 @@ fn compose_builds_one_image_once_and_asks_for_health_rarely() {
         let service = block(&compose, &format!("  {service}:"));
         assert!(service.contains("healthcheck:") && !service.contains(" interval:"), "{service}");
     }
+    // Docker and ./dev kill a function only after it should have left by itself.
+    let seconds = |text: &str, before: &str| {
+        let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before}"));
+        rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u64>().unwrap()
+    };
+    let limit = seconds(&read("shared/runtime/src/function.rs"), "const STOP_LIMIT: Duration = Duration::from_secs(");
+    assert!(seconds(&function, "stop_grace_period: ") > limit && seconds(&read("dev"), "drain_seconds=") > limit);
     let up = block(&read("justfile"), "up:");
     assert!(up.contains("--wait ") && up.contains("just nats micro ls"), "{up}");
 }
