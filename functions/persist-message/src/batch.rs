@@ -294,3 +294,64 @@ impl Original {
 pub fn instant(ms: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
+
+#[cfg(test)]
+mod tests {
+    use wire::Seq;
+
+    use super::*;
+
+    fn row(seq: u64, id: &str, text: &str) -> Row {
+        let body = format!(r#"{{"user":"ann","text":"{text}","id":"{id}"}}"#);
+        let seq = Seq::new(seq).unwrap();
+        let message = Incoming::parse("chat.general", None, body.as_bytes(), seq, 0, Limits::default()).unwrap();
+        let original = Original {
+            seq: seq.as_i64(),
+            subject: "chat.general".to_owned(),
+            headers: Vec::new(),
+            payload: body.into(),
+            received_at: instant(0),
+        };
+        Row { id: message.shown_id(), message, traceparent: None, copies: Vec::new(), original }
+    }
+
+    fn batch(rows: Vec<Row>) -> Batch {
+        Batch { rows, ..Batch::default() }
+    }
+
+    /// Rows, each with its copies, and letters.
+    fn seqs(batch: &Batch) -> (Vec<Vec<i64>>, Vec<(i64, Reason)>) {
+        let of = |row: &Row| std::iter::once(row.seq()).chain(row.copies.iter().map(Row::seq)).collect();
+        (batch.rows.iter().map(of).collect(), batch.letters.iter().map(|letter| (letter.original.seq, letter.reason)).collect())
+    }
+
+    fn refusal() -> DatabaseError {
+        DatabaseError::from(sqlx::Error::PoolClosed)
+    }
+
+    #[test]
+    fn copies_move_with_their_row() {
+        let first = Row { copies: vec![row(3, "a", "x"), row(5, "a", "y")], ..row(1, "a", "x") };
+        let second = Row { copies: vec![row(4, "b", "x")], ..row(2, "b", "x") };
+        let parts = batch(vec![first, second]).halve(&refusal());
+        let parts: Vec<_> = parts.iter().map(seqs).collect();
+        assert_eq!(parts, [(vec![vec![2, 4]], vec![]), (vec![vec![1, 3, 5]], vec![])], "the last one is tried first");
+    }
+
+    #[test]
+    fn the_first_copy_is_tried_in_place_of_a_row_that_is_refused() {
+        let refused = Row { copies: vec![row(3, "a", "x"), row(5, "a", "y")], ..row(1, "a", "x") };
+        let parts = batch(vec![refused]).halve(&refusal());
+        let parts: Vec<_> = parts.iter().map(seqs).collect();
+        assert_eq!(parts, [(vec![vec![3, 5]], vec![]), (vec![], vec![(1, Reason::RefusedByDatabase)])]);
+        let alone = batch(vec![row(1, "a", "x")]).halve(&refusal());
+        assert_eq!(alone.iter().map(seqs).collect::<Vec<_>>(), [(vec![], vec![(1, Reason::RefusedByDatabase)])]);
+    }
+
+    #[test]
+    fn letters_are_written_for_copies_too() {
+        let rows = vec![Row { copies: vec![row(3, "a", "x"), row(5, "a", "y")], ..row(1, "a", "x") }, row(2, "b", "x")];
+        let letters = batch(rows).letters_for(&[2], &[5]);
+        assert_eq!(seqs(&letters), (vec![], vec![(5, Reason::IdConflict), (2, Reason::SequenceReused)]));
+    }
+}

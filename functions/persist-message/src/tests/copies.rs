@@ -115,3 +115,35 @@ async fn rows_and_tombstones_never_wait_for_each_other() {
     assert_eq!(rows(&database).await, [(first as i64, String::new(), true), (2, "a row".to_owned(), false)]);
     running.stop().await.unwrap();
 }
+
+/// The same for what is set aside: whoever writes the letter has looked for a deletion by then.
+#[tokio::test]
+async fn a_letter_and_a_deletion_stored_at_once_leave_no_text() {
+    let world = World::start().await;
+    let (publisher, bootstrap, database) =
+        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    let running = worker(&world).await;
+    let (first, _) = publish(&publisher, "chat.general", None, &message("secret", Some("s"))).await;
+    settled(&world).await;
+    // The same letter, as somebody else is just about to write it.
+    let conflicting = message("another secret", Some("s"));
+    let mut held = database.begin().await.unwrap();
+    sqlx::query(
+        "insert into dead_letters (seq, subject, headers, payload, reason, received_at) values ($1, 'chat.general', '', $2, 'id_conflict', now())",
+    )
+    .bind(first as i64 + 1)
+    .bind(conflicting.as_bytes())
+    .execute(&mut *held)
+    .await
+    .unwrap();
+    let (conflict, _) = publish(&publisher, "chat.general", None, &conflicting).await;
+    blocked(&database, "into dead_letters").await;
+    delete(&bootstrap, first, "s", "hard").await;
+    eventually("the deletion is stored", SOON, async || (rows(&database).await == tombstone(first)).then_some(())).await;
+    eventually("the message is erased", SOON, async || is_gone(&bootstrap, first).await.then_some(())).await;
+    held.rollback().await.unwrap();
+    settled(&world).await;
+    assert!(is_gone(&bootstrap, conflict).await);
+    assert_eq!(count(&database, "select count(*) from dead_letters where payload <> ''").await, 0, "one of the two sees the other");
+    running.stop().await.unwrap();
+}
