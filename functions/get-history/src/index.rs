@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use runtime::{Database, DatabaseError, query_span};
+use runtime::{Database, DatabaseError, Rows, Side, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
@@ -12,26 +12,40 @@ use wire::{Marks, Message, Seq, Status};
 /// A page takes a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// What has expired is left out, swept or not. Newest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
+/// Newest first, below `$2` and up to `$4`. The room and its cutoff are resolved once a query and not once a row. What has expired
+/// is left out, swept or not. The range is written as bounds of pairs, and not as `room_id = …`: then only the index that begins
+/// with the room has the order, and a quiet room is not looked for among all others.
 /// A file of its own, because `bench` measures the very same text in pgbench.
 const OLDER: &str = include_str!("older.sql");
+/// Oldest first, after `$2` and up to `$4`, otherwise like [`OLDER`].
+const NEWER: &str = include_str!("newer.sql");
 
-/// Oldest first, otherwise like [`OLDER`].
-const NEWER: &str = "
-    select seq, sender, recipient, id, text, sent_at, deleted, counted from (
-        select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
-               count(*) over () as counted
-          from (select seq, sender, recipient, id, text, sent_at, deleted
-                  from messages
-                 where (room_id, seq) > ((select id from rooms where name = $1), $2)
-                   and (room_id, seq) <= ((select id from rooms where name = $1), 9223372036854775807) and received_at > (select cutoff($1))
-                 order by room_id, seq limit $3) page) sized
-     where fits order by seq";
+// At least one of these rows, and at most about `$5` bytes of text: for pages so long that their texts may be too much.
+macro_rules! measured {
+    ($page:expr, $order:expr) => {
+        concat!(
+            "select seq, sender, recipient, id, text, sent_at, deleted from (
+                select *, sum(octet_length(text)) over (order by ",
+            $order,
+            " rows unbounded preceding) - octet_length(text) < $5 as fits from (",
+            $page,
+            ") page) sized where fits order by ",
+            $order
+        )
+    };
+}
+const OLDER_MEASURED: &str = measured!(include_str!("older.sql"), "seq desc");
+const NEWER_MEASURED: &str = measured!(include_str!("newer.sql"), "seq");
 
-/// Where the ids of some senders are stored already.
+/// Rows whose texts can never be too much for one reply's worth of memory are not measured by the database.
+const UNMEASURED_BYTES: usize = 4 << 20;
+
+/// Where the ids of some senders are stored already. A lateral subquery: whatever PostgreSQL believes of the table, it looks
+/// for one id after the other by the index.
 const KNOWN: &str = "
-    select sender, id, seq from messages
-     where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
+    select asked.sender, asked.id, stored.seq from unnest($1::text[], $2::text[]) as asked (sender, id)
+     cross join lateral (select seq from messages
+                          where (sender, messages.id, derived) = (asked.sender, asked.id, false) limit 1) stored";
 
 /// How far people have got.
 const MARKS: &str = "select person, delivered, read from marks($1, $2)";
@@ -46,24 +60,6 @@ const TIMES: &str = "
                           where reader = recipient and room = $1 and through >= asked.seq order by through limit 1) read on true
      order by place";
 
-/// Which stored part of a room.
-#[derive(Debug, Clone, Copy)]
-pub enum Side {
-    /// The newest before this sequence.
-    Older(Seq),
-    /// The oldest after this sequence.
-    Newer(Seq),
-}
-
-/// Some rows of one room in a row.
-#[derive(Debug, Default)]
-pub struct Rows {
-    /// In the order of the side they were read on.
-    pub messages: Vec<Message>,
-    /// There may be rows beyond the last of these.
-    pub more: bool,
-}
-
 /// PostgreSQL, as far as history goes.
 pub struct Index {
     database: Database,
@@ -76,10 +72,14 @@ pub struct Wanted<'a> {
     pub room: &'a str,
     /// One read a side.
     pub sides: &'a [Side],
+    /// Rows beyond this sequence are left out: there may be holes among them.
+    pub end: Seq,
     /// Rows a side.
-    pub rows: u32,
+    pub rows: usize,
     /// Bytes of text a side.
     pub bytes: usize,
+    /// The longest text there may be.
+    pub text_bytes: usize,
     /// Senders and ids of the tail: are they stored already, and where?
     pub ids: &'a [(String, String)],
     /// How far have they got in the room?
@@ -153,21 +153,25 @@ async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Inde
 }
 
 async fn read_side(connection: &mut PgConnection, wanted: &Wanted<'_>, side: Side) -> Result<Rows, sqlx::Error> {
+    let measured = wanted.rows.saturating_mul(wanted.text_bytes) > UNMEASURED_BYTES;
     let (sql, seq) = match side {
+        Side::Older(before) if measured => (OLDER_MEASURED, before),
         Side::Older(before) => (OLDER, before),
+        Side::Newer(after) if measured => (NEWER_MEASURED, after),
         Side::Newer(after) => (NEWER, after),
     };
+    let limit = i64::try_from(wanted.rows).unwrap_or(i64::MAX);
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
-    let found =
-        sqlx::query(sql).bind(wanted.room).bind(seq.as_i64()).bind(i64::from(wanted.rows)).bind(bytes).fetch_all(connection).await?;
-    let mut rows = Rows::default();
-    for row in &found {
-        let counted: i64 = row.try_get("counted")?;
-        // As many as were asked for, or some cut for their bytes: either way something may follow.
-        rows.more = counted >= i64::from(wanted.rows) || counted > found.len() as i64;
-        rows.messages.push(message(wanted.room, row)?);
+    let mut query = sqlx::query(sql).bind(wanted.room).bind(seq.as_i64()).bind(limit).bind(wanted.end.as_i64());
+    if measured {
+        query = query.bind(bytes);
     }
-    Ok(rows)
+    let found = query.fetch_all(connection).await?;
+    let messages = found.iter().map(|row| message(wanted.room, row)).collect::<Result<Vec<Message>, _>>()?;
+    // As many as were asked for, or perhaps some cut for their bytes: either way something may follow.
+    let cut = measured && messages.iter().map(|message| message.text.len()).sum::<usize>() >= wanted.bytes;
+    let reach = messages.last().filter(|_| messages.len() >= wanted.rows || cut).map(|last| last.seq);
+    Ok(Rows { messages, reach })
 }
 
 fn message(room: &str, row: &PgRow) -> Result<Message, sqlx::Error> {

@@ -12,16 +12,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use index::Index;
-use runtime::{Ctx, Error, Function, Reply, Request, Result, this};
+use runtime::{Ctx, Function, Reply, Request, Result, few_changes, own_changes, this};
 use together::Together;
-use wire::{CHANGES, Change, DM_HISTORY, Direct, HISTORY, HistoryRequest, Page, Seq};
+use tokio::time::Instant;
+use wire::{Change, Conversation, DM_HISTORY, Direct, HISTORY, HistoryRequest, Page, Seq};
 
 /// What requests share.
 struct Shared {
     index: Index,
     pages: Together<HistoryRequest, Result<Reply<Page>>>,
-    /// By ack floor: the changes above it, of all conversations. There are few, so nearly always one question answers that there are none.
-    changes: Together<Seq, Result<Arc<[Change]>>>,
+    /// By floor: the changes above it, of all conversations, if they are few. Nearly always one read answers everybody that
+    /// there are none.
+    changes: Together<Seq, Result<Option<Arc<[Change]>>>>,
 }
 
 fn main() -> ExitCode {
@@ -46,7 +48,7 @@ async fn get_history(ctx: Ctx<Shared>, request: Request<HistoryRequest>) -> Resu
         let (ctx, ask) = (ctx.clone(), request.ask.clone());
         move || read_page(ctx.clone(), ask.clone())
     };
-    ctx.pages.ask(request.ask, read).await.unwrap_or_else(|| Err(ended_badly()))
+    ctx.pages.ask(request.ask, ctx.settings().request_deadline(), read).await?
 }
 
 async fn read_page(ctx: Ctx<Shared>, ask: HistoryRequest) -> Result<Reply<Page>> {
@@ -55,27 +57,23 @@ async fn read_page(ctx: Ctx<Shared>, ask: HistoryRequest) -> Result<Reply<Page>>
     encode::encode(page, ask.cursor, max_payload)
 }
 
-/// The changes above `floor`.
-async fn changes_above(ctx: &Ctx<Shared>, floor: Seq) -> Result<Arc<[Change]>> {
+/// The changes above `floor` that a page of the conversation has to know, perhaps with others. None are asked for
+/// when there is nothing between `floor` and the stream's last sequence, `end`.
+async fn changes_above(ctx: &Ctx<Shared>, of: &Conversation, floor: Seq, end: Seq, until: Instant) -> Result<Arc<[Change]>> {
+    if end <= floor {
+        return Ok(Arc::default());
+    }
     let read = {
         let ctx = ctx.clone();
         move || {
             let ctx = ctx.clone();
-            async move {
-                Ok(runtime::changes(
-                    ctx.log(),
-                    CHANGES,
-                    floor.next(),
-                    runtime::Limit::within(10_000, 8 << 20, ctx.settings().request_deadline()),
-                )
-                .await?
-                .into())
-            }
+            let until = Instant::now() + ctx.settings().request_deadline();
+            async move { Ok(few_changes(ctx.log(), floor.next(), until).await?.map(Arc::from)) }
         }
     };
-    ctx.changes.ask(floor, read).await.unwrap_or_else(|| Err(ended_badly()))
-}
-
-fn ended_badly() -> Error {
-    Error::internal("the shared reading ended badly")
+    let few = ctx.changes.ask(floor, ctx.settings().request_deadline(), read).await??;
+    match few {
+        Some(few) => Ok(few),
+        None => Ok(own_changes(ctx.log(), &[of.change_subject()], floor.next(), until).await?.into()),
+    }
 }

@@ -1,21 +1,19 @@
-//! The union of log and index.
+//! The union of stream and projection: one page.
 //!
-//! The order of the three reads carries the promises. First the ack floor: everything up to it is
-//! committed, and the floor only grows. Then the tail above the floor, messages and deletions. Last the index: what
-//! was stored, and perhaps trimmed from the log, between the first two reads is in it. What the index has beyond the end
-//! of the tail is left out: copies commit in any order, so there may be holes in it.
-//!
-//! What has expired is left out of both by the same cutoff, at its time, whatever is swept from the index or trimmed from the log.
-//!
-//! A deletion up to the floor has been applied in the index; one above it is applied here.
+//! The order of the reads carries the promises; `runtime::Union` says why. The floor and the stream's
+//! last sequence, the tail above the floor, the deletions above the floor, and last the projection up to
+//! the stream's last sequence.
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Error, Key, Limit, Result, Tail, Union};
-use wire::{Change, Code, Cursor, HistoryRequest, Marks, Message, Page, Seq, Source};
+use runtime::{Ctx, Cutoffs, Error, Key, Limit, Part, Result, Rows, Side, Tails, Union, assemble, own_changes};
+use wire::{Change, Code, Cursor, HistoryRequest, Marks, Page, Seq, Source};
 
-use crate::index::{Rows, Side, Wanted};
+use crate::index::{Indexed, Wanted};
 use crate::{Shared, changes_above};
+
+/// How often the projection is asked for more rows, when none of those it gave may be shown.
+const ATTEMPTS: u32 = 4;
 
 /// Reads the page; it may hold more bytes than a reply, and is cut when it is encoded.
 ///
@@ -23,54 +21,52 @@ use crate::{Shared, changes_above};
 /// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
 pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> Result<Page> {
     let (log, limits, room) = (ctx.log(), ctx.settings().limits(), ask.conversation.name());
-    let subjects = ask.conversation.log_subjects();
-    let floor = log.floor().await?;
-    let sides = sides(ask.cursor);
     // One more than asked for tells whether there is more.
     let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
-    let read_tails = async || {
-        let mut tails = Vec::with_capacity(sides.len());
-        for side in &sides {
-            tails.push(match *side {
-                Side::Older(before) => Tail::newest(log, &subjects, floor.next(), before, need, limits).await?,
-                Side::Newer(after) => Tail::oldest(log, &subjects, floor.max(after).next(), need, limits).await?,
-            });
-        }
-        Ok::<_, Error>(tails)
-    };
-    let (mut tails, changes) = tokio::try_join!(read_tails(), changes_above(ctx, floor))?;
+    let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
+    let end = end.max(floor);
+    let sides = sides(ask.cursor);
+    let tails = Tails::read(log, &ask.conversation.log_subjects(), (floor, end), &sides, need, limits).await?;
+    let changes = changes_above(ctx, &ask.conversation, floor, end, need.until).await?;
     let changes: Vec<&Change> = changes.iter().filter(|change| change.room == room).collect();
-    let end = tails.iter().filter_map(|tail| tail.last).max().unwrap_or(floor).max(floor);
-    if changes.iter().any(|change| change.deletion.target > end) {
-        // A tombstone beyond what was read: there may be messages before it that came while we were reading.
-        tails = read_tails().await?;
-    }
-    let ids: Vec<Key> = Union::keys(tails.iter().flat_map(|tail| tail.ids.iter().cloned()), &changes);
-    let (people, cutoff) = (ask.conversation.people(), !changes.is_empty() || tails.iter().any(|tail| !tail.messages.is_empty()));
-    let wanted = Wanted { room: &room, sides: &sides, rows: ask.limit + 1, bytes: max_bytes, ids: &ids, people: &people, cutoff };
-    let Some(indexed) = ctx.index.read(&wanted).await? else {
-        return from_the_log_alone(ctx, ask, &sides, max_bytes).await;
+    let ids: Vec<Key> = Union::keys(tails.all(), &changes);
+    let mut wanted = Wanted {
+        room: &room,
+        sides: &sides,
+        end,
+        // Of what stands in the tail twice, a worker may have stored the second one.
+        rows: need.messages + tails.repeated(),
+        bytes: max_bytes,
+        text_bytes: limits.text_bytes,
+        ids: &ids,
+        people: &ask.conversation.people(),
+        cutoff: !changes.is_empty() || !tails.is_empty(),
     };
-    let cutoff_ms = indexed.cutoff_ms;
-    tails.iter_mut().for_each(|tail| tail.expire(cutoff_ms));
-    let above = Union { known: indexed.known.into_iter().collect(), changes, cutoff_ms };
-    let mut source = Source::Index;
-    let parts = sides.iter().zip(tails).zip(indexed.sides).map(|((side, tail), rows)| {
-        let part = read_part(*side, floor, tail, rows, &above);
-        if part.from_log {
-            source = Source::Both;
+    for attempt in 1.. {
+        let Some(indexed) = ctx.index.read(&wanted).await? else {
+            return from_the_log_alone(ctx, ask, &sides, need).await;
+        };
+        let Indexed { sides: rows, known, marks, cutoff_ms } = indexed;
+        let cutoffs = Cutoffs::of_one(&room, cutoff_ms);
+        let union = Union::new(known.into_iter().collect(), changes.clone(), cutoffs, tails.all());
+        let parts = sides.iter().zip(rows).enumerate();
+        let parts = parts.map(|(number, (side, rows))| union.part(*side, floor, end, tails.of(number), rows));
+        let part = put_together(ask, &sides, parts.collect());
+        if part.messages.is_empty() && part.more && attempt < ATTEMPTS {
+            (wanted.rows, wanted.bytes) = (wanted.rows * 2, wanted.bytes * 2);
+            continue;
         }
-        part
-    });
-    let parts: Vec<Part> = parts.collect();
-    let mut page = assemble(ask, parts, source);
-    for message in &mut page.messages {
-        Marks::show(message, |to| indexed.marks.get(to).copied().unwrap_or_default());
+        let source = if part.from_log { Source::Both } else { Source::Index };
+        let mut page = page(part, source);
+        for message in &mut page.messages {
+            Marks::show(message, |to| marks.get(to).copied().unwrap_or_default());
+        }
+        if ask.receipts {
+            ctx.index.time(&room, &mut page.messages).await?;
+        }
+        return Ok(page);
     }
-    if ask.receipts {
-        ctx.index.time(&room, &mut page.messages).await?;
-    }
-    Ok(page)
+    Err(Error::internal("a page was asked for no more"))
 }
 
 /// Which sides of the cursor a page reads. The newest page is what lies before the end of all sequences.
@@ -83,122 +79,51 @@ fn sides(cursor: Cursor) -> Vec<Side> {
     }
 }
 
-/// What was read on one side of a cursor: no holes, oldest first.
-#[derive(Debug)]
-struct Part {
-    messages: Vec<Message>,
-    /// There is more beyond.
-    more: bool,
-    /// Everything of the room up to here was read.
-    through: Seq,
-    /// The index did not have all of it.
-    from_log: bool,
-}
-
-fn read_part(side: Side, floor: Seq, tail: Tail, rows: Rows, above: &Union<'_>) -> Part {
-    let end = tail.last.map_or(floor, |last| last.max(floor));
-    // How far each source reaches without a hole; beyond the nearer of the two ends nothing is used.
-    let index_reach = rows.messages.last().filter(|_| rows.more).map(|last| last.seq);
-    let (lowest, highest, cut) = match side {
-        Side::Older(_) => {
-            // Below what has expired nothing is left, read or not.
-            let tail_reach = (!tail.complete && !tail.expired).then_some(tail.from);
-            let reach = index_reach.max(tail_reach);
-            (reach.unwrap_or(Seq::ZERO), end, reach.is_some())
-        }
-        Side::Newer(_) => {
-            let tail_reach = (!tail.complete).then_some(end);
-            let reach = index_reach.into_iter().chain(tail_reach).min();
-            (Seq::ZERO, reach.map_or(end, |reach| reach.min(end)), reach.is_some_and(|reach| reach < end) || !tail.complete)
-        }
-    };
-    // Where nothing was cut, whatever the log has was read: a tombstone may stand beyond the last message.
-    let graves = match side {
-        Side::Older(before) => lowest..=before.previous(),
-        Side::Newer(after) => after.next()..=if cut { highest } else { Seq::MAX },
-    };
-    let merged = above.merge(rows.messages, tail.messages, &(lowest..=highest), &graves);
-    let through = merged.messages.keys().last().map_or(highest, |last| highest.max(*last));
-    Part { messages: merged.messages.into_values().collect(), more: cut, through, from_log: merged.from_log }
-}
-
-/// Puts the sides together and cuts them to the limit.
-fn assemble(ask: &HistoryRequest, parts: Vec<Part>, source: Source) -> Page {
-    let limit = ask.limit as usize;
+fn put_together(ask: &HistoryRequest, sides: &[Side], parts: Vec<Part>) -> Part {
     let (mut older, mut newer) = (None, None);
-    for (side, part) in sides(ask.cursor).into_iter().zip(parts) {
+    for (side, part) in sides.iter().zip(parts) {
         match side {
-            Side::Older(before) => older = Some((before, part)),
+            Side::Older(_) => older = Some(part),
             Side::Newer(_) => newer = Some(part),
         }
     }
-    let after = newer.as_ref().map_or(0, |part| part.messages.len());
-    let before = older.as_ref().map_or(0, |(_, part)| part.messages.len());
-    // Around: half a page each side, and what one side lacks goes to the other.
-    let take_after = if older.is_some() { after.min((limit.div_ceil(2)).max(limit.saturating_sub(before))) } else { after.min(limit) };
-    let take_before = before.min(limit - take_after);
-    let mut page = Page { messages: Vec::with_capacity(limit), more: false, through: Seq::ZERO, source };
-    if let Some((before, mut part)) = older {
-        let surplus = part.messages.len() - take_before;
-        page.more |= part.more || surplus > 0;
-        page.through = part.through.min(before.previous());
-        page.messages.extend(part.messages.drain(surplus..));
-    }
-    if let Some(mut part) = newer {
-        let more = part.more || part.messages.len() > take_after;
-        part.messages.truncate(take_after);
-        page.through = match part.messages.last() {
-            Some(last) if more => last.seq,
-            _ => part.through,
-        };
-        page.more |= more;
-        page.messages.extend(part.messages);
-    }
-    page
+    assemble(ask.limit as usize, older, newer)
+}
+
+fn page(part: Part, source: Source) -> Page {
+    Page { messages: part.messages, more: part.more, through: part.through, source }
 }
 
 /// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole. A deletion stands behind its
 /// message, so as long as the log has the message, it has the deletion.
-async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Side], max_bytes: usize) -> Result<Page> {
+async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Side], need: Limit) -> Result<Page> {
     const TOO_OLD: &str = "the database is away and the log no longer holds that part of the room; try again";
     let (log, limits, conversation) = (ctx.log(), ctx.settings().limits(), &ask.conversation);
-    let (first, last) = log.range().await?;
+    let (first, end) = log.range().await?;
+    let below = first.previous();
+    let tails = Tails::read(log, &conversation.log_subjects(), (below, end), sides, need, limits).await?;
+    // After the messages, so that no text is read after its deletion was not seen.
+    let changes = own_changes(log, &[conversation.change_subject()], first, need.until).await?;
+    // Trimmed meanwhile: what was read below is not all there was.
+    let (first, _) = log.range().await?;
     let trimmed = first > Seq::ZERO.next();
-    let subjects = conversation.log_subjects();
-    let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
-    let mut tails = Vec::with_capacity(sides.len());
-    for side in sides {
-        let tail = match *side {
-            Side::Older(before) => Tail::newest(log, &subjects, Seq::ZERO.next(), before, need, limits).await?,
-            Side::Newer(after) if trimmed && after.next() < first => return Err(Error::new(Code::Unavailable, TOO_OLD)),
-            Side::Newer(after) => Tail::oldest(log, &subjects, after.next(), need, limits).await?,
-        };
-        tails.push(tail);
-    }
-    // Last, so that no text is read after its deletion was not seen.
-    let changes =
-        runtime::changes(log, &conversation.change_subject(), Seq::ZERO.next(), Limit { messages: 10_000, bytes: 8 << 20, ..need }).await?;
-    let cutoff_ms = ctx.cutoff_ms();
-    tails.iter_mut().for_each(|tail| tail.expire(cutoff_ms));
-    let above = Union { known: HashMap::new(), changes: changes.iter().collect(), cutoff_ms };
+    let cutoffs = Cutoffs::of_one(&conversation.name(), ctx.cutoff_ms());
+    let union = Union::new(HashMap::new(), changes.iter().collect(), cutoffs.clone(), tails.all());
     let mut parts = Vec::with_capacity(sides.len());
-    for (side, tail) in sides.iter().zip(tails) {
-        let older = matches!(side, Side::Older(_));
-        let read_to = tail.last.unwrap_or(Seq::ZERO);
-        let through = if tail.complete || older { last.max(read_to) } else { read_to };
-        let lowest = if tail.complete { first } else { tail.from };
-        // What lies before something that has expired has expired, too.
-        let more = if older { !tail.expired && (trimmed || !tail.complete) } else { !tail.complete };
-        let graves = match *side {
-            Side::Older(before) => lowest..=before.previous(),
-            Side::Newer(after) => after.next()..=through,
+    for (number, side) in sides.iter().enumerate() {
+        let tail = tails.of(number);
+        let unreached = match *side {
+            // What lies before something that has expired has expired, too.
+            Side::Older(_) => trimmed && !tail.expired(&cutoffs),
+            Side::Newer(after) if trimmed && after.next() < first => return Err(Error::new(Code::Unavailable, TOO_OLD)),
+            Side::Newer(_) => false,
         };
-        let unreached = older && trimmed && !tail.expired;
-        let merged = above.merge(Vec::new(), tail.messages, &(Seq::ZERO..=Seq::MAX), &graves).messages;
-        if unreached && merged.is_empty() {
+        let rows = Rows { messages: Vec::new(), reach: unreached.then_some(first) };
+        let part = union.part(*side, below, end, tail, rows);
+        if unreached && part.messages.is_empty() {
             return Err(Error::new(Code::Unavailable, TOO_OLD));
         }
-        parts.push(Part { messages: merged.into_values().collect(), more, through, from_log: true });
+        parts.push(part);
     }
-    Ok(assemble(ask, parts, Source::Log))
+    Ok(page(put_together(ask, sides, parts), Source::Log))
 }

@@ -6,9 +6,13 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use runtime::{Error, Result};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::{Instrument, Span};
+use wire::Code;
 
 /// Readings under way, by question.
 pub struct Together<K, V>(Arc<Waiting<K, V>>);
@@ -17,7 +21,8 @@ pub struct Together<K, V>(Arc<Waiting<K, V>>);
 type Waiting<K, V> = Mutex<HashMap<K, Vec<Waiter<V>>>>;
 
 struct Waiter<V> {
-    answer: oneshot::Sender<V>,
+    /// `None` when it took too long.
+    answer: oneshot::Sender<Option<V>>,
     span: Span,
 }
 
@@ -28,8 +33,12 @@ impl<K, V> Default for Together<K, V> {
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + 'static> Together<K, V> {
-    /// The answer of a reading that began after this call; `None` when that reading panicked.
-    pub async fn ask<F>(&self, question: K, read: impl Fn() -> F + Send + 'static) -> Option<V>
+    /// The answer of a reading that began after this call. A reading takes at most `limit`, whether anybody still waits
+    /// for it or not.
+    ///
+    /// # Errors
+    /// 503 when the reading took too long, 500 when it panicked.
+    pub async fn ask<F>(&self, question: K, limit: Duration, read: impl Fn() -> F + Send + 'static) -> Result<V>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -50,22 +59,27 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + 'static> Together<
         };
         if let Some(waiter) = first {
             // A task of its own: whoever asked first may give up, the others have not.
-            tokio::spawn(read_until_nobody_waits(Reading { waiting: self.0.clone(), question }, waiter, read));
+            tokio::spawn(read_until_nobody_waits(Reading { waiting: self.0.clone(), question }, waiter, limit, read));
         }
-        answered.await.ok()
+        match answered.await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(Error::new(Code::Unavailable, "reading this took too long; try again")),
+            Err(_) => Err(Error::internal("the shared reading ended badly")),
+        }
     }
 }
 
 async fn read_until_nobody_waits<K: Eq + Hash, V: Clone, F: Future<Output = V>>(
     reading: Reading<K, V>,
     first: Waiter<V>,
+    limit: Duration,
     read: impl Fn() -> F,
 ) {
     let mut waiters = vec![first];
     loop {
         // The reading shows in the trace of the first of those it serves.
         let span = waiters.first().map_or_else(Span::none, |waiter| waiter.span.clone());
-        let answer = read().instrument(span).await;
+        let answer = timeout(limit, read().instrument(span)).await.ok();
         for waiter in waiters {
             // Whoever gave up does not want it any more.
             let _ = waiter.answer.send(answer.clone());
@@ -101,8 +115,12 @@ fn lock<K, V>(waiting: &Waiting<K, V>) -> MutexGuard<'_, HashMap<K, Vec<Waiter<V
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use super::*;
+    use futures::FutureExt as _;
     use tokio::sync::Semaphore;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn a_reading_serves_only_those_who_asked_before_it_began() {
@@ -118,7 +136,7 @@ mod tests {
                         number
                     }
                 };
-                together.ask("page", read).await.unwrap()
+                together.ask("page", LONG, read).await.unwrap()
             })
         };
         let first = ask();
@@ -140,8 +158,20 @@ mod tests {
     #[tokio::test]
     async fn a_panic_costs_only_those_who_shared_it() {
         let together = Together::<&str, u32>::default();
-        let failed = together.ask("page", || async { panic!("as a test") }).await;
-        assert_eq!(failed, None);
-        assert_eq!(together.ask("page", || async { 7 }).await, Some(7));
+        let failed = together.ask("page", LONG, || async { panic!("as a test") }).await;
+        assert_eq!(failed.unwrap_err().code, Code::Internal);
+        assert_eq!(together.ask("page", LONG, || async { 7 }).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_reading_ends_though_whoever_asked_is_gone() {
+        let together = Together::<&str, u32>::default();
+        let short = Duration::from_millis(20);
+        drop(together.ask("page", short, std::future::pending).now_or_never());
+        let late = together.ask("page", short, std::future::pending).await.unwrap_err();
+        assert_eq!(late.code, Code::Unavailable);
+        while !lock(&together.0).is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -5,37 +5,42 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use runtime::{Ctx, Database, DatabaseError, Error, Key, Limit, Result, Tail, Union, changes, query_span};
+use runtime::{Ctx, Cutoffs, Database, DatabaseError, Error, Key, Limit, Result, Union, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
-use wire::{Change, Code, DM_CHANGES, InboxRequest, Marks, Seq, directs_to};
+use wire::{Change, Code, InboxRequest, Marks, Seq, direct_changes_of, directs_to};
 
 use crate::index::{self, Rows};
-use crate::page::{Found, Parts, join};
+use crate::page::{Found, Parts, join, read_log};
 
 const MARK: &str = "select delivered from users where name = $1";
 
 /// The user's range is written as bounds of pairs, here and below, and not as `recipient = $1`: then only the index that begins with the
 /// recipient has the order, and nobody's mail is looked for among everybody's. The room's name is a subquery and no join: a plan for any
 /// limit takes it for a tenth of all mail, and would join it by reading every room there is. Oldest first, at least one row, at most
-/// about `$4` bytes of text; `counted` is what there was before that cut.
+/// about `$4` bytes of text.
 pub const MESSAGES: &str = "
-    select seq, (select name from rooms where rooms.id = room_id) as room, sender, recipient, id, text, sent_at, deleted, counted from (
-        select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
-               count(*) over () as counted
+    select seq, (select name from rooms where rooms.id = room_id) as room, sender, recipient, id, text, sent_at, deleted from (
+        select *, sum(octet_length(text)) over (order by seq rows unbounded preceding) - octet_length(text) < $4 as fits
           from (select seq, room_id, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, 9223372036854775807)
+                 where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, $5)
                    and received_at > (select cutoff(name) from rooms where rooms.id = room_id)
                  order by recipient, seq limit $3) page) sized
      where fits order by seq";
 
+/// Those of messages that have not expired.
 const CHANGES: &str = "
     select seq, target, sender, id, mode, changed_by from changes
-     where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, 9223372036854775807)
+     where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, $4)
+       and (select max(received_at) from messages
+             where (messages.sender, messages.id) = (changes.sender, changes.id))
+           > (select cutoff(name) from rooms where rooms.id = room_id)
      order by recipient, seq limit $3";
 
-const READ: &str = "select room, read from receipts where reader = $1 and room = any($2)";
+const READ: &str = "
+    select asked.room, mark.read from unnest($2::text[]) as asked (room)
+     cross join lateral (select read from receipts where (reader, receipts.room) = ($1, asked.room) limit 1) mark";
 
 const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as asked (name)";
 
@@ -44,26 +49,23 @@ const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as a
 /// # Errors
 /// 503 when the log or PostgreSQL does not answer: only PostgreSQL knows the mark.
 pub async fn read(ctx: &Ctx, ask: &InboxRequest, max_bytes: usize) -> Result<Found> {
-    let (log, limits, user) = (ctx.log(), ctx.settings().limits(), ask.user.as_str());
+    let (log, user) = (ctx.log(), ask.user.as_str());
     let mark = mark(ctx.database(), user).await?.ok_or_else(away)?;
-    let (_, end) = log.range().await?;
-    let floor = log.floor().await?;
+    let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
+    let end = end.max(floor);
     // One more than asked for tells whether there is more.
-    let need = ask.limit as usize + 1;
-    let deadline = ctx.settings().request_deadline();
-    let subjects = [directs_to(&ask.user)];
-    let (mut tail, above) = tokio::try_join!(
-        Tail::oldest(log, &subjects, floor.max(mark).next(), Limit::within(need, max_bytes, deadline), limits),
-        changes(log, DM_CHANGES, floor.next(), Limit::within(10_000, 8 << 20, deadline)),
-    )?;
+    let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
+    let (subjects, changes) = ([directs_to(&ask.user)], direct_changes_of(&ask.user));
+    let (tails, above) = read_log(ctx, (&subjects, &changes), (floor, end), mark, need).await?;
     let above: Vec<&Change> = above.iter().filter(|change| change.deletion.to.as_deref() == Some(user)).collect();
-    let keys: Vec<Key> = Union::keys(tail.ids.iter().cloned(), &above);
-    let in_log: Vec<&str> =
-        tail.messages.iter().map(|message| message.room.as_str()).chain(above.iter().map(|change| change.room.as_str())).collect();
-    let wanted = Wanted { user, mark, rows: need, bytes: max_bytes, keys: &keys, in_log: &in_log };
-    let (rows, Marked { read, cutoffs_ms }) = rows(ctx.database(), &wanted).await?.ok_or_else(away)?;
-    tail.expire_each(|room| cutoffs_ms.get(room).copied().flatten());
-    let mut found = join(Parts { after: mark, floor, end, tail, above, rows });
+    let keys: Vec<Key> = Union::keys(tails.all(), &above);
+    let messages = tails.all().iter().flat_map(|tail| &tail.messages);
+    let in_log: BTreeSet<&str> =
+        messages.map(|message| message.room.as_str()).chain(above.iter().map(|change| change.room.as_str())).collect();
+    let in_log: Vec<&str> = in_log.into_iter().collect();
+    let wanted = Wanted { user, mark, end, rows: need.messages + tails.repeated(), bytes: max_bytes, keys: &keys, in_log: &in_log };
+    let (rows, Marked { read, cutoffs }) = rows(ctx.database(), &wanted).await?.ok_or_else(away)?;
+    let mut found = join(Parts { after: mark, floor, end, tails, above, rows, cutoffs });
     for message in &mut found.messages {
         let read = read.get(&message.room).copied().unwrap_or_default();
         Marks::show(message, |_| Marks { delivered: mark, read });
@@ -86,6 +88,8 @@ async fn mark(database: &Database, user: &str) -> Result<Option<Seq>, DatabaseEr
 struct Wanted<'a> {
     user: &'a str,
     mark: Seq,
+    /// What lies beyond this sequence is left out: there may be holes in it.
+    end: Seq,
     /// Messages at most, and changes at most.
     rows: usize,
     /// Bytes of text.
@@ -99,8 +103,8 @@ struct Wanted<'a> {
 struct Marked {
     /// Up to where the user has read them.
     read: HashMap<String, Seq>,
-    /// What the log took then, in Unix milliseconds, or before has expired.
-    cutoffs_ms: HashMap<String, Option<i64>>,
+    /// Since when messages of the log count.
+    cutoffs: Cutoffs,
 }
 
 /// What the index has above the mark; `None` while PostgreSQL is away.
@@ -110,16 +114,17 @@ async fn rows(database: &Database, wanted: &Wanted<'_>) -> Result<Option<(Rows, 
 }
 
 async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Rows, Marked), sqlx::Error> {
-    let (mark, limit) = (wanted.mark.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
+    let (mark, end, limit) = (wanted.mark.as_i64(), wanted.end.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
-    let found = sqlx::query(MESSAGES).bind(wanted.user).bind(mark).bind(limit).bind(bytes).fetch_all(&mut *connection).await?;
-    let changes = sqlx::query(CHANGES).bind(wanted.user).bind(mark).bind(limit).fetch_all(&mut *connection).await?;
-    let mut rows = Rows::of(&found, &changes, wanted.rows, |row| row.try_get("room"))?;
+    let found = sqlx::query(MESSAGES).bind(wanted.user).bind(mark).bind(limit).bind(bytes).bind(end).fetch_all(&mut *connection).await?;
+    let changes = sqlx::query(CHANGES).bind(wanted.user).bind(mark).bind(limit).bind(end).fetch_all(&mut *connection).await?;
+    let mut rows = Rows::of(&found, &changes, (wanted.rows, wanted.bytes), |row| row.try_get("room"))?;
     rows.known = index::known(connection, wanted.keys).await?;
-    let rooms: BTreeSet<&str> = rows.messages.iter().map(|message| message.room.as_str()).chain(wanted.in_log.iter().copied()).collect();
+    let rooms: BTreeSet<&str> =
+        rows.messages.messages.iter().map(|message| message.room.as_str()).chain(wanted.in_log.iter().copied()).collect();
     let rooms: Vec<&str> = rooms.into_iter().collect();
     let read: Vec<(String, i64)> = sqlx::query_as(READ).bind(wanted.user).bind(&rooms).fetch_all(&mut *connection).await?;
     let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(wanted.in_log).fetch_all(connection).await?;
     let read = read.into_iter().map(|(room, read)| (room, Seq::from_i64(read))).collect();
-    Ok((rows, Marked { read, cutoffs_ms: cutoffs_ms.into_iter().collect() }))
+    Ok((rows, Marked { read, cutoffs: cutoffs_ms.into_iter().collect() }))
 }

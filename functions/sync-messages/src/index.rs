@@ -12,32 +12,35 @@ use wire::{ChangeEntry, ChangeType, Marks, Message, Mode, Seq, Status};
 /// A page takes a millisecond; a database that takes this long is away.
 pub const DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// The room's range is written as bounds of pairs, and not as `room_id = …`: then only the index that begins with the room has the
-/// order, and a quiet room is not looked for among all others. Oldest first, at least one row, at most about `$4` bytes of text; `counted` is what there was before that cut.
+/// The room and its cutoff are resolved once a query and not once a row. The room's range is written as bounds of pairs, and
+/// not as `room_id = …`: then only the index that begins with the room has the order, and a quiet room is not looked for among
+/// all others. Oldest first, at least one row, at most about `$4` bytes of text.
 const MESSAGES: &str = "
-    select seq, sender, recipient, id, text, sent_at, deleted, counted from (
-        select *, sum(octet_length(text)) over (order by seq) - octet_length(text) < $4 as fits,
-               count(*) over () as counted
+    with room as materialized (select id, cutoff($1) as cutoff from rooms where name = $1)
+    select seq, sender, recipient, id, text, sent_at, deleted from (
+        select *, sum(octet_length(text)) over (order by seq rows unbounded preceding) - octet_length(text) < $4 as fits
           from (select seq, sender, recipient, id, text, sent_at, deleted
                   from messages
-                 where (room_id, seq) > ((select id from rooms where name = $1), $2)
-                   and (room_id, seq) <= ((select id from rooms where name = $1), 9223372036854775807) and received_at > (select cutoff($1))
+                 where (room_id, seq) > ((select id from room), $2) and (room_id, seq) <= ((select id from room), $5)
+                   and received_at > (select cutoff from room)
                  order by room_id, seq limit $3) page) sized
      where fits order by seq";
 
 /// Those of messages that have not expired. A subquery and no join: it is asked of the few rows the limit takes.
 const CHANGES: &str = "
+    with room as materialized (select id, cutoff($1) as cutoff from rooms where name = $1)
     select seq, target, sender, id, mode, changed_by from changes
-     where (room_id, seq) > ((select id from rooms where name = $1), $2)
-       and (room_id, seq) <= ((select id from rooms where name = $1), 9223372036854775807)
+     where (room_id, seq) > ((select id from room), $2) and (room_id, seq) <= ((select id from room), $4)
        and (select max(received_at) from messages
-             where (messages.sender, messages.id) = (changes.sender, changes.id)) > (select cutoff($1))
+             where (messages.sender, messages.id) = (changes.sender, changes.id)) > (select cutoff from room)
      order by room_id, seq limit $3";
 
-/// Where the ids of some senders are stored already.
+/// Where the ids of some senders are stored already. A lateral subquery: whatever PostgreSQL believes of the table, it looks
+/// for one id after the other by the index.
 const KNOWN: &str = "
-    select sender, id, seq from messages
-     where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
+    select asked.sender, asked.id, stored.seq from unnest($1::text[], $2::text[]) as asked (sender, id)
+     cross join lateral (select seq from messages
+                          where (sender, messages.id, derived) = (asked.sender, asked.id, false) limit 1) stored";
 
 /// How far people have got.
 const MARKS: &str = "select person, delivered, read from marks($1, $2)";
@@ -49,6 +52,8 @@ pub struct Wanted<'a> {
     pub room: &'a str,
     /// The cursor.
     pub after: Seq,
+    /// What lies beyond this sequence is left out: there may be holes in it.
+    pub end: Seq,
     /// Messages at most, and changes at most.
     pub rows: usize,
     /// Bytes of text.
@@ -65,13 +70,11 @@ pub struct Wanted<'a> {
 #[derive(Debug, Default)]
 pub struct Rows {
     /// Oldest first.
-    pub messages: Vec<Message>,
-    /// There may be messages beyond the last of these.
-    pub more_messages: bool,
+    pub messages: runtime::Rows,
     /// Oldest first.
     pub changes: Vec<ChangeEntry>,
-    /// There may be changes beyond the last of these.
-    pub more_changes: bool,
+    /// There may be changes beyond this one; `None` when these are all.
+    pub changes_reach: Option<Seq>,
     /// Where the ids asked about are stored.
     pub known: HashMap<Key, Seq>,
     /// How far the people asked about have got.
@@ -90,11 +93,11 @@ pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Row
 }
 
 async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Rows, sqlx::Error> {
-    let (after, limit) = (wanted.after.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
+    let (after, end, limit) = (wanted.after.as_i64(), wanted.end.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
-    let found = sqlx::query(MESSAGES).bind(wanted.room).bind(after).bind(limit).bind(bytes).fetch_all(&mut *connection).await?;
-    let changes = sqlx::query(CHANGES).bind(wanted.room).bind(after).bind(limit).fetch_all(&mut *connection).await?;
-    let mut rows = Rows::of(&found, &changes, wanted.rows, |_| Ok(wanted.room.to_owned()))?;
+    let found = sqlx::query(MESSAGES).bind(wanted.room).bind(after).bind(limit).bind(bytes).bind(end).fetch_all(&mut *connection).await?;
+    let changes = sqlx::query(CHANGES).bind(wanted.room).bind(after).bind(limit).bind(end).fetch_all(&mut *connection).await?;
+    let mut rows = Rows::of(&found, &changes, (wanted.rows, wanted.bytes), |_| Ok(wanted.room.to_owned()))?;
     rows.known = known(&mut *connection, wanted.keys).await?;
     if !wanted.people.is_empty() {
         let marks: Vec<(String, i64, i64)> =
@@ -109,22 +112,21 @@ async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result
 }
 
 impl Rows {
-    /// Messages and changes of which at most `wanted` each were asked for; `room` says whose a message is.
+    /// Messages, of which at most `rows` or about `bytes` were asked for, and changes, of which at most `rows` were; `room` says
+    /// whose a message is.
     pub fn of(
         messages: &[PgRow],
         changes: &[PgRow],
-        wanted: usize,
+        (rows, bytes): (usize, usize),
         room: impl Fn(&PgRow) -> Result<String, sqlx::Error>,
     ) -> Result<Rows, sqlx::Error> {
-        let mut rows = Rows { more_changes: changes.len() >= wanted, ..Rows::default() };
-        for row in messages {
-            let counted = usize::try_from(row.try_get::<i64, _>("counted")?).unwrap_or(usize::MAX);
-            // As many as were asked for, or some cut for their bytes: either way something may follow.
-            rows.more_messages = counted >= wanted || counted > messages.len();
-            rows.messages.push(message(room(row)?, row)?);
-        }
-        rows.changes = changes.iter().map(change).collect::<Result<_, _>>()?;
-        Ok(rows)
+        let messages = messages.iter().map(|row| message(room(row)?, row)).collect::<Result<Vec<Message>, sqlx::Error>>()?;
+        // As many as were asked for, or perhaps some cut for their bytes: either way something may follow.
+        let cut = messages.len() >= rows || messages.iter().map(|message| message.text.len()).sum::<usize>() >= bytes;
+        let reach = messages.last().filter(|_| cut).map(|last| last.seq);
+        let changes = changes.iter().map(change).collect::<Result<Vec<ChangeEntry>, sqlx::Error>>()?;
+        let changes_reach = changes.last().filter(|_| changes.len() >= rows).map(|last| last.seq);
+        Ok(Rows { messages: runtime::Rows { messages, reach }, changes, changes_reach, ..Rows::default() })
     }
 }
 

@@ -323,9 +323,9 @@ async fn an_inbox_reads_no_room_but_its_own() {
     let settings = Settings::read(&Vars::from_pairs(world.vars("sync-messages")).unwrap()).unwrap();
     let connected = Database::new(&settings, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
-        let prepare = format!("prepare page (text, bigint, bigint, bigint) as {}", crate::inbox::MESSAGES);
+        let prepare = format!("prepare page (text, bigint, bigint, bigint, bigint) as {}", crate::inbox::MESSAGES);
         sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await?;
-        sqlx::query_scalar::<_, String>("explain execute page ('b-7', 0, 101, 1000000)").fetch_all(connection).await
+        sqlx::query_scalar::<_, String>("explain execute page ('b-7', 0, 101, 1000000, 100000)").fetch_all(connection).await
     });
     let plan = plan.await.unwrap().join("\n");
     assert!(plan.contains("messages_recipient_seq_idx") && !plan.contains("Seq Scan"), "{plan}");

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Key, Limit, Result, Tail, Union, changes};
+use runtime::{Ctx, Cutoffs, Key, Limit, Result, Tail, Union, changes};
 use sqlx::postgres::PgConnection;
 use wire::{CHANGES, Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, directs_to};
 
@@ -148,7 +148,7 @@ type CountRow = (i64, Option<String>, i64, i64);
 
 impl Asked<'_> {
     async fn count(&self, connection: &mut PgConnection) -> Result<All, sqlx::Error> {
-        let keys = Union::keys(self.tail.ids.iter().cloned(), &self.above);
+        let keys = Union::keys(std::slice::from_ref(&self.tail), &self.above);
         let known = known(connection, &keys).await?;
         // Deleted above the floor, perhaps not yet in the index: by position, and where else a copy is stored.
         let deleted = self.above.iter().map(|change| change.tombstone());
@@ -214,13 +214,9 @@ impl Asked<'_> {
         let no_graves = Seq::MAX..=Seq::ZERO;
         let in_log: Vec<&str> = self.tail.messages.iter().map(|message| message.room.as_str()).collect();
         let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(in_log).fetch_all(&mut *connection).await?;
-        let cutoffs_ms: HashMap<String, Option<i64>> = cutoffs_ms.into_iter().collect();
-        // A copy, since the database may have to be asked a second time.
-        let mut tail = self.tail.clone();
-        tail.expire_each(|room| cutoffs_ms.get(room).copied().flatten());
-        // No tombstones are asked for here, so it does not matter which of them have expired.
-        let union = Union { known, changes: self.above.clone(), cutoff_ms: None };
-        let merged = union.merge(rows.collect(), tail.messages, &(self.floor.next()..=Seq::MAX), &no_graves);
+        let cutoffs: Cutoffs = cutoffs_ms.into_iter().collect();
+        let union = Union::new(known, self.above.clone(), cutoffs, std::slice::from_ref(&self.tail));
+        let merged = union.merge(rows.collect(), &self.tail, &(self.floor.next()..=Seq::MAX), &no_graves);
         let others: Vec<Message> =
             merged.messages.into_values().filter(|message| !message.deleted && message.user != self.user.as_str()).collect();
         let direct: Vec<&str> = others.iter().filter(|message| message.to.is_some()).map(|message| message.room.as_str()).collect();

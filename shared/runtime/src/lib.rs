@@ -40,10 +40,10 @@ pub use meter::Meter;
 pub use nats::{ApiError, Connection, connect};
 pub use service::{Reply, Request};
 pub use spans::{Failing, query_span};
-pub use tail::{Tail, changes};
+pub use tail::{Tail, Tails, changes, few_changes, own_changes};
 pub use telemetry::{Telemetry, inject_trace, link, new_instance_id, remote_parent, sampled_traceparent};
 pub use told::{EventsPosition, foreign_events, told};
-pub use union::{Key, Merged, Union};
+pub use union::{Cutoffs, Key, Merged, Part, Rows, Side, Union, assemble};
 
 /// This function's name, version and description, from its `Cargo.toml`.
 #[macro_export]

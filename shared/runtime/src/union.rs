@@ -1,9 +1,24 @@
-//! The union of log and index: what a reader of a conversation is shown.
+//! The union of stream and projection: what a reader of a conversation is shown.
+//!
+//! Everything here is a pure function of what was read, and right only when it was read in this order:
+//!
+//! 1. the floor and the stream's last sequence, `end`, in either order. Up to the floor everything was
+//!    committed to PostgreSQL; a page never claims anything beyond `end`.
+//! 2. the tail: the messages above the floor that the stream still holds.
+//! 3. the deletions above the floor. What a hard deletion erased before the tail was read has its
+//!    deletion here, because that is appended first.
+//! 4. the projection, bounded by `end`. What was trimmed before steps 2 and 3 was committed before it was
+//!    trimmed, so it is here, above the floor or not.
+//!
+//! So a position up to `end` is in the tail, or was erased, or is in the projection. Above `end` the
+//! projection may have holes, because workers store batches in any order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::RangeInclusive;
 
-use wire::{Change, Message, Seq};
+use wire::{Change, ChangeEntry, Message, Seq, derived_id};
+
+use crate::Tail;
 
 /// Sender and id: what makes it one message, wherever copies of it stand.
 pub type Key = (String, String);
@@ -13,16 +28,70 @@ pub fn key(message: &Message) -> Key {
     (message.user.clone(), message.id.clone())
 }
 
-/// What is known beside the messages themselves. Deletions up to the floor have been applied in the index; those above are
-/// applied here.
+/// Which way a page goes from its cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The newest before this sequence.
+    Older(Seq),
+    /// The oldest after this sequence.
+    Newer(Seq),
+}
+
+/// Since when messages count, by conversation, in Unix milliseconds.
+#[derive(Debug, Clone, Default)]
+pub struct Cutoffs(HashMap<String, i64>);
+
+impl Cutoffs {
+    /// Of one conversation; `None` where nothing expires.
+    pub fn of_one(room: &str, cutoff_ms: Option<i64>) -> Cutoffs {
+        Cutoffs::from_iter([(room.to_owned(), cutoff_ms)])
+    }
+
+    /// Whether what the log received then has expired.
+    pub fn expired(&self, room: &str, received_ms: i64) -> bool {
+        self.0.get(room).is_some_and(|cutoff_ms| received_ms <= *cutoff_ms)
+    }
+}
+
+impl FromIterator<(String, Option<i64>)> for Cutoffs {
+    fn from_iter<I: IntoIterator<Item = (String, Option<i64>)>>(cutoffs: I) -> Cutoffs {
+        Cutoffs(cutoffs.into_iter().filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?))).collect())
+    }
+}
+
+/// Rows of the projection in a row, none of them expired.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// In the order of the side they were read on.
+    pub messages: Vec<Message>,
+    /// Beyond this place there may be others; `None` when these are all.
+    pub reach: Option<Seq>,
+}
+
+/// One side of a page: no holes, oldest first.
+#[derive(Debug)]
+pub struct Part {
+    /// Perhaps more than were asked for.
+    pub messages: Vec<Message>,
+    /// There may be more beyond.
+    pub more: bool,
+    /// Everything up to here was read.
+    pub through: Seq,
+    /// The projection did not have all of it.
+    pub from_log: bool,
+}
+
+/// What is known beside the messages themselves. Deletions up to the floor have been applied in the
+/// projection; those above are applied here.
 #[derive(Debug)]
 pub struct Union<'a> {
-    /// Where the index has the ids of the tail and of what was deleted above the floor.
-    pub known: HashMap<Key, Seq>,
-    /// Deletions of this conversation above the floor.
-    pub changes: Vec<&'a Change>,
-    /// What the log took at this time, in Unix milliseconds, or before has expired: no tombstone stands for it.
-    pub cutoff_ms: Option<i64>,
+    /// Where the projection has the ids of the tail and of what was deleted above the floor.
+    known: HashMap<Key, Seq>,
+    /// Deletions above the floor.
+    changes: Vec<&'a Change>,
+    cutoffs: Cutoffs,
+    /// Of several messages with one id the first is the message: where it stands, as far as anybody knows.
+    firsts: HashMap<Key, Seq>,
 }
 
 /// What a reader is shown.
@@ -30,64 +99,114 @@ pub struct Union<'a> {
 pub struct Merged {
     /// By position.
     pub messages: BTreeMap<Seq, Message>,
-    /// The index did not have all of it.
+    /// The projection did not have all of it.
     pub from_log: bool,
 }
 
-impl Union<'_> {
-    /// The keys to look up for [`Union::known`]: those of `tail_ids`, and of what `changes` delete.
-    pub fn keys(tail_ids: impl IntoIterator<Item = Key>, changes: &[&Change]) -> Vec<Key> {
-        let deleted = changes.iter().filter(|change| !change.deletion.derived).map(|change| key(&change.tombstone()));
-        tail_ids.into_iter().chain(deleted).collect()
+impl<'a> Union<'a> {
+    /// What was read beside the rows.
+    pub fn new(known: HashMap<Key, Seq>, changes: Vec<&'a Change>, cutoffs: Cutoffs, tails: &[Tail]) -> Union<'a> {
+        let deleted = changes.iter().filter(|change| !change.deletion.derived).map(|change| {
+            let tombstone = change.tombstone();
+            (key(&tombstone), tombstone.seq)
+        });
+        let in_tail = tails.iter().flat_map(|tail| tail.firsts.iter().map(|(key, seq)| (key.clone(), *seq)));
+        let mut firsts = known.clone();
+        for (key, seq) in deleted.chain(in_tail).collect::<Vec<_>>() {
+            firsts.entry(key).and_modify(|first| *first = seq.min(*first)).or_insert(seq);
+        }
+        Union { known, changes, cutoffs, firsts }
     }
 
-    /// The rows of the index and the messages of the tail as far as they lie `within`, and tombstones in the range `graves`
-    /// for what was erased from the log before anybody stored it. The rows must be all the index has in that range.
-    pub fn merge(&self, rows: Vec<Message>, tail: Vec<Message>, within: &RangeInclusive<Seq>, graves: &RangeInclusive<Seq>) -> Merged {
-        let in_tail: HashMap<Key, Seq> = tail.iter().map(|message| (key(message), message.seq)).collect();
+    /// The keys to look up for what is known: those of the tails, and of what `changes` delete.
+    pub fn keys(tails: &[Tail], changes: &[&Change]) -> Vec<Key> {
+        let deleted = changes.iter().filter(|change| !change.deletion.derived).map(|change| key(&change.tombstone()));
+        tails.iter().flat_map(|tail| tail.ids.iter().cloned()).chain(deleted).collect()
+    }
+
+    /// One side of a page. `tail` holds what the stream has of the conversation above `floor`, and `end`
+    /// is the stream's last sequence, asked before the tail was read.
+    pub fn part(&self, side: Side, floor: Seq, end: Seq, tail: &Tail, rows: Rows) -> Part {
+        let tail_cut = (tail.from > floor.next() && !tail.expired(&self.cutoffs)).then_some(tail.from);
+        let (within, more) = match side {
+            Side::Older(before) => {
+                let reach = rows.reach.max(tail_cut);
+                (reach.unwrap_or(Seq::ZERO)..=before.previous().min(end), reach.is_some())
+            }
+            Side::Newer(after) => {
+                let reach = [Some(end), Some(tail.through), rows.reach].into_iter().flatten().min().unwrap_or(end);
+                (after.next()..=reach, reach < end)
+            }
+        };
+        let merged = self.merge(rows.messages, tail, &within, &within);
+        let messages = merged.messages.into_values().collect();
+        Part { messages, more, through: *within.end(), from_log: merged.from_log }
+    }
+
+    /// The rows of the projection and the messages of the tail as far as they lie `within`, and
+    /// tombstones in the range `graves` for what was erased from the stream before anybody stored it. The
+    /// rows must be all the projection has in that range.
+    pub fn merge(&self, rows: Vec<Message>, tail: &Tail, within: &RangeInclusive<Seq>, graves: &RangeInclusive<Seq>) -> Merged {
         let mut merged = Merged::default();
         let mut stored = HashMap::new();
         for message in rows {
             stored.insert(message.seq, message.deleted);
-            // A copy stored the later of two messages with one id first; the earlier one takes its place soon.
-            let displaced = in_tail.get(&key(&message)).is_some_and(|&earlier| earlier < message.seq);
-            if within.contains(&message.seq) && !displaced {
+            // A worker stored the later of two messages with one id first; the earlier one takes its place soon.
+            if within.contains(&message.seq) && self.is_first(&message) {
                 merged.messages.insert(message.seq, message);
             }
         }
-        for message in tail {
-            let known = self.known.get(&key(&message));
-            if within.contains(&message.seq) && known.is_none_or(|&earlier| earlier >= message.seq) {
-                merged.from_log |= !stored.contains_key(&message.seq) && known != Some(&message.seq);
-                // What the index knows as deleted was deleted while we were reading.
-                if stored.get(&message.seq) != Some(&true) {
-                    merged.messages.insert(message.seq, message);
-                }
+        for message in tail.alive(&self.cutoffs).filter(|message| within.contains(&message.seq) && self.is_first(message)) {
+            let known = self.known.get(&key(message)) == Some(&message.seq);
+            merged.from_log |= !stored.contains_key(&message.seq) && !known;
+            // What the projection has as deleted was deleted while we were reading.
+            if stored.get(&message.seq) != Some(&true) {
+                merged.messages.insert(message.seq, message.clone());
             }
         }
         merged.from_log |= self.bury(&mut merged.messages, graves);
         merged
     }
 
-    /// The deletions a reader is told of: those of messages that have not expired.
-    pub fn told(&self) -> impl Iterator<Item = &'_ Change> {
-        let alive = |change: &&Change| self.cutoff_ms.is_none_or(|cutoff_ms| change.deletion.received > cutoff_ms);
-        self.changes.iter().copied().filter(alive)
+    /// The changes a reader is told of within `range`: those of the projection and those of the stream,
+    /// each once; and whether the projection lacked any.
+    pub fn entries(&self, indexed: Vec<ChangeEntry>, range: &RangeInclusive<Seq>) -> (Vec<ChangeEntry>, bool) {
+        let mut entries: BTreeMap<Seq, ChangeEntry> = indexed.into_iter().map(|entry| (entry.seq, entry)).collect();
+        entries.retain(|seq, _| range.contains(seq));
+        let stored = entries.len();
+        for change in self.told().filter(|change| range.contains(&change.seq)) {
+            entries.entry(change.seq).or_insert_with(|| change.entry());
+        }
+        let lacked = entries.len() > stored;
+        (entries.into_values().collect(), lacked)
     }
 
-    /// Puts tombstones in the place of what was deleted; whether there was anything the index did not know.
+    /// Whether no earlier message has its id.
+    fn is_first(&self, message: &Message) -> bool {
+        message.id == derived_id(message.seq) || self.firsts.get(&key(message)).is_none_or(|&first| first >= message.seq)
+    }
+
+    /// The deletions a reader is told of: those of messages that have not expired.
+    fn told(&self) -> impl Iterator<Item = &'_ Change> {
+        self.changes.iter().copied().filter(|change| !self.cutoffs.expired(&change.room, change.deletion.received))
+    }
+
+    /// Puts tombstones in the place of what was deleted; whether there was anything the projection did not know.
     fn bury(&self, messages: &mut BTreeMap<Seq, Message>, graves: &RangeInclusive<Seq>) -> bool {
         let mut buried = false;
-        for change in &self.changes {
-            for message in messages.values_mut().filter(|message| !message.deleted && change.covers(message)) {
+        // By id first: thousands of deletions may wait.
+        let deletions = self.changes.iter().map(|change| (change.deletion.user.as_str(), change.deletion.id.as_str()));
+        let deleted: HashSet<(&str, &str)> = deletions.collect();
+        for message in messages.values_mut().filter(|message| !message.deleted) {
+            if deleted.contains(&(message.user.as_str(), message.id.as_str())) && self.changes.iter().any(|change| change.covers(message)) {
                 (message.text, message.deleted, buried) = (String::new(), true, true);
             }
         }
-        for change in self.told() {
-            // Nobody stored it, and the log no longer has it: its place remains all the same.
+        for change in self.told().filter(|change| graves.contains(&change.deletion.target)) {
+            // Nobody stored it, and the stream no longer has it: its place remains all the same.
             let tombstone = change.tombstone();
-            let elsewhere = !change.deletion.derived && self.known.get(&key(&tombstone)).is_some_and(|&seq| seq != tombstone.seq);
-            if !elsewhere && graves.contains(&tombstone.seq) && !messages.contains_key(&tombstone.seq) {
+            let elsewhere = !change.deletion.derived && !self.is_first(&tombstone);
+            if !elsewhere && !messages.contains_key(&tombstone.seq) {
                 messages.insert(tombstone.seq, tombstone);
                 buried = true;
             }
@@ -96,73 +215,34 @@ impl Union<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn seq(number: u64) -> Seq {
-        Seq::new(number).unwrap()
+/// A page of one side or of both, cut to `limit`: around a sequence half a page each side, and what one
+/// side lacks goes to the other.
+pub fn assemble(limit: usize, older: Option<Part>, newer: Option<Part>) -> Part {
+    let after = newer.as_ref().map_or(0, |part| part.messages.len());
+    let before = older.as_ref().map_or(0, |part| part.messages.len());
+    let take_after = if older.is_some() { after.min((limit.div_ceil(2)).max(limit.saturating_sub(before))) } else { after.min(limit) };
+    let take_before = before.min(limit - take_after);
+    let mut page = Part { messages: Vec::with_capacity(limit), more: false, through: Seq::ZERO, from_log: false };
+    if let Some(mut part) = older {
+        let surplus = part.messages.len() - take_before;
+        page.more |= part.more || surplus > 0;
+        page.from_log |= part.from_log;
+        page.through = part.through;
+        page.messages.extend(part.messages.drain(surplus..));
     }
-
-    fn message(number: u64, id: &str, text: &str) -> Message {
-        let message = json!({"id": id, "seq": number, "room": "general", "user": "ann", "text": text, "timestamp": 0});
-        serde_json::from_value(message).unwrap()
-    }
-
-    fn tombstone(number: u64, id: &str) -> Message {
-        Message { deleted: true, ..message(number, id, "") }
-    }
-
-    fn deletion(target: u64, id: &str) -> Change {
-        let body = json!({"type": "delete", "target": target, "id": id, "user": "ann", "derived": id.starts_with("seq:"),
-                          "timestamp": 0, "received": 0, "mode": "soft", "by": "ann"});
-        Change::parse("change.chat.general", body.to_string().as_bytes(), seq(100), 0).unwrap()
-    }
-
-    /// Position and text of what is shown of everything up to 50, and whether the log was needed.
-    fn merge(known: &[(&str, u64)], changes: &[Change], rows: &[Message], tail: &[Message]) -> (Vec<(u64, String)>, bool) {
-        let known = known.iter().map(|(id, at)| (("ann".to_owned(), (*id).to_owned()), seq(*at))).collect();
-        let all = Seq::ZERO..=seq(50);
-        let merged = Union { known, changes: changes.iter().collect(), cutoff_ms: None }.merge(rows.to_vec(), tail.to_vec(), &all, &all);
-        let shown = |message: &Message| {
-            assert_eq!(message.deleted, message.text.is_empty());
-            (message.seq.get(), message.text.clone())
+    if let Some(mut part) = newer {
+        let more = part.more || part.messages.len() > take_after;
+        part.messages.truncate(take_after);
+        page.through = match part.messages.last() {
+            Some(last) if more => last.seq,
+            _ => part.through,
         };
-        (merged.messages.values().map(shown).collect(), merged.from_log)
+        page.more |= more;
+        page.from_log |= part.from_log;
+        page.messages.extend(part.messages);
     }
-
-    fn shown(messages: &[(u64, &str)]) -> Vec<(u64, String)> {
-        messages.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect()
-    }
-
-    #[test]
-    fn the_first_of_two_with_one_id_is_shown() {
-        // The index has the first; the index has the later one, and the first is in the tail; both are in the index's place.
-        assert_eq!(merge(&[("a", 5)], &[], &[message(5, "a", "x")], &[message(9, "a", "x")]), (shown(&[(5, "x")]), false));
-        assert_eq!(merge(&[("a", 9)], &[], &[message(9, "a", "x")], &[message(5, "a", "x")]), (shown(&[(5, "x")]), true));
-        assert_eq!(merge(&[("a", 5)], &[], &[message(5, "a", "x")], &[message(5, "a", "x")]), (shown(&[(5, "x")]), false));
-    }
-
-    #[test]
-    fn no_text_is_shown_of_what_either_side_knows_as_deleted() {
-        let change = deletion(5, "a");
-        assert_eq!(merge(&[("a", 5)], std::slice::from_ref(&change), &[message(5, "a", "x")], &[]), (shown(&[(5, "")]), true));
-        assert_eq!(merge(&[], std::slice::from_ref(&change), &[], &[message(5, "a", "x")]), (shown(&[(5, "")]), true));
-        assert_eq!(merge(&[("a", 5)], &[], &[tombstone(5, "a")], &[message(5, "a", "x")]), (shown(&[(5, "")]), false), "deleted meanwhile");
-        // Another copy than the one the deletion names.
-        assert_eq!(merge(&[("a", 5)], &[deletion(9, "a")], &[message(5, "a", "x")], &[]), (shown(&[(5, "")]), true));
-    }
-
-    #[test]
-    fn what_was_erased_before_it_was_stored_has_a_tombstone_once() {
-        assert_eq!(merge(&[], &[deletion(5, "a")], &[], &[message(7, "b", "y")]), (shown(&[(5, ""), (7, "y")]), true));
-        assert_eq!(merge(&[], &[deletion(5, "seq:5")], &[], &[]), (shown(&[(5, "")]), true));
-        assert_eq!(merge(&[], &[deletion(60, "a")], &[], &[]), (shown(&[]), false), "outside of the range");
-        // It stands elsewhere, outside of what was read.
-        assert_eq!(merge(&[("a", 3)], &[deletion(5, "a")], &[], &[]), (shown(&[]), false));
-        // The index has it, beyond what may be shown of it.
-        assert_eq!(merge(&[("a", 5)], &[deletion(5, "a")], &[], &[]), (shown(&[(5, "")]), true));
-    }
+    page
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,8 @@ pub use subject::{
     DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DELIVERED, DISCOVER_INFO, DISCOVER_STATS, DM_CHANGES, DM_DELETE, DM_HISTORY, DM_INBOX,
     DM_READ, DM_SEND, DM_SYNC, EVENTS, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, READ,
     REQUEST_SUBJECTS, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, UNREAD, WORKER,
-    direct_subject, directs_to, discovery_subjects, is_in_log, jetstream, live_subject, overlap, ping_subject, subject_template,
+    direct_changes_of, direct_subject, directs_to, discovery_subjects, is_in_log, jetstream, live_subject, overlap, ping_subject,
+    subject_template,
 };
 pub use sync::{SyncPage, SyncRequest};
 

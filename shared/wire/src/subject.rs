@@ -318,6 +318,11 @@ pub fn subject_template(subject: &str) -> &'static str {
     }
 }
 
+/// The subjects of the log that carry the deletions of direct messages from or to `user`.
+pub fn direct_changes_of(user: &User) -> Vec<String> {
+    vec![crate::change_subject(&format!("dm.{user}.*")), crate::change_subject(&format!("dm.*.{user}"))]
+}
+
 /// Where live readers hear what is appended to `log_subject`.
 pub fn live_subject(log_subject: &str) -> String {
     format!("live.{log_subject}")
