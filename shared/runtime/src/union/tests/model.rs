@@ -16,7 +16,7 @@ use crate::{LogMessage, Tails};
 const ROOM: &str = "dm.ann.bob";
 const WAYS: [(&str, &str); 2] = [("ann", "bob"), ("bob", "ann")];
 /// Of each kind of world so many are tried.
-const WORLDS: u64 = 300;
+const WORLDS: u64 = 150;
 
 /// SplitMix64: the same worlds every time.
 struct Random(u64);
