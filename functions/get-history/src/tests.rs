@@ -3,6 +3,8 @@
 mod deletion;
 mod direct;
 mod expiry;
+mod many;
+mod reads;
 
 use std::time::Duration;
 

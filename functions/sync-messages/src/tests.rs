@@ -2,6 +2,7 @@
 
 mod expiry;
 mod inbox;
+mod reads;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

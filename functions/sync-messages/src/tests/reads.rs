@@ -1,0 +1,92 @@
+//! What happens between the reads of a page, brought about by hand.
+
+use sqlx::PgPool;
+use wire::DM_INBOX;
+
+use super::*;
+
+async fn execute(database: &PgPool, sql: &'static str) {
+    sqlx::raw_sql(sql).execute(database).await.unwrap();
+}
+
+async fn remove(world: &World, seq: u64) {
+    let client = world.client("persist-message").await;
+    let reply = client.request(jetstream::MESSAGE_DELETE, json!({ "seq": seq }).to_string().into()).await.unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&reply.payload).unwrap()["success"], true);
+}
+
+#[tokio::test]
+async fn a_deletion_that_was_stored_and_trimmed_above_an_old_floor_is_told() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    let bootstrap = world.client("stream-bootstrap").await;
+    let message = append(&client, "chat.general", r#"{"user":"ann","text":"said"}"#).await;
+    let change = append(&bootstrap, "change.chat.general", &deletion(message, "seq:1", "soft").to_string()).await;
+    execute(
+        &database,
+        "insert into rooms (name) values ('general');
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at, deleted)
+         select 1, id, 'ann', null, 'seq:1', true, '', now(), now(), true from rooms;
+         insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
+         select 2, id, 1, 'ann', 'seq:1', 'soft', 'ann', now() from rooms",
+    )
+    .await;
+    // The consumer has acknowledged nothing: as when the floor is an old one.
+    remove(&world, message).await;
+    remove(&world, change).await;
+    let (page, _) = ask(&client, 0, 50).await;
+    assert_eq!((page.messages.len(), page.changes.len(), page.through.get(), page.more), (1, 1, change, false), "{page:?}");
+    // Whoever has the message already hears that it was deleted, too.
+    let (page, _) = ask(&client, message, 50).await;
+    assert_eq!((page.messages.len(), page.changes[0].target.get(), page.through.get()), (0, message, change), "{page:?}");
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_waits_twice_is_told_once() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let client = world.client("publisher").await;
+    let body = r#"{"user":"ann","text":"once","id":"a"}"#;
+    let first = append(&client, "chat.general", body).await;
+    let again = append(&client, "chat.general", body).await;
+    let (page, _) = ask(&client, first, 50).await;
+    assert_eq!((page.messages.len(), page.through.get()), (0, again), "{page:?}");
+    function.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_inbox_tells_of_no_deletion_of_what_has_expired() {
+    let world = World::start().await;
+    let function = start(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    let bootstrap = world.client("stream-bootstrap").await;
+    for _ in 0..4 {
+        append(&client, "chat.other", r#"{"user":"ann","text":"takes a place"}"#).await;
+    }
+    // Two are stored with their deletions, which are the third and fourth; one of the messages is very old.
+    execute(
+        &database,
+        "insert into rooms (name) values ('dm.ann.bob');
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at, deleted)
+         select seq, id, 'ann', 'bob', 'seq:' || seq, true, '', now(), now() - interval '1 day' * (2 - seq) * 100, true
+           from rooms, generate_series(1, 2) as seq;
+         insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at, recipient)
+         select seq + 2, id, seq, 'ann', 'seq:' || seq, 'soft', 'ann', now(), 'bob' from rooms, generate_series(1, 2) as seq",
+    )
+    .await;
+    // Two wait in the log; one of the messages is very old.
+    let direct = |received: i64, target: u64| {
+        json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "user": "ann", "to": "bob", "derived": true,
+               "timestamp": 0, "received": received, "mode": "soft", "by": "ann"})
+        .to_string()
+    };
+    append(&bootstrap, "change.dm.ann.bob", &direct(1, 3)).await;
+    let told = append(&bootstrap, "change.dm.ann.bob", &direct(4_000_000_000_000, 4)).await;
+    let (page, _) = ask_raw(&client, DM_INBOX.subject(&["bob"]), "").await.unwrap();
+    let targets: Vec<u64> = page.changes.iter().map(|change| change.target.get()).collect();
+    assert_eq!(targets, [2, 4], "{page:?}");
+    assert_eq!(page.through.get(), told);
+    function.stop().await.unwrap();
+}
