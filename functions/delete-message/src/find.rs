@@ -95,10 +95,11 @@ async fn at<S>(ctx: &Ctx<S>, conversation: &Conversation, seq: Seq) -> Result<Op
 /// The first message with `id`, the asker's own before anybody else's.
 async fn by_id<S>(ctx: &Ctx<S>, ask: &DeleteRequest, id: &str, moderates: bool, floor: Option<Seq>) -> Result<Option<Found>> {
     let mut others: Option<Found> = None;
+    let limit = limit(ctx, CHUNK, CHUNK_BYTES);
     for subject in ask.conversation.log_subjects() {
         let mut next = floor.unwrap_or(Seq::ZERO).next();
         loop {
-            let window = ctx.log().first(&subject, next, limit(ctx, CHUNK, CHUNK_BYTES)).await?;
+            let window = ctx.log().first(&subject, next, limit).await?;
             for found in window.messages.iter().filter_map(|message| read(ctx, message)).filter(|found| !found.derived) {
                 if found.message.id != id {
                     continue;

@@ -16,9 +16,9 @@ const DEADLINE: Duration = Duration::from_millis(1_500);
 /// is left out, swept or not. The range is written as bounds of pairs, and not as `room_id = …`: then only the index that begins
 /// with the room has the order, and a quiet room is not looked for among all others.
 /// A file of its own, because `bench` measures the very same text in pgbench.
-const OLDER: &str = include_str!("older.sql");
+pub const OLDER: &str = include_str!("older.sql");
 /// Oldest first, after `$2` and up to `$4`, otherwise like [`OLDER`].
-const NEWER: &str = include_str!("newer.sql");
+pub const NEWER: &str = include_str!("newer.sql");
 
 // At least one of these rows, and at most about `$5` bytes of text: for pages so long that their texts may be too much.
 macro_rules! measured {
@@ -34,15 +34,15 @@ macro_rules! measured {
         )
     };
 }
-const OLDER_MEASURED: &str = measured!(include_str!("older.sql"), "seq desc");
-const NEWER_MEASURED: &str = measured!(include_str!("newer.sql"), "seq");
+pub const OLDER_MEASURED: &str = measured!(include_str!("older.sql"), "seq desc");
+pub const NEWER_MEASURED: &str = measured!(include_str!("newer.sql"), "seq");
 
 /// Rows whose texts can never be too much for one reply's worth of memory are not measured by the database.
 const UNMEASURED_BYTES: usize = 4 << 20;
 
 /// Where the ids of some senders are stored already. A lateral subquery: whatever PostgreSQL believes of the table, it looks
 /// for one id after the other by the index.
-const KNOWN: &str = "
+pub const KNOWN: &str = "
     select asked.sender, asked.id, stored.seq from unnest($1::text[], $2::text[]) as asked (sender, id)
      cross join lateral (select seq from messages
                           where (sender, messages.id, derived) = (asked.sender, asked.id, false) limit 1) stored";

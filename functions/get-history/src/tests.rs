@@ -4,6 +4,7 @@ mod deletion;
 mod direct;
 mod expiry;
 mod many;
+mod plans;
 mod reads;
 
 use std::time::Duration;

@@ -18,14 +18,18 @@ const MARK: &str = "select delivered from users where name = $1";
 /// The user's range is written as bounds of pairs, here and below, and not as `recipient = $1`: then only the index that begins with the
 /// recipient has the order, and nobody's mail is looked for among everybody's. The room's name is a subquery and no join: a plan for any
 /// limit takes it for a tenth of all mail, and would join it by reading every room there is. Oldest first, at least one row, at most
-/// about `$4` bytes of text.
+/// about `$4` bytes of text. The cutoff of direct messages is asked for once; only a conversation that has one of its own is asked
+/// about for each row.
 pub const MESSAGES: &str = "
     select seq, (select name from rooms where rooms.id = room_id) as room, sender, recipient, id, text, sent_at, deleted from (
         select *, sum(octet_length(text)) over (order by seq rows unbounded preceding) - octet_length(text) < $4 as fits
           from (select seq, room_id, sender, recipient, id, text, sent_at, deleted
                   from messages
                  where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, $5)
-                   and received_at > (select cutoff(name) from rooms where rooms.id = room_id)
+                   and received_at > (
+                       select case when name in (select room from retention where room >= 'dm.' and room < 'dm/') then cutoff(name)
+                                   else (select cutoff('dm.')) end
+                         from rooms where rooms.id = room_id)
                  order by recipient, seq limit $3) page) sized
      where fits order by seq";
 
@@ -35,7 +39,9 @@ const CHANGES: &str = "
      where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, $4)
        and (select max(received_at) from messages
              where (messages.sender, messages.id) = (changes.sender, changes.id))
-           > (select cutoff(name) from rooms where rooms.id = room_id)
+           > (select case when name in (select room from retention where room >= 'dm.' and room < 'dm/') then cutoff(name)
+                          else (select cutoff('dm.')) end
+                from rooms where rooms.id = room_id)
      order by recipient, seq limit $3";
 
 const READ: &str = "

@@ -329,7 +329,9 @@ async fn an_inbox_reads_no_room_but_its_own() {
         sqlx::query_scalar::<_, String>("explain execute page ('b-7', 0, 101, 1000000, 100000)").fetch_all(connection).await
     });
     let plan = plan.await.unwrap().join("\n");
-    assert!(plan.contains("messages_recipient_seq_idx") && !plan.contains("Seq Scan"), "{plan}");
+    // Retention is read once, for the conversations that have a row of their own.
+    let scans = plan.matches("Seq Scan").count() - plan.matches("Seq Scan on retention").count();
+    assert!(plan.contains("messages_recipient_seq_idx") && scans == 0, "{plan}");
 }
 
 /// Such a plan expects far more rows than there are, and compiling it takes longer than running it.

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Cutoffs, Key, Limit, Result, Tail, Union, changes};
+use runtime::{Ctx, Cutoffs, Key, Limit, Result, Tail, Union, few_changes, own_changes};
 use sqlx::postgres::PgConnection;
-use wire::{CHANGES, Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, directs_to};
+use wire::{Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, direct_changes_of, directs_to};
 
 use crate::mark::look;
 use crate::rooms;
@@ -24,9 +24,6 @@ const WALKED: i64 = 10_000;
 /// Messages of the log looked at above the floor.
 const TAIL: usize = 5_000;
 const TAIL_BYTES: usize = 8 << 20;
-/// Deletions that may wait to be stored; with more of them it is a 503.
-const DELETIONS: usize = 10_000;
-const DELETIONS_BYTES: usize = 8 << 20;
 
 /// Rooms the user reads: those with a mark, the highest first.
 const MARKS: &str = r"
@@ -102,16 +99,24 @@ pub async fn count(ctx: &Ctx, user: &User) -> Result<Unread> {
     if log.range().await?.1 > floor {
         subjects.extend(marks.iter().filter_map(|(room, _)| Some(Room::parse(room).ok()?.log_subject())));
     }
-    let deadline = ctx.settings().request_deadline();
-    let (tail, above) = tokio::try_join!(
-        Tail::oldest(log, &subjects, floor.next(), Limit::within(TAIL, TAIL_BYTES, deadline), ctx.settings().limits()),
-        changes(log, CHANGES, floor.next(), Limit::within(DELETIONS, DELETIONS_BYTES, deadline)),
-    )?;
+    let limit = Limit::within(TAIL, TAIL_BYTES, ctx.settings().request_deadline());
+    let tail = Tail::oldest(log, &subjects, floor.next(), limit, ctx.settings().limits()).await?;
+    let above = match few_changes(log, floor.next(), limit.until).await? {
+        Some(few) => few,
+        // Other conversations' deletions cost this user nothing.
+        None => own_changes(log, &change_subjects(user, &marks), floor.next(), limit.until).await?,
+    };
     let asked = Asked { user, floor, marks: &marks, tail, above: above.iter().collect() };
     let tail_cut = !asked.tail.complete;
     let asked = &asked;
     let counted = look(ctx.database(), async |connection| asked.count(connection).await).await?;
     Ok(listed(counted, rooms_cut, tail_cut))
+}
+
+/// Where the deletions of what the user reads are appended.
+fn change_subjects(user: &User, marks: &[(String, i64)]) -> Vec<String> {
+    let rooms = marks.iter().filter_map(|(room, _)| Some(Conversation::Room(Room::parse(room).ok()?).change_subject()));
+    direct_changes_of(user).into_iter().chain(rooms).collect()
 }
 
 async fn marks(connection: &mut PgConnection, user: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
