@@ -87,13 +87,13 @@ async fn a_page_of_a_full_inbox_is_one_range_of_its_index() {
     let database = world.database().await;
     fill(&database).await;
     let mut connection = database.acquire().await.unwrap();
-    let prepared = format!("prepare inbox (text, bigint, bigint, bigint) as {}", crate::inbox::MESSAGES);
+    let prepared = format!("prepare inbox (text, bigint, bigint, bigint, bigint) as {}", crate::inbox::MESSAGES);
     sqlx::raw_sql(AssertSqlSafe(prepared)).execute(&mut *connection).await.unwrap();
     // As planned for these values, and as planned once for all values; at the beginning, and far behind it.
     for (mode, mark) in [("custom", 0), ("generic", 0), ("custom", 20_000), ("generic", 20_000)] {
         let set = format!("set plan_cache_mode = force_{mode}_plan");
         sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut *connection).await.unwrap();
-        let explain = format!("explain (analyze, timing off, format json) execute inbox ('bob', {mark}, {}, 1000000)", PAGE + 1);
+        let explain = format!("explain (analyze, timing off, format json) execute inbox ('bob', {mark}, {}, 1000000, 100000)", PAGE + 1);
         let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await.unwrap();
         let plan: Value = serde_json::from_str(&plan.try_get_unchecked::<String, _>(0).unwrap()).unwrap();
         let mut found = Vec::new();

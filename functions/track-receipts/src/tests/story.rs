@@ -190,7 +190,7 @@ async fn reading_is_having_and_a_deleted_message_waits_as_a_tombstone() {
     }
     append(&client, "dm.carol.bob", json!({"user": "carol", "text": "three", "id": "three"})).await;
     let deletion = json!({"type": "delete", "target": 1, "id": "one", "user": "alice", "to": "bob", "timestamp": 1_700_000_000_000_i64,
-                          "received": 1, "mode": "soft", "by": "alice"});
+                          "received": 4_000_000_000_000_i64, "mode": "soft", "by": "alice"});
     append(&bootstrap, "change.dm.alice.bob", deletion).await;
     let other = json!({"type": "delete", "target": 3, "id": "x", "user": "carol", "to": "dave", "timestamp": 1, "received": 1,
                        "mode": "soft", "by": "carol"});
