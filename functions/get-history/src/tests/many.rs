@@ -43,7 +43,7 @@ async fn one_malformed_message_among_many_costs_its_room_no_page() {
     let function = world.spawn("get-history").await;
     let client = world.client("publisher").await;
     let mut raw = RawClient::connect(world.nats(), "publisher").await;
-    let half = many("SCROLLBACK_MANY", 4_000) / 2;
+    let half = many("SCROLLBACK_MANY", 12_000) / 2;
     let text = |number: u64| json!({"user": "ann", "text": number.to_string()}).to_string();
     publish(&client, "quiet", "hello").await;
     flood(&client, "chat.loud", (1..half).map(text)).await;
