@@ -134,6 +134,9 @@ pub struct RawMessage {
     pub malformed: bool,
 }
 
+/// An answer, and when it was asked for.
+type Asked<T> = (Instant, Result<T, LogError>);
+
 /// A reader of the log.
 #[derive(Debug)]
 pub struct Log {
@@ -144,7 +147,7 @@ pub struct Log {
     direct: Mutex<Option<Connection>>,
     malformed: Malformed,
     floor: Mutex<Option<(Instant, Seq)>>,
-    range: Mutex<Option<(Instant, Result<(Seq, Seq), LogError>)>>,
+    range: Mutex<Option<Asked<(Seq, Seq)>>>,
 }
 
 impl Log {
