@@ -30,11 +30,18 @@ impl Default for NatsSettings {
     }
 }
 
+impl NatsSettings {
+    /// `NATS_URL` as it may be printed.
+    pub fn printable_url(&self) -> String {
+        without_userinfo(&self.nats_url)
+    }
+}
+
 /// Without the password, also where it stands in the URL.
 impl fmt::Debug for NatsSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NatsSettings")
-            .field("nats_url", &without_userinfo(&self.nats_url))
+            .field("nats_url", &self.printable_url())
             .field("nats_user", &self.nats_user)
             .field("nats_pass", &self.nats_pass.as_ref().map(|_| REDACTED))
             .field("nats_creds", &self.nats_creds)
@@ -46,7 +53,7 @@ const REDACTED: &str = "…";
 
 /// One URL or several with commas between, as it may be printed: without user and password. Where a password holds
 /// characters that should have been escaped, rather too much is left out.
-pub(crate) fn without_userinfo(urls: &str) -> String {
+fn without_userinfo(urls: &str) -> String {
     let mut shown = String::new();
     let mut rest = urls;
     while let Some(at) = rest.find('@') {

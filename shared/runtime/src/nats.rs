@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use wire::INBOX;
 
-use crate::config::without_userinfo;
 use crate::{Fatal, NatsSettings};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,7 +68,7 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
                 ConnectErrorKind::ServerParse => {
                     return Err(Fatal::new(format!(
                         "configuration: NATS_URL={} is not of the form nats://host:4222",
-                        without_userinfo(&settings.nats_url)
+                        settings.printable_url()
                     )));
                 }
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
@@ -79,7 +78,7 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
                 }
                 kind => {
                     if !told {
-                        tracing::warn!(url = without_userinfo(&settings.nats_url), %kind, "waiting for NATS");
+                        tracing::warn!(url = settings.printable_url(), %kind, "waiting for NATS");
                         told = true;
                     }
                 }

@@ -145,7 +145,7 @@ async fn connected(nats: &NatsSettings, progress: &Progress) -> Result<Connectio
     let mut connecting = std::pin::pin!(connect(nats, "import", &stop));
     tokio::select! {
         connection = &mut connecting => return connection,
-        () = tokio::time::sleep(TELL_WAITING_AFTER) => progress.tell(&format!("waiting for NATS at {}", nats.nats_url)),
+        () = tokio::time::sleep(TELL_WAITING_AFTER) => progress.tell(&format!("waiting for NATS at {}", nats.printable_url())),
     }
     connecting.await
 }

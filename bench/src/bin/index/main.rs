@@ -100,7 +100,7 @@ async fn connected(nats: &NatsSettings) -> Result<Connection, Fatal> {
     let mut connecting = std::pin::pin!(connect(nats, "index", &stop));
     tokio::select! {
         connection = &mut connecting => return connection,
-        () = tokio::time::sleep(TELL_WAITING_AFTER) => eprintln!("index: waiting for NATS at {}", nats.nats_url),
+        () = tokio::time::sleep(TELL_WAITING_AFTER) => eprintln!("index: waiting for NATS at {}", nats.printable_url()),
     }
     connecting.await
 }

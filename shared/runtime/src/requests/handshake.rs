@@ -15,7 +15,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::protocol::{Decoder, Frame};
-use crate::config::without_userinfo;
 use crate::{Fatal, NatsSettings};
 
 /// How long a server may take from the first packet to its answer to CONNECT.
@@ -181,7 +180,7 @@ pub(super) fn addresses(settings: &NatsSettings) -> Result<Vec<ServerAddr>, Fata
     let read = |url: &str| url.trim().parse::<ServerAddr>().ok().filter(|address| !address.is_websocket() && !address.host().is_empty());
     let read = settings.nats_url.split(',').map(read).collect::<Option<Vec<_>>>();
     read.ok_or_else(|| {
-        let shown = without_userinfo(&settings.nats_url);
+        let shown = settings.printable_url();
         Fatal::new(format!("configuration: NATS_URL={shown} is not of the form nats://host:4222"))
     })
 }
