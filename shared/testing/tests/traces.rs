@@ -1,5 +1,7 @@
 //! One trace from send to store to query, received by a real OTLP receiver.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail like tests")]
+
 use std::time::Duration;
 
 use futures::StreamExt;
