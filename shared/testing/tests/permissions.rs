@@ -57,6 +57,8 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
             "$JS.API.STREAM.MSG.GET.CHAT_EVENTS",
+            // What is no event is removed.
+            "$JS.API.STREAM.MSG.DELETE.CHAT_EVENTS",
             "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
         ],
         "manage-dead-letters" => &["chat.general", "admin.alerts", "dm.alice.bob", "change.chat.general"],
