@@ -7,9 +7,11 @@ alter table dead_letters
     add column message_id text collate "C",
     add constraint dead_letters_named check ((sender is null) = (message_id is null));
 
-create index dead_letters_sender_id_idx on dead_letters (sender, message_id) where outcome is null and sender <> '';
+create index dead_letters_sender_id_idx on dead_letters (sender, message_id)
+    where outcome is distinct from 'erased' and sender <> '';
 -- Letters nobody has read yet. persist-message reads them, in bounded pages, before the next hard deletion.
-create index dead_letters_unnamed_idx on dead_letters (id) where outcome is null and sender is null;
+create index dead_letters_unnamed_idx on dead_letters (id)
+    where outcome is distinct from 'erased' and sender is null;
 
 -- Whether what somebody said under an id is deleted for good.
 create index changes_sender_id_idx on changes (sender, id);

@@ -1,7 +1,8 @@
 //! Dead letters of messages that are deleted for good: found by sender and id, emptied, some at a time.
 //!
 //! Whatever order letters and deletions are stored in, the letter is emptied: whoever writes one looks for the deletion
-//! afterwards, and whoever stores a deletion looks for letters afterwards.
+//! afterwards, and whoever stores a deletion looks for letters afterwards. What an operator did about a letter does not matter:
+//! a dropped or retried one still holds the text.
 
 use runtime::parse_headers;
 use sqlx::postgres::PgConnection;
@@ -18,7 +19,7 @@ const PAGE: usize = 50;
 /// there is nothing in them that could have been read.
 pub const UNNAMED: &str = "
     select id, seq, subject, headers, payload, received_at from dead_letters
-     where outcome is null and sender is null
+     where outcome is distinct from 'erased' and sender is null
      order by id limit $1";
 
 const NAME: &str = "
@@ -32,14 +33,15 @@ pub const OF_MESSAGES: &str = "
      cross join lateral (
            select id, seq, subject, headers, payload, received_at from dead_letters
             where (dead_letters.sender, dead_letters.message_id) = (asked.sender, asked.message_id)
-              and outcome is null and dead_letters.sender <> '' and id > $3
+              and outcome is distinct from 'erased' and dead_letters.sender <> '' and id > $3
            offset 0) as found
      order by found.id limit $4";
 
 const EMPTY: &str = "
-    update dead_letters set headers = '', payload = '', outcome = 'erased', outcome_at = now()
+    update dead_letters
+       set headers = '', payload = '', outcome = 'erased', outcome_at = now(), outcome_seq = null
       from unnest($1::bigint[]) as asked (id)
-     where dead_letters.id = asked.id and outcome is null";
+     where dead_letters.id = asked.id and outcome is distinct from 'erased'";
 
 /// A message that is deleted for good.
 #[derive(Debug, Clone)]

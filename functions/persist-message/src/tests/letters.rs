@@ -67,3 +67,28 @@ async fn a_hard_deletion_does_not_load_every_dead_letter() {
     eprintln!("stored beside it after {beside:?}, the next deletion took {after:?}, memory grew by {grown} MiB");
     assert!(running.terminate().await.success());
 }
+
+/// Whatever an operator did about a letter, it holds the text until somebody empties it.
+#[tokio::test]
+async fn a_hard_deletion_empties_letters_that_were_dropped_or_retried() {
+    let world = World::start().await;
+    let (publisher, bootstrap, database) =
+        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    let letters = r#"
+        insert into dead_letters (seq, subject, headers, payload, reason, received_at, outcome, outcome_at, outcome_seq)
+        select seq, 'chat.general', '', convert_to('{"user":"ann","id":"' || id || '","text":"secret"}', 'UTF8'),
+               'refused_by_database', now(), outcome, now(), outcome_seq
+          from (values (77, 's', 'dropped', null), (78, 's', 'retried', 1), (79, 'other', 'dropped', null))
+               as letter (seq, id, outcome, outcome_seq)"#;
+    sqlx::query(letters).execute(&database).await.unwrap();
+    let running = world.spawn("persist-message").await;
+    let (first, _) = publish(&publisher, "chat.general", None, &message("secret", Some("s"))).await;
+    delete(&bootstrap, first, "s", "hard").await;
+    settled(&world).await;
+    let left: Vec<(i64, String)> =
+        sqlx::query_as("select seq, outcome from dead_letters where payload <> ''").fetch_all(&database).await.unwrap();
+    assert_eq!(left, [(79, "dropped".to_owned())]);
+    let erased = "select count(*) from dead_letters where outcome = 'erased' and outcome_seq is null";
+    assert_eq!(count(&database, erased).await, 2);
+    assert!(running.terminate().await.success());
+}
