@@ -12,7 +12,7 @@ use crate::shape::MANY_ROOMS;
 
 /// The very text get-history runs.
 const PAGE: &str = include_str!("../../../functions/get-history/src/older.sql");
-/// The newest rows of a room, by somebody who has heard of neither expiry, nor large texts, nor "is there more".
+/// The newest rows of a room, by somebody who has heard of neither expiry nor what is not stored yet.
 const PLAIN: &str = "
     select seq, sender, recipient, id, text, sent_at, deleted from messages
      where room_id = (select id from rooms where name = $1) and seq < $2
@@ -25,8 +25,9 @@ const SIDE_BY_SIDE: u32 = 4;
 
 pub async fn measure(world: &World, plan: &Plan) {
     let (mut plain, mut page) = (Vec::new(), Vec::new());
-    for round in 1..=plan.rounds {
-        eprintln!("history: pgbench, round {round} of {}", plan.rounds);
+    let rounds = plan.rounds * 3;
+    for round in 1..=rounds {
+        eprintln!("history: pgbench, round {round} of {rounds}");
         plain.push(pgbench(world, PLAIN, plan.asking).await);
         page.push(pgbench(world, PAGE, plan.asking).await);
     }
@@ -36,7 +37,10 @@ pub async fn measure(world: &World, plan: &Plan) {
     table(
         "A page's query, by pgbench",
         &["50 newest of any of 1,000 rooms", "queries/s", "time, of the plain one"],
-        &[line("plain: a room's newest rows", &plain, 1.0), line("**get-history's**: not expired, bounded in bytes", &page, measured)],
+        &[
+            line("plain: a room's newest rows", &plain, 1.0),
+            line("**get-history's**: not expired, not beyond the stream's end", &page, measured),
+        ],
     );
     let verdict = if measured <= GOAL { "reached" } else { "MISSED" };
     println!(
@@ -53,7 +57,7 @@ async fn pgbench(world: &World, query: &str, asking: Duration) -> f64 {
     let options: Vec<String> = SESSION.iter().map(|(name, value)| format!("-c {name}={value}")).collect();
     let output = Command::new(world.postgres().program("pgbench"))
         .args(["--no-vacuum", "--protocol=prepared", "--client", &SIDE_BY_SIDE.to_string()])
-        .args(["--time", &asking.as_secs().max(1).to_string(), "--file"])
+        .args(["--time", &asking.as_secs_f64().ceil().to_string(), "--file"])
         .arg(&file)
         .arg(world.database_url())
         .env("PGOPTIONS", options.join(" "))
