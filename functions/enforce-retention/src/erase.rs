@@ -24,7 +24,7 @@ const CHUNK_TIME: Duration = Duration::from_secs(20);
 const UNDER_WAY: usize = 64;
 
 /// By id, which the unique key gives in order: every message of theirs, tombstones too, since a soft deletion leaves the text in the log.
-const THEIRS: &str = "
+pub const THEIRS: &str = "
     select seq, rooms.name as room, recipient, messages.id, derived,
            floor(extract(epoch from sent_at) * 1000)::bigint as sent_ms, floor(extract(epoch from received_at) * 1000)::bigint as received_ms
       from messages join rooms on rooms.id = room_id
@@ -41,8 +41,10 @@ const COUNT: &str = "
        and not exists (select from changes
                         where target = messages.seq and (changes.sender, changes.id, mode) = (messages.sender, messages.id, 'hard'))";
 
-const INDEXED: &str = "
-    select messages.seq from unnest($1::bigint[]) as asked (seq) join messages on messages.seq = asked.seq where sender = $2";
+pub const INDEXED: &str = "
+    select asked.seq
+      from unnest($1::bigint[]) as asked (seq)
+     cross join lateral (select from messages where messages.seq = asked.seq and sender = $2 limit 1) theirs";
 
 /// A message of theirs, and the room it stands in.
 #[derive(Debug)]

@@ -35,17 +35,17 @@ const ROOMS: &str = "
 
 /// Some rows behind a position: whether their room has let them expire, and whether the walk goes on behind them. The limit is
 /// part of the text, so that the plan is one for few rows.
-const WALK: &str = "
+pub const WALK: &str = "
     with walked as materialized (
         select seq, room_id, received_at from messages where seq > $1 order by seq limit 5000
     ), due as materialized (
-        select id, cutoff(name) as at from (select distinct room_id from walked) met join rooms on rooms.id = met.room_id
+        select id, cutoff(name) as at from rooms where id in (select room_id from walked)
     )
     select seq, received_at <= at as expired, received_at <= (select cutoff($2)) as within
       from walked join due on due.id = walked.room_id order by seq";
 
 /// Of one room.
-const WALK_ROOM: &str = "
+pub const WALK_ROOM: &str = "
     with walked as materialized (
         select seq, received_at from messages
          where room_id = (select id from rooms where name = $2) and seq > $1 order by seq limit 5000
@@ -54,31 +54,30 @@ const WALK_ROOM: &str = "
       from walked order by seq";
 
 /// As far as anything may have expired: for counting, since what is not deleted would be met by several walks.
-const COUNT: &str = "
+pub const COUNT: &str = "
     with walked as materialized (
         select seq, room_id, received_at from messages where seq > $1 order by seq limit 5000
     ), due as materialized (
-        select id, cutoff(name) as at from (select distinct room_id from walked) met join rooms on rooms.id = met.room_id
+        select id, cutoff(name) as at from rooms where id in (select room_id from walked)
     )
     select seq, received_at <= at as expired, received_at <= (select max(cutoff(room)) from retention where $2 <> '') as within
       from walked join due on due.id = walked.room_id order by seq";
 
 /// Deletions whose message went before them, or never came.
-const CHANGES: &str = "
+pub const CHANGES: &str = "
     with walked as materialized (
         select seq, room_id, received_at from changes where seq > $1 order by seq limit 5000
     ), due as materialized (
-        select id, cutoff(name) as at from (select distinct room_id from walked) met join rooms on rooms.id = met.room_id
+        select id, cutoff(name) as at from rooms where id in (select room_id from walked)
     )
     select seq, received_at <= at as expired, received_at <= (select cutoff($2)) as within
       from walked join due on due.id = walked.room_id order by seq";
 
 /// Messages with their deletions, and what is known of copies in the log: those go there, too, or a replay would store one
 /// of them as if it were new.
-const DELETE: &str = "
+pub const DELETE: &str = "
     with gone as (
-        delete from messages using unnest($1::bigint[]) as due (seq) where messages.seq = due.seq
-        returning messages.seq, room_id, sender, id, derived, received_at
+        delete from messages where seq = any($1) returning seq, room_id, sender, id, derived, received_at
     ), changed as (
         delete from changes using gone
          where changes.target = gone.seq and (changes.sender, changes.id) = (gone.sender, gone.id) returning changes.seq
@@ -95,10 +94,9 @@ const DELETE: &str = "
            array(select seq from copies order by seq), array(select sender from copies order by seq),
            array(select id from copies order by seq)";
 
-const DELETE_CHANGES: &str = "
+pub const DELETE_CHANGES: &str = "
     with gone as (
-        delete from changes using unnest($1::bigint[]) as due (seq) where changes.seq = due.seq
-        returning changes.seq, room_id, received_at
+        delete from changes where seq = any($1) returning seq, room_id, received_at
     ), noted as (
         update swept set seq = greatest(swept.seq, (select max(gone.seq) from gone))
     )

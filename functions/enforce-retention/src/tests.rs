@@ -5,6 +5,7 @@ mod erase;
 mod expire;
 mod full;
 mod moves;
+mod plans;
 mod sweep;
 mod trim;
 

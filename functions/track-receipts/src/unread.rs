@@ -19,21 +19,35 @@ const EXACT: u64 = 999;
 const MOST: i64 = 1_000;
 /// Conversations in a reply.
 const LISTED: usize = 500;
-/// Conversations of two people looked at, those begun last.
+/// Conversations looked at: of two people those begun last, of rooms those with the highest marks.
 const WALKED: i64 = 10_000;
 /// Messages of the log looked at above the floor.
 const TAIL: usize = 5_000;
 const TAIL_BYTES: usize = 8 << 20;
 
-/// Rooms the user reads: those with a mark, the highest first.
-const MARKS: &str = r"
-    select room, read from receipts where reader = $1 and room not like 'dm.%' order by read desc, room limit $2";
+/// Rooms the user reads, which are those with a mark. First those that have news, the newest first: a quiet room's mark is low, and
+/// so is what is new in it. Then the others, the highest mark first, for what is in the log only. Of each room one look at an index.
+pub const MARKS: &str = r"
+    select room, read
+      from (select room, read from receipts where reader = $1 and room not like 'dm.%' order by read desc limit $3) marks
+      left join lateral (select id from rooms where name = marks.room limit 1) rooms on true
+      left join lateral (select seq from messages
+                          where (room_id, seq) > (rooms.id, marks.read) and (room_id, seq) <= (rooms.id, 9223372036854775807)
+                          order by room_id desc, seq desc limit 1) newest on true
+     order by newest.seq desc nulls last, read desc limit $2";
 
-const DIRECT_MARKS: &str = "select room, read from receipts where reader = $1 and room = any($2)";
+/// A limit in the subquery, as in [`KNOWN`], makes every plan go from one key to the next: one that was made while the table was empty
+/// would otherwise read all of it.
+pub const DIRECT_MARKS: &str = "
+    select asked.room, marks.read
+      from (select distinct room from unnest($2::text[]) as asked (room)) asked
+     cross join lateral (select read from receipts where (reader, receipts.room) = ($1, asked.room) limit 1) marks";
 
-const KNOWN: &str = "
-    select sender, id, seq from messages
-     where (sender, id) in (select * from unnest($1::text[], $2::text[])) and not derived";
+pub const KNOWN: &str = "
+    select asked.sender, asked.id, stored.seq
+      from (select distinct * from unnest($1::text[], $2::text[]) as asked (sender, id)) asked
+     cross join lateral (select seq from messages
+                          where (messages.sender, messages.id) = (asked.sender, asked.id) and not derived limit 1) stored";
 
 /// Conversations of two people with something unread, from one to the next by the index. The walk ends after `$5` of them. Ranges are
 /// bounds of rows and not equalities: then no other index has the order that is asked for, and none is taken. One's own messages
@@ -120,7 +134,7 @@ fn change_subjects(user: &User, marks: &[(String, i64)]) -> Vec<String> {
 }
 
 async fn marks(connection: &mut PgConnection, user: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    sqlx::query_as(MARKS).bind(user).bind(LISTED as i64 + 1).fetch_all(connection).await
+    sqlx::query_as(MARKS).bind(user).bind(LISTED as i64 + 1).bind(WALKED).fetch_all(connection).await
 }
 
 /// What is known before the index is read.

@@ -221,3 +221,29 @@ async fn what_was_deleted_a_moment_ago_is_not_unread() {
     assert_eq!(unread(&client, "bob").await, (vec![of("dm.ann.bob", 1)], 1));
     function.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_quiet_room_with_news_is_not_hidden_by_hundreds_of_busy_ones() {
+    let world = World::builder().administrator().start().await;
+    let function = start(&world).await;
+    let (client, database) = (world.client("publisher").await, world.database().await);
+    lift(&world, 2_000).await;
+    // Kim has read three rooms, then six hundred others; then somebody says something in the three.
+    sqlx::raw_sql(
+        "insert into rooms (name) select 'q' || n from generate_series(0, 2) n union all select 'busy-' || n from generate_series(1, 600) n;
+         insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
+         select row_number() over (order by id), id, 'eve', 'old-' || id, false, 'hello', now(), now() from rooms;
+         insert into receipts select 'kim', rooms.name, seq from messages join rooms on rooms.id = room_id;
+         insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
+         select 1000 + id, id, 'eve', 'new-' || id, false, 'hello', now(), now() from rooms where name like 'q%'",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    let found = whole_unread(&client, "kim").await;
+    let mut rooms: Vec<(&str, u64)> = found.unread.iter().map(|one| (one.room.as_str(), one.count)).collect();
+    rooms.sort_unstable();
+    assert_eq!(rooms, [("q0", 1), ("q1", 1), ("q2", 1)]);
+    assert_eq!(found.total, 3);
+    function.stop().await.unwrap();
+}
