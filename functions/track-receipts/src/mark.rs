@@ -45,5 +45,8 @@ pub async fn look<T>(database: &Database, work: impl AsyncFnOnce(&mut PgConnecti
 }
 
 fn away() -> Error {
-    Error::new(Code::Unavailable, "the database is away, and only it knows who has read what; try again, marking twice is harmless")
+    Error::new(
+        Code::Unavailable,
+        "the database is away or too slow, and only it knows who has read what; try again, marking twice is harmless",
+    )
 }
