@@ -21,10 +21,13 @@ pub async fn alone<S, T>(ctx: &Ctx<S>, lock: i64, work: impl AsyncFnOnce(&mut Pg
         if mine {
             outcome = work(&mut transaction).await.map(Some);
         }
-        if outcome.is_ok() { transaction.commit().await } else { transaction.rollback().await }
+        // What failed may be the session, such as one to a former primary: it is closed, which rolls back, and not used again.
+        if outcome.is_ok() { transaction.commit().await } else { Err(sqlx::Error::WorkerCrashed) }
     });
-    ended.await?;
-    outcome
+    let ended = ended.await;
+    let outcome = outcome?;
+    ended?;
+    Ok(outcome)
 }
 
 /// A statement's error, for callers and for the log.

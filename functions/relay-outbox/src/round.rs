@@ -114,10 +114,13 @@ pub async fn round(ctx: &Ctx, publisher: &mut Publisher) -> Result<Round, Troubl
         if mine {
             outcome = relay(&mut transaction, publisher, floor).await;
         }
-        if outcome.is_ok() { transaction.commit().await } else { transaction.rollback().await }
+        // What failed may be the session, such as one to a former primary: it is closed, which rolls back, and not used again.
+        if outcome.is_ok() { transaction.commit().await } else { Err(sqlx::Error::WorkerCrashed) }
     });
-    ended.await?;
-    outcome
+    let ended = ended.await;
+    let outcome = outcome?;
+    ended?;
+    Ok(outcome)
 }
 
 async fn relay(connection: &mut PgConnection, publisher: &mut Publisher, floor: Seq) -> Result<Round, Trouble> {
