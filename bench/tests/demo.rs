@@ -60,12 +60,12 @@ async fn a_demonstration_one_can_read_in_one_trace() {
     assert_eq!(statuses(&shown), [&sent[..], &delivered, &read].concat(), "{shown}");
     assert!(shown.contains("scrollback.receipt.delivered") && shown.contains("scrollback.receipt.read"), "{shown}");
 
-    let names = ["demo", "send chat.general", "process chat.general", "request chat.history.general", "get-history chat.history.>"];
+    let names = ["demo", "send chat.{room}", "process chat.{room}", "request get-history", "get-history chat.history.>"];
     let spans = receiver
         .wait_for("sent, stored and read", SOON, |spans| names.iter().all(|name| spans.iter().any(|span| span.name == *name)))
         .await;
     let of = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
-    assert_eq!(of("send chat.general").kind, "producer");
+    assert_eq!(of("send chat.{room}").kind, "producer");
     for name in names {
         assert_eq!(of(name).trace_id, of("demo").trace_id, "{name}");
     }
