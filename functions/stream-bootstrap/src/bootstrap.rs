@@ -107,6 +107,11 @@ impl Bootstrap {
             if locked {
                 outcome = work(connection).await;
             }
+            // What failed may be the session, such as one to a former primary: it is closed, which gives the lock up, and
+            // not used again.
+            if matches!(outcome, Err(Trouble::Database(_))) {
+                return Err(sqlx::Error::WorkerCrashed);
+            }
             unlock(connection).await
         });
         match (released.await, outcome) {

@@ -1,10 +1,11 @@
 //! A database that others use, too: it is left as it was, and the line says how to live beside them.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
-use testing::World;
+use testing::{SOON, World, eventually};
+use wire::BOOTSTRAP_APPLY;
 
-use super::{bare, check, start, start_with};
+use super::{apply, ask, bare, check, start, start_with};
 
 async fn execute(world: &World, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&world.database().await).await.unwrap();
@@ -56,4 +57,32 @@ async fn a_database_that_cannot_hold_every_character_is_refused() {
         let line = start_with(&world, &[("DATABASE_URL", &world.postgres().url(&name))]).await.unwrap_err().to_string();
         assert!([encoding, name.as_str(), "encoding 'UTF8'", "DATABASE_URL"].iter().all(|words| line.contains(words)), "{line}");
     }
+}
+
+/// As after a failover, when an old session still reaches the former primary.
+#[tokio::test]
+async fn a_session_from_when_the_database_was_read_only_is_not_kept() {
+    let world = bare().await;
+    let running = start(&world).await.unwrap();
+    execute(
+        &world,
+        "do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$;
+         select pg_terminate_backend(pid) from pg_stat_activity
+          where datname = current_database() and application_name = 'stream-bootstrap'",
+    )
+    .await;
+    let operator = world.client("operator").await;
+    eventually("applying is refused", SOON, async || {
+        let reply: Value = ask(&operator, BOOTSTRAP_APPLY.subject(&[]), json!({})).await;
+        (!reply["error"].is_null()).then_some(())
+    })
+    .await;
+    execute(
+        &world,
+        "set transaction read write;
+         do $$ begin execute format('alter database %I reset default_transaction_read_only', current_database()); end $$",
+    )
+    .await;
+    apply(&world).await;
+    running.stop().await.unwrap();
 }
