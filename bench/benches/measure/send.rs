@@ -22,7 +22,7 @@ const SIDE_BY_SIDE: [usize; 4] = [1, 8, 64, 256];
 const BARE: &str = "measure.bare";
 const CONNECTIONS: usize = 8;
 /// No limit: these are no people.
-const UNLIMITED: [(&str, &str); 2] = [("SEND_BURST", "1000000000"), ("SEND_RATE_PER_SECOND", "1000000000")];
+const UNLIMITED: [(&str, &str); 2] = [("SEND_BURST", "1000000"), ("SEND_RATE_PER_SECOND", "1000000")];
 
 /// No id twice in a run.
 static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -115,7 +115,7 @@ async fn age(database: &PgPool, through: u64, days: i32) {
 async fn expire_now(database: &PgPool, room: &str) {
     let now: String = sqlx::query_scalar("select now()::text").fetch_one(database).await.unwrap();
     let sql = format!(
-        "create or replace function cutoff(asked text) returns timestamptz language sql stable as
+        "create or replace function room_cutoff(asked text) returns table (cutoff timestamptz) language sql stable as
          $$ select case when asked in ('{room}', '*') then '{now}'::timestamptz else '-infinity' end $$"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(database).await.unwrap();

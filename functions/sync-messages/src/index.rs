@@ -16,7 +16,7 @@ pub const DEADLINE: Duration = Duration::from_millis(1_500);
 /// not as `room_id = …`: then only the index that begins with the room has the order, and a quiet room is not looked for among
 /// all others. Oldest first, at least one row, at most about `$4` bytes of text.
 const MESSAGES: &str = "
-    with room as materialized (select id, cutoff($1) as cutoff from rooms where name = $1)
+    with room as materialized (select id, cutoff from rooms, room_cutoff(name) where name = $1)
     select seq, sender, recipient, id, text, sent_at, deleted from (
         select *, sum(octet_length(text)) over (order by seq rows unbounded preceding) - octet_length(text) < $4 as fits
           from (select seq, sender, recipient, id, text, sent_at, deleted
@@ -28,7 +28,7 @@ const MESSAGES: &str = "
 
 /// Those of messages that have not expired. A subquery and no join: it is asked of the few rows the limit takes.
 const CHANGES: &str = "
-    with room as materialized (select id, cutoff($1) as cutoff from rooms where name = $1)
+    with room as materialized (select id, cutoff from rooms, room_cutoff(name) where name = $1)
     select seq, target, sender, id, mode, changed_by from changes
      where (room_id, seq) > ((select id from room), $2) and (room_id, seq) <= ((select id from room), $4)
        and (select max(received_at) from messages

@@ -174,7 +174,7 @@ async fn what_expires_before_it_is_stored_leaves_no_page_without_an_end() {
     let (client, database) = (world.client("publisher").await, world.database().await);
     let moment = publish_around_a_moment(&world, &client).await;
     let sql = format!(
-        "create or replace function cutoff(asked text) returns timestamptz language sql stable as
+        "create or replace function room_cutoff(asked text) returns table (cutoff timestamptz) language sql stable as
          $$ select to_timestamp({} / 1000.0) $$",
         unix_ms(moment)
     );
