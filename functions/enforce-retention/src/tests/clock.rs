@@ -40,9 +40,9 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
 
     set_clock_ahead(&database, 40).await;
     let before = sweeping(&operator).await.1;
-    let (apart, _) =
-        eventually("it noticed, several times", SOON, async || Some(sweeping(&operator).await).filter(|(_, errors)| *errors > before + 3))
-            .await;
+    // The first errors may be the sessions that were ended.
+    let noticed = |&(apart, errors): &(u64, u64)| apart > 0 && errors > before + 3;
+    let (apart, _) = eventually("it noticed, several times", SOON, async || Some(sweeping(&operator).await).filter(noticed)).await;
     assert!((39 * 86_400..=41 * 86_400).contains(&apart), "{apart}");
     let refused = ask(&operator, RETENTION_RUN.subject(&[]), json!({})).await;
     assert!(refused["error"]["reason"].as_str().is_some_and(|reason| reason.contains("hours ahead of NATS'")), "{refused}");
