@@ -86,8 +86,17 @@ impl Collector {
         let state = &mut states[signal as usize];
         if taken {
             state.taken = true;
-            state.failing = false;
-            return std::mem::take(&mut state.logged).then_some(News::Back);
+            let recovered = std::mem::replace(&mut state.failing, false);
+            // The line may have named another signal, which has nothing to send for hours: this one failed with it.
+            let named = state.logged || recovered && states.iter().any(|state| state.logged);
+            if !named {
+                return None;
+            }
+            // Whichever fails from here on is news.
+            for state in states.iter_mut() {
+                (state.failing, state.logged) = (false, false);
+            }
+            return Some(News::Back);
         }
         if std::mem::replace(&mut state.failing, true) || (others_fail && !state.taken) {
             return None;
@@ -184,8 +193,9 @@ mod tests {
             assert_eq!(collector.change(signal, false), None);
         }
         assert!(collector.is_away());
-        assert_eq!(collector.change(Signal::Traces, true), None);
-        assert_eq!(collector.change(Signal::Logs, true), Some(News::Back));
+        // A quiet function has no log records to send, and is back all the same.
+        assert_eq!(collector.change(Signal::Traces, true), Some(News::Back));
+        assert_eq!(collector.change(Signal::Logs, true), None);
         assert_eq!(collector.change(Signal::Metrics, true), None);
         assert!(!collector.is_away());
         assert_eq!(collector.change(Signal::Metrics, false), Some(News::Away), "a second time");
