@@ -19,10 +19,6 @@ pub use self::error::{Class, DatabaseError};
 use self::presence::Presence;
 use crate::{Fatal, Settings};
 
-/// Functions all of whose statements read ranges of an index. A generic plan that was made for a table of one page reads the
-/// whole table; it lasts until the table is analyzed again, and by then a table may have grown to millions of rows.
-const INDEX_RANGES_ONLY: [&str; 3] = ["relay-outbox", "send-message", "stream-bootstrap"];
-
 /// Set on every connection. The plans: a statement over arrays that starts as a custom plan may turn
 /// four times slower when PostgreSQL changes its mind after five executions; generic from the start stays fast.
 /// Such a plan is made for far more rows than a page has, so on large tables PostgreSQL would compile each of them, every time
@@ -68,7 +64,6 @@ impl Database {
             .map_err(|_| Fatal::new("configuration: DATABASE_URL is not of the form postgres://user:password@host:5432/database"))?
             .application_name(application)
             .options(SESSION)
-            .options(INDEX_RANGES_ONLY.contains(&application).then_some(("enable_seqscan", "off")))
             .disable_statement_logging();
         let retired = Retired::default();
         let of_pool = retired.clone();
