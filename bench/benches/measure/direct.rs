@@ -66,11 +66,21 @@ struct Took {
 }
 
 const QUESTIONS: [Question; 6] = [
-    ("`chat.inbox.{u}`, anybody's", |n| Ask::Inbox(user(scattered(n)))),
-    ("`chat.inbox.{u}` of somebody in a talk", |n| Ask::Inbox(talker(n).0)),
-    ("`chat.inbox.{u}`, the first 100 of many", |_| Ask::Inbox(DESK.to_owned())),
-    ("`chat.unread.{u}`, anybody's", |n| Ask::Unread(user(scattered(n)))),
-    ("`chat.unread.{u}` of somebody in a talk", |n| Ask::Unread(talker(n).0)),
+    ("`chat.inbox.{u}`, anybody's", |n| {
+        Ask::Inbox(user(scattered(n)))
+    }),
+    ("`chat.inbox.{u}` of somebody in a talk", |n| {
+        Ask::Inbox(talker(n).0)
+    }),
+    ("`chat.inbox.{u}`, the first 100 of many", |_| {
+        Ask::Inbox(DESK.to_owned())
+    }),
+    ("`chat.unread.{u}`, anybody's", |n| {
+        Ask::Unread(user(scattered(n)))
+    }),
+    ("`chat.unread.{u}` of somebody in a talk", |n| {
+        Ask::Unread(talker(n).0)
+    }),
     ("`dm.history.{u}.{peer}`, the newest 50", |n| {
         let (one, other) = talker(n);
         Ask::History(one, other)
@@ -81,7 +91,11 @@ const QUESTIONS: [Question; 6] = [
 fn talker(n: u64) -> (String, String) {
     let talks = talks();
     let (one, other) = talks[(n / 2) as usize % talks.len()].clone();
-    if n.is_multiple_of(2) { (one, other) } else { (other, one) }
+    if n.is_multiple_of(2) {
+        (one, other)
+    } else {
+        (other, one)
+    }
 }
 
 pub async fn measure(plan: &Plan) {
@@ -96,17 +110,32 @@ pub async fn measure(plan: &Plan) {
             // In turn, and in turn the first: whatever slows the machine down slows both.
             let first = usize::from(n.is_multiple_of(2));
             for which in [first, 1 - first] {
-                sides[which].take(&ask(n), &administrator, &mut took[which], n >= plan.asks / 10).await;
+                sides[which]
+                    .take(
+                        &ask(n),
+                        &administrator,
+                        &mut took[which],
+                        n >= plan.asks / 10,
+                    )
+                    .await;
             }
         }
         took.iter_mut().for_each(Took::sort);
-        let [short, long] = [0, 1].map(|which: usize| percentile(&took[which].function, 0.5).as_secs_f64());
+        let [short, long] =
+            [0, 1].map(|which: usize| percentile(&took[which].function, 0.5).as_secs_f64());
         let mut row = vec![name.to_owned()];
         for took in &took {
-            row.push(format!("{} / {}", milliseconds(percentile(&took.function, 0.5)), milliseconds(percentile(&took.function, 0.99))));
+            row.push(format!(
+                "{} / {}",
+                milliseconds(percentile(&took.function, 0.5)),
+                milliseconds(percentile(&took.function, 0.99))
+            ));
         }
         row.push(format!("{:.2} ×", long / short));
-        row.extend(took.iter().map(|took| milliseconds(percentile(&took.sql, 0.5))));
+        row.extend(
+            took.iter()
+                .map(|took| milliseconds(percentile(&took.sql, 0.5))),
+        );
         row.push(milliseconds(percentile(&took[1].echo, 0.5)));
         rows.push(row);
         if long / short > REQUIRED {
@@ -124,37 +153,75 @@ pub async fn measure(plan: &Plan) {
         &format!("SQL alone, {long}"),
         "an echo",
     ];
-    table("Direct messages, 10,000 users, one question at a time", &head, &rows);
-    let verdict = if missed.is_empty() { "held".to_owned() } else { format!("MISSED by {}", missed.join(", ")) };
+    table(
+        "Direct messages, 10,000 users, one question at a time",
+        &head,
+        &rows,
+    );
+    let verdict = if missed.is_empty() {
+        "held".to_owned()
+    } else {
+        format!("MISSED by {}", missed.join(", "))
+    };
     println!("Required: each median within {REQUIRED} × of the short log's: {verdict}.");
-    println!("{} questions each, of different users; of the many, {many} wait in the long log. Every answer was checked.\n", plan.asks);
+    println!(
+        "{} questions each, of different users; of the many, {many} wait in the long log. Every answer was checked.\n",
+        plan.asks
+    );
 }
 
 impl Side {
     async fn start(messages: u64) -> Side {
         eprintln!("direct: storing {messages} messages");
         let world = World::builder().administrator().start().await;
-        let (directs, pool, asker) = (Directs { messages }, world.database().await, world.client("publisher").await);
+        let (directs, pool, asker) = (
+            Directs { messages },
+            world.database().await,
+            world.client("publisher").await,
+        );
         let begun = Instant::now();
         directs.store(&pool).await;
         eprintln!("direct: stored in {:.0} s", begun.elapsed().as_secs_f64());
         let operator = world.client("operator").await;
-        Ingest { world: &world, operator, database: pool.clone(), written: 0, rooms: ROOMS, memory: Vec::new() }.lift(messages).await;
+        Ingest {
+            world: &world,
+            operator,
+            database: pool.clone(),
+            written: 0,
+            rooms: ROOMS,
+            memory: Vec::new(),
+        }
+        .lift(messages)
+        .await;
         let mut functions = Vec::new();
         for name in FUNCTIONS {
             functions.push(world.spawn(name).await);
         }
         let database = pool.acquire().await.expect("a connection");
-        Side { newest: directs.newest(), world, directs, asker, database, _functions: functions }
+        Side {
+            newest: directs.newest(),
+            world,
+            directs,
+            asker,
+            database,
+            _functions: functions,
+        }
     }
 
     /// Asks once each way.
     async fn take(&mut self, ask: &Ask, administrator: &Client, took: &mut Took, counts: bool) {
         let (subject, expected) = (ask.subject(), self.expected(ask));
         let begun = Instant::now();
-        let reply = self.asker.request(subject.clone(), Bytes::new()).await.expect("an answer");
+        let reply = self
+            .asker
+            .request(subject.clone(), Bytes::new())
+            .await
+            .expect("an answer");
         let function = begun.elapsed();
-        let refused = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR));
+        let refused = reply
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(header::SERVICE_ERROR));
         assert!(refused.is_none(), "{subject}: {refused:?}");
         self.check(ask, &subject, &reply.payload, &expected);
         let begun = Instant::now();
@@ -162,9 +229,16 @@ impl Side {
         let sql = begun.elapsed();
         assert_eq!(rows, expected.len(), "{subject}, by SQL");
         let begun = Instant::now();
-        let echoed = administrator.request(ECHO, reply.payload.len().to_string().into()).await.expect("an echo");
+        let echoed = administrator
+            .request(ECHO, reply.payload.len().to_string().into())
+            .await
+            .expect("an echo");
         let echo = begun.elapsed();
-        assert_eq!(echoed.payload.len(), reply.payload.len(), "the echo of {subject}");
+        assert_eq!(
+            echoed.payload.len(),
+            reply.payload.len(),
+            "the echo of {subject}"
+        );
         // The first ones prepare their statements.
         if counts {
             took.function.push(function);
@@ -182,7 +256,11 @@ impl Side {
                 let all = &self.newest.conversations[&room(one, other)];
                 all[all.len().saturating_sub(HISTORY)..].to_vec()
             }
-            Ask::Unread(user) => self.counts(user).into_iter().map(|(_, _, newest)| newest).collect(),
+            Ask::Unread(user) => self
+                .counts(user)
+                .into_iter()
+                .map(|(_, _, newest)| newest)
+                .collect(),
         }
     }
 
@@ -205,7 +283,11 @@ impl Side {
             Ask::Inbox(user) => {
                 let page: SyncPage = serde_json::from_slice(payload).expect("a page");
                 self.directs.check(subject, &page.messages, expected);
-                let more = self.newest.waiting.get(user).is_some_and(|waiting| waiting.len() > INBOX);
+                let more = self
+                    .newest
+                    .waiting
+                    .get(user)
+                    .is_some_and(|waiting| waiting.len() > INBOX);
                 assert_eq!((page.more, page.changes.len()), (more, 0), "{subject}");
             }
             Ask::History(..) => {
@@ -214,22 +296,48 @@ impl Side {
             }
             Ask::Unread(user) => {
                 let found: Unread = serde_json::from_slice(payload).expect("counts");
-                let counts: Vec<(String, u64)> = self.counts(user).into_iter().map(|(name, count, _)| (name, count)).collect();
-                assert_eq!((found.total, found.more), (counts.iter().map(|count| count.1).sum(), false), "{subject}");
-                assert_eq!(found.unread.into_iter().map(|room| (room.room, room.count)).collect::<Vec<_>>(), counts, "{subject}");
+                let counts: Vec<(String, u64)> = self
+                    .counts(user)
+                    .into_iter()
+                    .map(|(name, count, _)| (name, count))
+                    .collect();
+                assert_eq!(
+                    (found.total, found.more),
+                    (counts.iter().map(|count| count.1).sum(), false),
+                    "{subject}"
+                );
+                assert_eq!(
+                    found
+                        .unread
+                        .into_iter()
+                        .map(|room| (room.room, room.count))
+                        .collect::<Vec<_>>(),
+                    counts,
+                    "{subject}"
+                );
             }
         }
     }
 
     /// How many rows PostgreSQL gave.
     async fn by_sql(&mut self, ask: &Ask) -> usize {
-        let mark = |user: &str| if user == DESK { 0 } else { self.directs.mark() as i64 };
+        let mark = |user: &str| {
+            if user == DESK {
+                0
+            } else {
+                self.directs.mark() as i64
+            }
+        };
         let query = match ask {
             Ask::Inbox(user) => sqlx::query(INBOX_BY_SQL).bind(user).bind(mark(user)),
             Ask::Unread(user) => sqlx::query(UNREAD_BY_SQL).bind(user).bind(mark(user)),
             Ask::History(one, other) => sqlx::query(HISTORY_BY_SQL).bind(room(one, other)),
         };
-        query.fetch_all(&mut *self.database).await.expect("rows").len()
+        query
+            .fetch_all(&mut *self.database)
+            .await
+            .expect("rows")
+            .len()
     }
 }
 
@@ -253,16 +361,24 @@ impl Took {
 
 /// Answers with as many bytes as it is asked for, inside this process.
 async fn echo(client: Client) {
-    let mut requests = client.subscribe(ECHO).await.expect("a client that is not closed");
+    let mut requests = client
+        .subscribe(ECHO)
+        .await
+        .expect("a client that is not closed");
     let this = client.clone();
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             let Some(reply) = request.reply else { continue };
-            let bytes = std::str::from_utf8(&request.payload).ok().and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+            let bytes = std::str::from_utf8(&request.payload)
+                .ok()
+                .and_then(|bytes| bytes.parse().ok())
+                .unwrap_or(0);
             // Only a closed client fails, and then the run is over.
             let _ = client.publish(reply, vec![b' '; bytes].into()).await;
         }
     });
     // Flushed is not subscribed; answered is.
-    this.request(ECHO, "1".into()).await.expect("the echo answers");
+    this.request(ECHO, "1".into())
+        .await
+        .expect("the echo answers");
 }

@@ -86,12 +86,29 @@ struct Waits {
 }
 
 pub async fn measure(plan: &Plan) {
-    let world = World::builder().own_postgres().administrator().start().await;
+    let world = World::builder()
+        .own_postgres()
+        .administrator()
+        .start()
+        .await;
     set_up_postgres(&world).await;
     let database = world.database().await;
     let operator = world.client("operator").await;
-    let ingest = Ingest { world: &world, operator, database: database.clone(), written: 0, rooms: ROOMS, memory: Vec::new() };
-    let mut bench = Bench { world: &world, ingest, database, feed: Feed::new(world.client("publisher").await), told: 0 };
+    let ingest = Ingest {
+        world: &world,
+        operator,
+        database: database.clone(),
+        written: 0,
+        rooms: ROOMS,
+        memory: Vec::new(),
+    };
+    let mut bench = Bench {
+        world: &world,
+        ingest,
+        database,
+        feed: Feed::new(world.client("publisher").await),
+        told: 0,
+    };
     bench.store(plan.stored).await;
     bench.ruler_works().await;
     bench.at_a_fixed_rate(plan).await;
@@ -102,10 +119,15 @@ pub async fn measure(plan: &Plan) {
 /// Commits get a time, and who waits for a lock gets a line.
 async fn set_up_postgres(world: &World) {
     let database = world.database().await;
-    for setting in
-        ["track_commit_timestamp = on".to_owned(), "log_lock_waits = on".to_owned(), format!("deadlock_timeout = '{LOCK_WAIT_TOLD_MS}ms'")]
-    {
-        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("alter system set {setting}"))).execute(&database).await.expect("a superuser");
+    for setting in [
+        "track_commit_timestamp = on".to_owned(),
+        "log_lock_waits = on".to_owned(),
+        format!("deadlock_timeout = '{LOCK_WAIT_TOLD_MS}ms'"),
+    ] {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("alter system set {setting}")))
+            .execute(&database)
+            .await
+            .expect("a superuser");
     }
     database.close().await;
     world.postgres().stop().await;
@@ -116,12 +138,29 @@ impl Bench<'_> {
     async fn store(&self, messages: u64) {
         eprintln!("expiry: storing {messages} messages");
         let numbers = [messages, USERS, ROOMS, DIRECT_EVERY].map(|number| number as i64);
-        sqlx::query(ROOMS_OF_IT).bind(numbers[1]).bind(numbers[2]).execute(&self.database).await.expect("rooms");
-        let query = numbers.into_iter().fold(sqlx::query(STORED), |query, number| query.bind(number));
-        assert_eq!(query.execute(&self.database).await.expect("rows").rows_affected(), messages);
+        sqlx::query(ROOMS_OF_IT)
+            .bind(numbers[1])
+            .bind(numbers[2])
+            .execute(&self.database)
+            .await
+            .expect("rooms");
+        let query = numbers
+            .into_iter()
+            .fold(sqlx::query(STORED), |query, number| query.bind(number));
+        assert_eq!(
+            query
+                .execute(&self.database)
+                .await
+                .expect("rows")
+                .rows_affected(),
+            messages
+        );
         // One by one: two statements in one string are one transaction, in which nothing is vacuumed.
         for settled in ["vacuum analyze", "checkpoint"] {
-            sqlx::raw_sql(settled).execute(&self.database).await.expect("PostgreSQL answers");
+            sqlx::raw_sql(settled)
+                .execute(&self.database)
+                .await
+                .expect("PostgreSQL answers");
         }
         self.ingest.lift(messages).await;
     }
@@ -130,10 +169,18 @@ impl Bench<'_> {
     async fn ruler_works(&mut self) {
         const LOCK: &str = "select pg_advisory_xact_lock(1)";
         let mut holding = self.database.begin().await.expect("a connection");
-        sqlx::query(LOCK).execute(&mut *holding).await.expect("a lock");
+        sqlx::query(LOCK)
+            .execute(&mut *holding)
+            .await
+            .expect("a lock");
         let database = self.database.clone();
         let waiting = tokio::spawn(async move { sqlx::query(LOCK).execute(&database).await });
-        eventually("PostgreSQL tells who waits", Duration::from_secs(10), async || (self.waits(self.told).count > 0).then_some(())).await;
+        eventually(
+            "PostgreSQL tells who waits",
+            Duration::from_secs(10),
+            async || (self.waits(self.told).count > 0).then_some(()),
+        )
+        .await;
         holding.rollback().await.expect("a connection");
         waiting.await.expect("no panic").expect("the lock is free");
         self.told = self.world.postgres().log().lines().count();
@@ -143,8 +190,13 @@ impl Bench<'_> {
     fn waits(&self, since: usize) -> Waits {
         let mut waits = Waits::default();
         for line in self.world.postgres().log().lines().skip(since) {
-            let (still, acquired) = (line.contains(" still waiting for "), line.contains(" acquired "));
-            let after = line.rsplit_once(" after ").and_then(|(_, after)| after.strip_suffix(" ms")?.parse::<f64>().ok());
+            let (still, acquired) = (
+                line.contains(" still waiting for "),
+                line.contains(" acquired "),
+            );
+            let after = line
+                .rsplit_once(" after ")
+                .and_then(|(_, after)| after.strip_suffix(" ms")?.parse::<f64>().ok());
             if let (true, Some(ms)) = (still || acquired, after) {
                 waits.count += usize::from(still);
                 waits.longest_ms = waits.longest_ms.max(ms);
@@ -163,27 +215,65 @@ impl Bench<'_> {
     async fn at_a_fixed_rate(&mut self, plan: &Plan) {
         let worker = self.world.spawn("persist-message").await;
         // The first to run pays for pages nobody touched yet.
-        self.stretch("warming up", Until::Passed(plan.steady / 4)).await;
-        let before = self.stretch("before the sweep", Until::Passed(plan.steady)).await;
+        self.stretch("warming up", Until::Passed(plan.steady / 4))
+            .await;
+        let before = self
+            .stretch("before the sweep", Until::Passed(plan.steady))
+            .await;
         let begun = Instant::now();
         let sweeper = self.sweeper(EXPIRE_DAYS).await;
-        let during = self.stretch("while sweeping", Until::Swept(plan.stored / 2)).await;
+        let during = self
+            .stretch("while sweeping", Until::Swept(plan.stored / 2))
+            .await;
         let took = begun.elapsed();
         assert!(sweeper.terminate().await.success());
         let after = self.stretch("after it", Until::Passed(plan.steady)).await;
         assert!(worker.terminate().await.success());
-        let kept: (i64, i64) = sqlx::query_as("select count(*), min(seq) from messages where seq <= $1")
-            .bind(plan.stored as i64)
-            .fetch_one(&self.database)
-            .await
-            .expect("PostgreSQL answers");
-        assert_eq!(kept, (plan.stored as i64 / 2, plan.stored as i64 / 2 + 1), "what has expired is gone, and nothing else");
-        let stretches = [("before the sweep", &before), ("while sweeping", &during), ("after it", &after)];
-        let rows: Vec<Vec<String>> = stretches.iter().map(|(name, stretch)| stretch.row(name)).collect();
-        let head = ["at 5,000 messages/s", "for", "stored/s", "lag p50", "p99", "longest", "backlog", "at most", "lock waits", "longest"];
-        table("Storing while half of what is stored is swept", &head, &rows);
-        let (stored, swept) = (rounded(plan.stored as f64), rounded(plan.stored as f64 / 2.0));
-        println!("{swept} of {stored} messages were swept in {:.0} s. Lag: from the log's receipt to the commit.", took.as_secs_f64());
+        let kept: (i64, i64) =
+            sqlx::query_as("select count(*), min(seq) from messages where seq <= $1")
+                .bind(plan.stored as i64)
+                .fetch_one(&self.database)
+                .await
+                .expect("PostgreSQL answers");
+        assert_eq!(
+            kept,
+            (plan.stored as i64 / 2, plan.stored as i64 / 2 + 1),
+            "what has expired is gone, and nothing else"
+        );
+        let stretches = [
+            ("before the sweep", &before),
+            ("while sweeping", &during),
+            ("after it", &after),
+        ];
+        let rows: Vec<Vec<String>> = stretches
+            .iter()
+            .map(|(name, stretch)| stretch.row(name))
+            .collect();
+        let head = [
+            "at 5,000 messages/s",
+            "for",
+            "stored/s",
+            "lag p50",
+            "p99",
+            "longest",
+            "backlog",
+            "at most",
+            "lock waits",
+            "longest",
+        ];
+        table(
+            "Storing while half of what is stored is swept",
+            &head,
+            &rows,
+        );
+        let (stored, swept) = (
+            rounded(plan.stored as f64),
+            rounded(plan.stored as f64 / 2.0),
+        );
+        println!(
+            "{swept} of {stored} messages were swept in {:.0} s. Lag: from the log's receipt to the commit.",
+            took.as_secs_f64()
+        );
         println!(
             "Required: at least {REQUIRED} of what is stored otherwise ({:.2}: {}), no wait for a lock beyond {LOCK_WAIT_ALLOWED_MS} ms ({}).\n",
             during.per_second / before.per_second.max(after.per_second),
@@ -194,7 +284,10 @@ impl Bench<'_> {
 
     /// Starts to sweep; returns as soon as something was swept.
     async fn sweeper(&self, expire_days: &str) -> Process {
-        let settings = [("EXPIRE_DAYS", expire_days), ("RETENTION_INTERVAL_MS", "1000")];
+        let settings = [
+            ("EXPIRE_DAYS", expire_days),
+            ("RETENTION_INTERVAL_MS", "1000"),
+        ];
         let sweeper = self.world.spawn_with("enforce-retention", &settings).await;
         while self.swept().await == 0 {
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -204,17 +297,30 @@ impl Bench<'_> {
 
     /// Messages the sweeper that runs has swept.
     async fn swept(&self) -> u64 {
-        let stats = self.ingest.operator.request("$SRV.STATS.enforce-retention", "".into()).await.expect("enforce-retention answers");
+        let stats = self
+            .ingest
+            .operator
+            .request("$SRV.STATS.enforce-retention", "".into())
+            .await
+            .expect("enforce-retention answers");
         let stats: Value = serde_json::from_slice(&stats.payload).expect("JSON");
         let endpoints = stats["endpoints"].as_array().expect("endpoints");
-        let sweep = endpoints.iter().find(|endpoint| endpoint["name"] == "sweep").expect("it sweeps");
+        let sweep = endpoints
+            .iter()
+            .find(|endpoint| endpoint["name"] == "sweep")
+            .expect("it sweeps");
         sweep["num_requests"].as_u64().expect("a number")
     }
 
     /// Publishes at the fixed rate until it is enough, and waits until everything is stored.
     async fn stretch(&mut self, name: &str, until: Until) -> Stretch {
         eprintln!("expiry: {RATE} messages/s, {name}");
-        let (first, from, begun, mut backlog) = (self.ingest.last().await, self.clock().await, Instant::now(), Vec::new());
+        let (first, from, begun, mut backlog) = (
+            self.ingest.last().await,
+            self.clock().await,
+            Instant::now(),
+            Vec::new(),
+        );
         let enough = async {
             loop {
                 backlog.push(self.ingest.waiting().await as f64);
@@ -229,7 +335,11 @@ impl Bench<'_> {
             }
         };
         self.feed.steadily(enough).await;
-        let (took, to, last) = (begun.elapsed(), self.clock().await, self.ingest.last().await);
+        let (took, to, last) = (
+            begun.elapsed(),
+            self.clock().await,
+            self.ingest.last().await,
+        );
         self.caught_up(last).await;
         let (stored, p50_ms, p99_ms, worst_ms): (i64, f64, f64, f64) = sqlx::query_as(LAG)
             .bind(first as i64)
@@ -239,11 +349,22 @@ impl Bench<'_> {
             .fetch_one(&self.database)
             .await
             .expect("PostgreSQL answers");
-        Stretch { took, per_second: per_second(stored as usize, took), p50_ms, p99_ms, worst_ms, backlog, waits: self.new_waits() }
+        Stretch {
+            took,
+            per_second: per_second(stored as usize, took),
+            p50_ms,
+            p99_ms,
+            worst_ms,
+            backlog,
+            waits: self.new_waits(),
+        }
     }
 
     async fn clock(&self) -> OffsetDateTime {
-        sqlx::query_scalar("select clock_timestamp()").fetch_one(&self.database).await.expect("PostgreSQL answers")
+        sqlx::query_scalar("select clock_timestamp()")
+            .fetch_one(&self.database)
+            .await
+            .expect("PostgreSQL answers")
     }
 
     async fn caught_up(&self, last: u64) {
@@ -255,13 +376,19 @@ impl Bench<'_> {
     async fn as_fast_as_can_be(&mut self, plan: &Plan) {
         // An odd number has a median.
         let rounds = 2 * plan.rounds - 1;
-        let (mut without, mut with, mut parts, mut waits) = (Vec::new(), Vec::new(), Vec::new(), Waits::default());
+        let (mut without, mut with, mut parts, mut waits) =
+            (Vec::new(), Vec::new(), Vec::new(), Waits::default());
         for round in 0..=rounds {
-            eprintln!("expiry: as fast as can be, round {round} of {rounds}{}", if round == 0 { " (warming up)" } else { "" });
+            eprintln!(
+                "expiry: as fast as can be, round {round} of {rounds}{}",
+                if round == 0 { " (warming up)" } else { "" }
+            );
             // In turn the first: the table grows, and the machine is not always the same.
             let mut rates = [0.0; 2];
             for sweeping in [round % 2 == 0, round % 2 != 0] {
-                (rates[usize::from(sweeping)], waits) = self.drain(plan.messages as u64 * 3 / 2, sweeping, waits).await;
+                (rates[usize::from(sweeping)], waits) = self
+                    .drain(plan.messages as u64 * 3 / 2, sweeping, waits)
+                    .await;
             }
             if round > 0 {
                 without.push(rates[0]);
@@ -271,32 +398,64 @@ impl Bench<'_> {
         }
         let (paired, overall) = (median(&parts), median(&with) / median(&without));
         let row = |name: &str, rates: &[f64], part: f64| {
-            let each = rates.iter().map(|rate| rounded(*rate)).collect::<Vec<String>>().join(" · ");
-            vec![name.to_owned(), each, rounded(median(rates)), format!("{part:.2} ×")]
+            let each = rates
+                .iter()
+                .map(|rate| rounded(*rate))
+                .collect::<Vec<String>>()
+                .join(" · ");
+            vec![
+                name.to_owned(),
+                each,
+                rounded(median(rates)),
+                format!("{part:.2} ×"),
+            ]
         };
         table(
             "Storing as fast as can be, 1 copy of persist-message",
             &["messages/s", "round by round", "median", "of without"],
-            &[row("without a sweep", &without, 1.0), row("while sweeping", &with, overall)],
+            &[
+                row("without a sweep", &without, 1.0),
+                row("while sweeping", &with, overall),
+            ],
         );
-        let parts = parts.iter().map(|part| format!("{part:.2}")).collect::<Vec<String>>().join(" · ");
-        println!("Both ways in each round; its part, round by round: {parts}; their median {paired:.2} ×.");
+        let parts = parts
+            .iter()
+            .map(|part| format!("{part:.2}"))
+            .collect::<Vec<String>>()
+            .join(" · ");
+        println!(
+            "Both ways in each round; its part, round by round: {parts}; their median {paired:.2} ×."
+        );
         // Where two fair ways to sum up disagree, the rounds lie too far apart to tell.
-        let told = if (paired >= REQUIRED) == (overall >= REQUIRED) { verdict(paired >= REQUIRED) } else { "UNDECIDED" };
+        let told = if (paired >= REQUIRED) == (overall >= REQUIRED) {
+            verdict(paired >= REQUIRED)
+        } else {
+            "UNDECIDED"
+        };
         println!(
             "Required: at least {REQUIRED} × by both medians ({told}), no wait for a lock beyond {LOCK_WAIT_ALLOWED_MS} ms ({}).",
             verdict(waits.longest_ms <= LOCK_WAIT_ALLOWED_MS)
         );
-        println!("{} waits of {LOCK_WAIT_TOLD_MS} ms or more while sweeping, the longest {:.0} ms.\n", waits.count, waits.longest_ms);
+        println!(
+            "{} waits of {LOCK_WAIT_TOLD_MS} ms or more while sweeping, the longest {:.0} ms.\n",
+            waits.count, waits.longest_ms
+        );
     }
 
     /// Has a full log stored; how many messages a second, and the waits until then if that was with a sweep.
     async fn drain(&mut self, messages: u64, sweeping: bool, waits: Waits) -> (f64, Waits) {
         self.feed.fill(messages).await;
-        sqlx::raw_sql("checkpoint").execute(&self.database).await.expect("PostgreSQL answers");
+        sqlx::raw_sql("checkpoint")
+            .execute(&self.database)
+            .await
+            .expect("PostgreSQL answers");
         self.new_waits();
         let last = self.ingest.last().await;
-        let sweeper = if sweeping { Some(self.sweeper(EXPIRE_DAYS_LATER).await) } else { None };
+        let sweeper = if sweeping {
+            Some(self.sweeper(EXPIRE_DAYS_LATER).await)
+        } else {
+            None
+        };
         let worker = self.world.spawn("persist-message").await;
         // Registered and at work: what was done until now took starting up as well, and does not count.
         let (begun, before) = (Instant::now(), self.ingest.floor().await);
@@ -304,19 +463,39 @@ impl Bench<'_> {
         self.caught_up(last).await;
         let rate = per_second((last - before) as usize, begun.elapsed());
         assert!(worker.terminate().await.success());
-        let Some(sweeper) = sweeper else { return (rate, waits) };
+        let Some(sweeper) = sweeper else {
+            return (rate, waits);
+        };
         assert!(self.swept().await > swept, "it was swept all the time");
         assert!(sweeper.terminate().await.success());
         let new = self.new_waits();
-        (rate, Waits { count: waits.count + new.count, longest_ms: waits.longest_ms.max(new.longest_ms) })
+        (
+            rate,
+            Waits {
+                count: waits.count + new.count,
+                longest_ms: waits.longest_ms.max(new.longest_ms),
+            },
+        )
     }
 
     /// Everything that was published is stored, and nothing was set aside.
     async fn nothing_is_missing(&self, stored: u64) {
-        let count = |sql: &'static str| sqlx::query_scalar::<_, i64>(sql).bind(stored as i64 + 1).fetch_one(&self.database);
-        let found = count("select count(*) from messages where seq > $1").await.expect("PostgreSQL answers");
-        assert_eq!(found as u64, self.feed.written(), "acknowledged means stored");
-        let letters = count("select count(*) from dead_letters where seq >= $1").await.expect("PostgreSQL answers");
+        let count = |sql: &'static str| {
+            sqlx::query_scalar::<_, i64>(sql)
+                .bind(stored as i64 + 1)
+                .fetch_one(&self.database)
+        };
+        let found = count("select count(*) from messages where seq > $1")
+            .await
+            .expect("PostgreSQL answers");
+        assert_eq!(
+            found as u64,
+            self.feed.written(),
+            "acknowledged means stored"
+        );
+        let letters = count("select count(*) from dead_letters where seq >= $1")
+            .await
+            .expect("PostgreSQL answers");
         assert_eq!(letters, 0, "all of it could be stored");
     }
 }
@@ -325,7 +504,11 @@ impl Stretch {
     fn row(&self, name: &str) -> Vec<String> {
         let most = self.backlog.iter().copied().fold(0.0, f64::max);
         let ms = |ms: f64| format!("{ms:.0} ms");
-        let longest = if self.waits.count == 0 { format!("below {LOCK_WAIT_TOLD_MS} ms") } else { ms(self.waits.longest_ms) };
+        let longest = if self.waits.count == 0 {
+            format!("below {LOCK_WAIT_TOLD_MS} ms")
+        } else {
+            ms(self.waits.longest_ms)
+        };
         vec![
             name.to_owned(),
             format!("{:.0} s", self.took.as_secs_f64()),

@@ -31,7 +31,10 @@ pub struct Feed {
 
 impl Feed {
     pub fn new(client: Client) -> Feed {
-        Feed { client, written: AtomicU64::new(0) }
+        Feed {
+            client,
+            written: AtomicU64::new(0),
+        }
     }
 
     /// Messages that the log has taken, or is taking.
@@ -56,7 +59,9 @@ impl Feed {
 
     /// Publishes that many as fast as the log takes them.
     pub async fn fill(&self, messages: u64) {
-        futures::stream::iter(0..messages / FULL_BATCH).for_each_concurrent(AT_ONCE, |_| self.publish(FULL_BATCH)).await;
+        futures::stream::iter(0..messages / FULL_BATCH)
+            .for_each_concurrent(AT_ONCE, |_| self.publish(FULL_BATCH))
+            .await;
     }
 
     /// One atomic batch.
@@ -70,13 +75,23 @@ impl Feed {
             headers.insert("Nats-Batch-Id", batch.as_str());
             headers.insert("Nats-Batch-Sequence", n.to_string());
             if n < messages {
-                self.client.publish_with_headers(subject, headers, payload.into()).await.expect("a client that is not closed");
+                self.client
+                    .publish_with_headers(subject, headers, payload.into())
+                    .await
+                    .expect("a client that is not closed");
                 continue;
             }
             headers.insert("Nats-Batch-Commit", "1");
-            let ack = self.client.request_with_headers(subject, headers, payload.into()).await.expect("JetStream answers");
+            let ack = self
+                .client
+                .request_with_headers(subject, headers, payload.into())
+                .await
+                .expect("JetStream answers");
             let ack: Value = serde_json::from_slice(&ack.payload).expect("JSON");
-            assert_eq!(ack["count"], messages, "the log takes all of a batch: {ack}");
+            assert_eq!(
+                ack["count"], messages,
+                "the log takes all of a batch: {ack}"
+            );
         }
     }
 }
@@ -84,10 +99,13 @@ impl Feed {
 fn message(n: u64) -> (String, String) {
     let from = user(n);
     let subject = if n.is_multiple_of(DIRECT_EVERY) {
-        let [from, to] = [from.as_str(), &user(n + 1)].map(|name| User::parse(name).expect("a name"));
+        let [from, to] =
+            [from.as_str(), &user(n + 1)].map(|name| User::parse(name).expect("a name"));
         direct_subject(&from, &to)
     } else {
-        Room::parse(&format!("room-{}", scattered(n) % ROOMS)).expect("a name").log_subject()
+        Room::parse(&format!("room-{}", scattered(n) % ROOMS))
+            .expect("a name")
+            .log_subject()
     };
     (subject, json!({"user": from, "text": text(n)}).to_string())
 }

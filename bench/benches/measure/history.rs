@@ -53,13 +53,27 @@ pub async fn measure(world: &World, plan: &Plan) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     worker.terminate().await;
-    sqlx::raw_sql("vacuum analyze messages").execute(&ingest.database).await.expect("PostgreSQL answers");
+    sqlx::raw_sql("vacuum analyze messages")
+        .execute(&ingest.database)
+        .await
+        .expect("PostgreSQL answers");
 
     let history = world.spawn("get-history").await;
-    let (asker, administrator) = (world.client("publisher").await, world.client("administrator").await);
-    let page = asker.request(HISTORY.subject(&[ROOM]), "".into()).await.expect("get-history answers");
+    let (asker, administrator) = (
+        world.client("publisher").await,
+        world.client("administrator").await,
+    );
+    let page = asker
+        .request(HISTORY.subject(&[ROOM]), "".into())
+        .await
+        .expect("get-history answers");
     let bytes = page.payload.len();
-    echo(world.client("administrator").await, page.headers.unwrap_or_default(), page.payload).await;
+    echo(
+        world.client("administrator").await,
+        page.headers.unwrap_or_default(),
+        page.payload,
+    )
+    .await;
     let to_history = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Question {
         name,
         client: asker.clone(),
@@ -86,19 +100,31 @@ pub async fn measure(world: &World, plan: &Plan) {
             "pages all over the room, all different",
             Arc::new(move |n| json!({"before": first + scattered(n) % (last - first)}).to_string()),
         ),
-        to_many("1,000 rooms, all functions up: the newest page of any", Arc::new(|_| String::new())),
+        to_many(
+            "1,000 rooms, all functions up: the newest page of any",
+            Arc::new(|_| String::new()),
+        ),
         to_many(
             "1,000 rooms, all functions up: pages all over them",
             // Half of the log and more lies before it, so that there is a page.
-            Arc::new(move |n| json!({"before": messages - scattered(n + 1) % (messages / 2)}).to_string()),
+            Arc::new(move |n| {
+                json!({"before": messages - scattered(n + 1) % (messages / 2)}).to_string()
+            }),
         ),
     ];
     let mut rows = ask_all(&questions, plan).await;
     ingest.fill(TAIL).await;
-    let tail = [to_history("the newest page, part of it not stored yet", Arc::new(|_| String::new()))];
+    let tail = [to_history(
+        "the newest page, part of it not stored yet",
+        Arc::new(|_| String::new()),
+    )];
     rows.extend(ask_all(&tail, plan).await);
 
-    let echo_rate = |side_by_side| rows.iter().find(|row| row.1 == side_by_side).map_or(f64::NAN, |row| median(&row.2.rate));
+    let echo_rate = |side_by_side| {
+        rows.iter()
+            .find(|row| row.1 == side_by_side)
+            .map_or(f64::NAN, |row| median(&row.2.rate))
+    };
     let lines: Vec<Vec<String>> = rows
         .iter()
         .map(|(name, side_by_side, figures)| {
@@ -113,8 +139,22 @@ pub async fn measure(world: &World, plan: &Plan) {
             ]
         })
         .collect();
-    table("History, 1 copy of get-history", &["question", "side by side", "pages/s", "p50", "p99", "of the echo"], &lines);
-    println!("50 messages a page, {bytes} bytes. get-history after that: {:.1} MiB.\n", resident_mib(&history));
+    table(
+        "History, 1 copy of get-history",
+        &[
+            "question",
+            "side by side",
+            "pages/s",
+            "p50",
+            "p99",
+            "of the echo",
+        ],
+        &lines,
+    );
+    println!(
+        "50 messages a page, {bytes} bytes. get-history after that: {:.1} MiB.\n",
+        resident_mib(&history)
+    );
     futures::future::join_all(all_up.into_iter().map(Process::terminate)).await;
     pages::measure(&many, plan).await;
 }
@@ -124,7 +164,10 @@ async fn many_rooms(messages: u64) -> (World, Vec<Process>) {
     eprintln!("history: storing 1,000 rooms");
     let world = World::start().await;
     let mut functions = shape::all_functions_but(&world, &["persist-message"]).await;
-    let mut ingest = Ingest { rooms: MANY_ROOMS, ..Ingest::of(&world, 0).await };
+    let mut ingest = Ingest {
+        rooms: MANY_ROOMS,
+        ..Ingest::of(&world, 0).await
+    };
     ingest.fill(messages as usize).await;
     ingest.store(1).await;
     while shape::waiting_events(&ingest).await > 0 {
@@ -137,24 +180,39 @@ async fn many_rooms(messages: u64) -> (World, Vec<Process>) {
 
 /// Answers everything with what it was given, inside this process.
 async fn echo(client: Client, headers: HeaderMap, payload: Bytes) {
-    let mut requests = client.subscribe(ECHO).await.expect("a client that is not closed");
+    let mut requests = client
+        .subscribe(ECHO)
+        .await
+        .expect("a client that is not closed");
     let this = client.clone();
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             let Some(reply) = request.reply else { continue };
             // Only a closed client fails, and then the run is over.
-            let _ = client.publish_with_headers(reply, headers.clone(), payload.clone()).await;
+            let _ = client
+                .publish_with_headers(reply, headers.clone(), payload.clone())
+                .await;
         }
     });
     // Flushed is not subscribed; answered is.
-    this.request(ECHO, "".into()).await.expect("the echo answers");
+    this.request(ECHO, "".into())
+        .await
+        .expect("the echo answers");
 }
 
 async fn ask_all(questions: &[Question], plan: &Plan) -> Vec<(&'static str, usize, Figures)> {
-    let mut rows: Vec<(&Question, usize, Figures)> =
-        questions.iter().flat_map(|question| SIDE_BY_SIDE.map(|side_by_side| (question, side_by_side, Figures::default()))).collect();
+    let mut rows: Vec<(&Question, usize, Figures)> = questions
+        .iter()
+        .flat_map(|question| {
+            SIDE_BY_SIDE.map(|side_by_side| (question, side_by_side, Figures::default()))
+        })
+        .collect();
     for round in 0..=plan.rounds {
-        eprintln!("history: round {round} of {}{}", plan.rounds, if round == 0 { " (warming up)" } else { "" });
+        eprintln!(
+            "history: round {round} of {}{}",
+            plan.rounds,
+            if round == 0 { " (warming up)" } else { "" }
+        );
         for (question, side_by_side, figures) in &mut rows {
             let (rate, latencies) = ask(question, *side_by_side, plan.asking).await;
             if round > 0 {
@@ -164,7 +222,9 @@ async fn ask_all(questions: &[Question], plan: &Plan) -> Vec<(&'static str, usiz
             }
         }
     }
-    rows.into_iter().map(|(question, side_by_side, figures)| (question.name, side_by_side, figures)).collect()
+    rows.into_iter()
+        .map(|(question, side_by_side, figures)| (question.name, side_by_side, figures))
+        .collect()
 }
 
 /// Asks for a while, always that many at once; answers a second, and how long each took, sorted.
@@ -178,16 +238,26 @@ async fn ask(question: &Question, side_by_side: usize, asking: Duration) -> (f64
                 let n = number.fetch_add(1, Ordering::Relaxed);
                 let (subject, body) = ((question.subject)(n), (question.body)(n));
                 let asked = Instant::now();
-                let reply = question.client.request(subject, body.into()).await.expect(question.name);
+                let reply = question
+                    .client
+                    .request(subject, body.into())
+                    .await
+                    .expect(question.name);
                 latencies.push(asked.elapsed());
-                let refused = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR));
+                let refused = reply
+                    .headers
+                    .as_ref()
+                    .and_then(|headers| headers.get(header::SERVICE_ERROR));
                 assert!(refused.is_none(), "{}: {refused:?}", question.name);
             }
             latencies
         })
     });
-    let mut latencies: Vec<Duration> =
-        futures::future::join_all(askers).await.into_iter().flat_map(|asked| asked.expect("no panic")).collect();
+    let mut latencies: Vec<Duration> = futures::future::join_all(askers)
+        .await
+        .into_iter()
+        .flat_map(|asked| asked.expect("no panic"))
+        .collect();
     let rate = per_second(latencies.len(), begun.elapsed());
     latencies.sort_unstable();
     (rate, latencies)

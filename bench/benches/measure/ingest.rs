@@ -25,7 +25,10 @@ pub const USERS: u64 = 500;
 
 pub async fn measure(world: &World, plan: &Plan) {
     let mut ingest = Ingest::of(world, 0).await;
-    let few = Plan { messages: plan.naive_messages, ..*plan };
+    let few = Plan {
+        messages: plan.naive_messages,
+        ..*plan
+    };
     // The first to run pays for pages nobody touched yet.
     eprintln!("ingest: warming up");
     ingest.fill(few.messages).await;
@@ -47,8 +50,14 @@ pub async fn measure(world: &World, plan: &Plan) {
         copy.push(ingest.copy(plan.messages).await);
     }
     let [publish, one, two, row, rows, consume, copy] = rates.map(|rates| median(&rates));
-    let line =
-        |way: &str, rate: f64| vec![way.to_owned(), rounded(rate), format!("{:.1} ×", rate / row), format!("{:.0} %", rate / copy * 100.0)];
+    let line = |way: &str, rate: f64| {
+        vec![
+            way.to_owned(),
+            rounded(rate),
+            format!("{:.1} ×", rate / row),
+            format!("{:.0} %", rate / copy * 100.0),
+        ]
+    };
     table(
         "Ingest, from log to commit",
         &["way", "messages/s", "of row by row", "of COPY"],
@@ -100,8 +109,7 @@ impl<'a> Ingest<'a> {
     pub async fn fill(&mut self, messages: usize) -> f64 {
         let mut lines = String::new();
         for n in self.written..self.written + messages as u64 {
-            let line =
-                json!({"user": user(n), "text": text(n), "timestamp": 1_700_000_000_000 + n, "room": format!("room-{}", n % self.rooms)});
+            let line = json!({"user": user(n), "text": text(n), "timestamp": 1_700_000_000_000 + n, "room": format!("room-{}", n % self.rooms)});
             writeln!(lines, "{line}").expect("memory");
         }
         self.written += messages as u64;
@@ -114,8 +122,17 @@ impl<'a> Ingest<'a> {
             .kill_on_drop(true)
             .spawn()
             .expect("import can be started");
-        import.stdin.take().expect("piped").write_all(lines.as_bytes()).await.expect("import reads");
-        assert!(import.wait().await.expect("import ends").success(), "import says why: run it by hand");
+        import
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(lines.as_bytes())
+            .await
+            .expect("import reads");
+        assert!(
+            import.wait().await.expect("import ends").success(),
+            "import says why: run it by hand"
+        );
         per_second(messages, begun.elapsed())
     }
 
@@ -128,14 +145,18 @@ impl<'a> Ingest<'a> {
     /// The same beside what is stored already.
     pub async fn store(&mut self, copies: usize) -> f64 {
         let count = async || {
-            let stored: i64 =
-                sqlx::query_scalar("select count(*) from messages").fetch_one(&self.database).await.expect("PostgreSQL answers");
+            let stored: i64 = sqlx::query_scalar("select count(*) from messages")
+                .fetch_one(&self.database)
+                .await
+                .expect("PostgreSQL answers");
             stored as u64
         };
         let stored_before = count().await;
         let last = self.last().await;
         let waiting = last - self.floor().await;
-        let workers: Vec<Process> = futures::future::join_all((0..copies).map(|_| self.world.spawn("persist-message"))).await;
+        let workers: Vec<Process> =
+            futures::future::join_all((0..copies).map(|_| self.world.spawn("persist-message")))
+                .await;
         // Registered and at work: what was done until now took starting up as well, and does not count.
         let (begun, before) = (Instant::now(), self.floor().await);
         while self.floor().await < last {
@@ -143,7 +164,11 @@ impl<'a> Ingest<'a> {
         }
         let rate = per_second((last - before) as usize, begun.elapsed());
         self.memory.push(resident_mib(&workers[0]));
-        assert_eq!(count().await - stored_before, waiting, "acknowledged means stored");
+        assert_eq!(
+            count().await - stored_before,
+            waiting,
+            "acknowledged means stored"
+        );
         for worker in workers {
             assert!(worker.terminate().await.success());
         }
@@ -155,13 +180,19 @@ impl<'a> Ingest<'a> {
         let took = naive::run(self.world, store, connections, messages).await;
         // nats-server takes acknowledgements in beside what it answers: the last ones show a moment later.
         let last = self.last().await;
-        eventually("everything was consumed", SOON, async || (self.floor().await == last).then_some(())).await;
+        eventually("everything was consumed", SOON, async || {
+            (self.floor().await == last).then_some(())
+        })
+        .await;
         per_second(messages, took)
     }
 
     /// Binary COPY of the same rows, made beforehand, in one go.
     async fn copy(&mut self, messages: usize) -> f64 {
-        sqlx::raw_sql("create table if not exists copied (like messages including all)").execute(&self.database).await.expect("a table");
+        sqlx::raw_sql("create table if not exists copied (like messages including all)")
+            .execute(&self.database)
+            .await
+            .expect("a table");
         self.empty("copied").await;
         let rows = copy_rows(messages as u64);
         let mut connection = self.database.acquire().await.expect("a connection");
@@ -178,33 +209,57 @@ impl<'a> Ingest<'a> {
     }
 
     async fn empty(&self, table: &'static str) {
-        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("truncate {table}; checkpoint"))).execute(&self.database).await.expect("a table");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("truncate {table}; checkpoint")))
+            .execute(&self.database)
+            .await
+            .expect("a table");
     }
 
     pub async fn floor(&self) -> u64 {
-        self.ask(jetstream::CONSUMER_INFO).await["ack_floor"]["stream_seq"].as_u64().expect("an ack floor")
+        self.ask(jetstream::CONSUMER_INFO).await["ack_floor"]["stream_seq"]
+            .as_u64()
+            .expect("an ack floor")
     }
 
     /// Messages of the log that are not acknowledged as stored.
     pub async fn waiting(&self) -> u64 {
         let info = self.ask(jetstream::CONSUMER_INFO).await;
-        ["num_pending", "num_ack_pending"].iter().filter_map(|field| info[field].as_u64()).sum()
+        ["num_pending", "num_ack_pending"]
+            .iter()
+            .filter_map(|field| info[field].as_u64())
+            .sum()
     }
 
     pub async fn last(&self) -> u64 {
-        self.ask(jetstream::STREAM_INFO).await["state"]["last_seq"].as_u64().expect("a last sequence")
+        self.ask(jetstream::STREAM_INFO).await["state"]["last_seq"]
+            .as_u64()
+            .expect("a last sequence")
     }
 
     /// Lifts the log above `stored`, which was put into the index by hand, and has one message go through it: from there on all is as
     /// if every message had.
     pub async fn lift(&self, stored: u64) {
-        assert!(self.world.spawn("stream-bootstrap").await.terminate().await.success());
+        assert!(
+            self.world
+                .spawn("stream-bootstrap")
+                .await
+                .terminate()
+                .await
+                .success()
+        );
         let [first, other] = ["first", "other"].map(|name| User::parse(name).expect("a name"));
         let body = json!({"user": first.as_str(), "text": "And one through the log."}).to_string();
         let publisher = self.world.client("publisher").await;
-        let ack = publisher.request(direct_subject(&first, &other), body.into()).await.expect("JetStream answers");
+        let ack = publisher
+            .request(direct_subject(&first, &other), body.into())
+            .await
+            .expect("JetStream answers");
         let ack: Value = serde_json::from_slice(&ack.payload).expect("JSON");
-        assert_eq!(ack["seq"], stored + 1, "the log stands right above what is stored");
+        assert_eq!(
+            ack["seq"],
+            stored + 1,
+            "the log stands right above what is stored"
+        );
         let worker = self.world.spawn("persist-message").await;
         while self.floor().await <= stored {
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -213,7 +268,11 @@ impl<'a> Ingest<'a> {
     }
 
     async fn ask(&self, subject: &'static str) -> Value {
-        let reply = self.operator.request(subject, "".into()).await.expect("JetStream answers");
+        let reply = self
+            .operator
+            .request(subject, "".into())
+            .await
+            .expect("JetStream answers");
         serde_json::from_slice(&reply.payload).expect("JSON")
     }
 }
@@ -222,8 +281,14 @@ impl<'a> Ingest<'a> {
 fn copy_rows(rows: u64) -> Vec<u8> {
     let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
     for n in 0..rows {
-        let (user, id) = (user(n), format!("import-{:016x}{:016x}", scattered(n + 7), scattered(n + 8)));
-        let (seq, room) = ((n as i64 + 1).to_be_bytes(), ((n % ROOMS) as i32 + 1).to_be_bytes());
+        let (user, id) = (
+            user(n),
+            format!("import-{:016x}{:016x}", scattered(n + 7), scattered(n + 8)),
+        );
+        let (seq, room) = (
+            (n as i64 + 1).to_be_bytes(),
+            ((n % ROOMS) as i32 + 1).to_be_bytes(),
+        );
         // Microseconds since 2000.
         let at = (753_000_000_000_000 + n as i64 * 1_000).to_be_bytes();
         let text = text(n);
@@ -255,5 +320,11 @@ pub fn user(n: u64) -> String {
 /// About as long as people write, and no two alike.
 pub fn text(n: u64) -> String {
     let word = |k| scattered(n + k);
-    format!("{n}: {:x} {:x} {:x} is what I meant, and it has been so since {:x}", word(0), word(1), word(2), word(3))
+    format!(
+        "{n}: {:x} {:x} {:x} is what I meant, and it has been so since {:x}",
+        word(0),
+        word(1),
+        word(2),
+        word(3)
+    )
 }

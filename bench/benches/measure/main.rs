@@ -4,7 +4,10 @@
 //! one part. Progress goes to standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
 //! slows the machine down for a while slows all of them; what is printed is the median of the rounds.
 
-#![expect(clippy::expect_used, reason = "a measurement that fails measures nothing")]
+#![expect(
+    clippy::expect_used,
+    reason = "a measurement that fails measures nothing"
+)]
 
 mod direct;
 mod expiry;
@@ -74,10 +77,23 @@ fn main() {
         println!("nothing measured: run just bench");
         return;
     }
-    let plan = if arguments.iter().any(|argument| argument == "--quick") { QUICK } else { FULL };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a tokio runtime");
-    let parts: Vec<&str> = PARTS.into_iter().filter(|part| arguments.iter().any(|argument| argument == part)).collect();
-    runtime.block_on(measure(&plan, if parts.is_empty() { &PARTS } else { &parts }));
+    let plan = if arguments.iter().any(|argument| argument == "--quick") {
+        QUICK
+    } else {
+        FULL
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a tokio runtime");
+    let parts: Vec<&str> = PARTS
+        .into_iter()
+        .filter(|part| arguments.iter().any(|argument| argument == part))
+        .collect();
+    runtime.block_on(measure(
+        &plan,
+        if parts.is_empty() { &PARTS } else { &parts },
+    ));
 }
 
 async fn measure(plan: &Plan, parts: &[&str]) {
@@ -99,9 +115,16 @@ async fn measure(plan: &Plan, parts: &[&str]) {
 async fn machine(world: &World) -> String {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        model.lines().find_map(|line| line.strip_prefix("model name")).map_or("", |model| model.trim_start_matches([' ', '\t', ':']));
-    let postgres: String = sqlx::query_scalar("show server_version").fetch_one(&world.database().await).await.expect("PostgreSQL answers");
+    let model = model
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("", |model| model.trim_start_matches([' ', '\t', ':']));
+    let postgres: String = sqlx::query_scalar("show server_version")
+        .fetch_one(&world.database().await)
+        .await
+        .expect("PostgreSQL answers");
     let nats = world.client("operator").await.server_info().version.clone();
-    format!("{cpus} × {model}, everything on it; nats-server {nats} (sync_interval: always), PostgreSQL {postgres} (default durability)")
+    format!(
+        "{cpus} × {model}, everything on it; nats-server {nats} (sync_interval: always), PostgreSQL {postgres} (default durability)"
+    )
 }

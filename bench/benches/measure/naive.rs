@@ -31,22 +31,48 @@ pub async fn run(world: &World, store: Store, connections: usize, messages: usiz
     for _ in 0..connections {
         let client = world.client("persist-message").await;
         let inbox = client.new_inbox();
-        let replies = client.subscribe(format!("{inbox}.*")).await.expect("a client that is not closed");
+        let replies = client
+            .subscribe(format!("{inbox}.*"))
+            .await
+            .expect("a client that is not closed");
         let database = match store {
-            Store::RowByRow => Some(PgConnection::connect(&world.database_url()).await.expect("PostgreSQL answers")),
+            Store::RowByRow => Some(
+                PgConnection::connect(&world.database_url())
+                    .await
+                    .expect("PostgreSQL answers"),
+            ),
             Store::Nowhere => None,
         };
-        consumers.push(Consumer { client, inbox, replies, pulls: 0, database, rooms: HashMap::new() });
+        consumers.push(Consumer {
+            client,
+            inbox,
+            replies,
+            pulls: 0,
+            database,
+            rooms: HashMap::new(),
+        });
     }
     let begun = Instant::now();
-    futures::future::join_all(consumers.iter_mut().map(|consumer| consumer.consume(&handled, messages))).await;
+    futures::future::join_all(
+        consumers
+            .iter_mut()
+            .map(|consumer| consumer.consume(&handled, messages)),
+    )
+    .await;
     for consumer in &consumers {
-        consumer.client.flush().await.expect("a client that is not closed");
+        consumer
+            .client
+            .flush()
+            .await
+            .expect("a client that is not closed");
     }
     let took = begun.elapsed();
     // What was acknowledged has to have arrived before the caller looks.
     for consumer in &consumers {
-        let _ = consumer.client.request(jetstream::CONSUMER_INFO, "".into()).await;
+        let _ = consumer
+            .client
+            .request(jetstream::CONSUMER_INFO, "".into())
+            .await;
     }
     took
 }
@@ -68,7 +94,10 @@ impl Consumer {
                     self.insert(&message).await;
                 }
                 let ack = message.reply.expect("a delivery says where to acknowledge");
-                self.client.publish(ack, "+ACK".into()).await.expect("a client that is not closed");
+                self.client
+                    .publish(ack, "+ACK".into())
+                    .await
+                    .expect("a client that is not closed");
                 handled.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -78,10 +107,17 @@ impl Consumer {
         self.pulls += 1;
         let inbox = format!("{}.{}", self.inbox, self.pulls);
         let request = json!({"batch": PULL, "no_wait": true}).to_string();
-        self.client.publish_with_reply(jetstream::CONSUMER_NEXT, inbox.clone(), request.into()).await.expect("a client that is not closed");
+        self.client
+            .publish_with_reply(jetstream::CONSUMER_NEXT, inbox.clone(), request.into())
+            .await
+            .expect("a client that is not closed");
         let mut pulled = Vec::with_capacity(PULL);
         while pulled.len() < PULL {
-            let message = self.replies.next().await.expect("a client that is not closed");
+            let message = self
+                .replies
+                .next()
+                .await
+                .expect("a client that is not closed");
             if message.status.is_none() {
                 pulled.push(message);
             } else if message.subject.as_str() == inbox {
@@ -92,25 +128,48 @@ impl Consumer {
     }
 
     async fn insert(&mut self, message: &Message) {
-        let ack = message.reply.as_deref().expect("a delivery says where to acknowledge");
+        let ack = message
+            .reply
+            .as_deref()
+            .expect("a delivery says where to acknowledge");
         let tokens: Vec<&str> = ack.split('.').collect();
-        let number =
-            |index: usize| tokens[index].parse::<i64>().expect("$JS.ACK.<stream>.<consumer>.<attempt>.<seq>.<…>.<nanoseconds>.<…>");
+        let number = |index: usize| {
+            tokens[index]
+                .parse::<i64>()
+                .expect("$JS.ACK.<stream>.<consumer>.<attempt>.<seq>.<…>.<nanoseconds>.<…>")
+        };
         let (seq, received_ms) = (Seq::from_i64(number(5)), number(7) / 1_000_000);
-        let id = message.headers.as_ref().and_then(|headers| headers.get(header::MESSAGE_ID)).map(|id| id.as_str());
-        let incoming =
-            Incoming::parse(&message.subject, id, &message.payload, seq, received_ms, Limits::default()).expect("import sends good ones");
+        let id = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(header::MESSAGE_ID))
+            .map(|id| id.as_str());
+        let incoming = Incoming::parse(
+            &message.subject,
+            id,
+            &message.payload,
+            seq,
+            received_ms,
+            Limits::default(),
+        )
+        .expect("import sends good ones");
         let database = self.database.as_mut().expect("asked for");
         let room_id = match self.rooms.get(&incoming.room) {
             Some(id) => *id,
             None => {
                 let made = "insert into rooms (name) values ($1) on conflict (name) do update set name = excluded.name returning id";
-                let id = sqlx::query_scalar(made).bind(&incoming.room).fetch_one(&mut *database).await.expect("a room");
+                let id = sqlx::query_scalar(made)
+                    .bind(&incoming.room)
+                    .fetch_one(&mut *database)
+                    .await
+                    .expect("a room");
                 self.rooms.insert(incoming.room.clone(), id);
                 id
             }
         };
-        let at = |ms: i64| OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).expect("a time");
+        let at = |ms: i64| {
+            OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).expect("a time")
+        };
         sqlx::query(
             "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",

@@ -12,7 +12,10 @@ pub fn median(values: &[f64]) -> f64 {
 /// The value that `part` of 1 of the sorted values do not exceed.
 pub fn percentile(sorted: &[Duration], part: f64) -> Duration {
     let index = (sorted.len() as f64 * part).ceil() as usize;
-    sorted.get(index.saturating_sub(1)).copied().unwrap_or_default()
+    sorted
+        .get(index.saturating_sub(1))
+        .copied()
+        .unwrap_or_default()
 }
 
 /// How many a second, to three digits.
@@ -38,7 +41,11 @@ pub fn rounded(value: f64) -> String {
 /// 0.42 ms
 pub fn milliseconds(value: Duration) -> String {
     let ms = value.as_secs_f64() * 1e3;
-    if ms < 10.0 { format!("{ms:.2} ms") } else { format!("{ms:.0} ms") }
+    if ms < 10.0 {
+        format!("{ms:.2} ms")
+    } else {
+        format!("{ms:.0} ms")
+    }
 }
 
 /// A Markdown table, the first column to the left and the others to the right.

@@ -31,18 +31,40 @@ pub async fn measure(world: &World, plan: &Plan) {
         plain.push(pgbench(world, PLAIN, plan.asking).await);
         page.push(pgbench(world, PAGE, plan.asking).await);
     }
-    let times: Vec<f64> = plain.iter().zip(&page).map(|(plain, page)| plain / page).collect();
+    let times: Vec<f64> = plain
+        .iter()
+        .zip(&page)
+        .map(|(plain, page)| plain / page)
+        .collect();
     let measured = median(&times);
-    let line = |name: &str, rates: &[f64], times: f64| vec![name.to_owned(), rounded(median(rates)), format!("{times:.2} ×")];
+    let line = |name: &str, rates: &[f64], times: f64| {
+        vec![
+            name.to_owned(),
+            rounded(median(rates)),
+            format!("{times:.2} ×"),
+        ]
+    };
     table(
         "A page's query, by pgbench",
-        &["50 newest of any of 1,000 rooms", "queries/s", "time, of the plain one"],
+        &[
+            "50 newest of any of 1,000 rooms",
+            "queries/s",
+            "time, of the plain one",
+        ],
         &[
             line("plain: a room's newest rows", &plain, 1.0),
-            line("**get-history's**: not expired, not beyond the stream's end", &page, measured),
+            line(
+                "**get-history's**: not expired, not beyond the stream's end",
+                &page,
+                measured,
+            ),
         ],
     );
-    let verdict = if measured <= GOAL { "reached" } else { "MISSED" };
+    let verdict = if measured <= GOAL {
+        "reached"
+    } else {
+        "MISSED"
+    };
     println!(
         "pgbench -M prepared, {SIDE_BY_SIDE} connections, the functions' session settings, tables nobody analyzed. Goal: at most {GOAL} ×: \
          {measured:.2} ×, {verdict}.\n"
@@ -54,9 +76,17 @@ async fn pgbench(world: &World, query: &str, asking: Duration) -> f64 {
     let script = script(query);
     let file = std::env::temp_dir().join(format!("scrollback-pgbench-{}.sql", std::process::id()));
     std::fs::write(&file, &script).expect("a file for pgbench");
-    let options: Vec<String> = SESSION.iter().map(|(name, value)| format!("-c {name}={value}")).collect();
+    let options: Vec<String> = SESSION
+        .iter()
+        .map(|(name, value)| format!("-c {name}={value}"))
+        .collect();
     let output = Command::new(world.postgres().program("pgbench"))
-        .args(["--no-vacuum", "--protocol=prepared", "--client", &SIDE_BY_SIDE.to_string()])
+        .args([
+            "--no-vacuum",
+            "--protocol=prepared",
+            "--client",
+            &SIDE_BY_SIDE.to_string(),
+        ])
         .args(["--time", &asking.as_secs_f64().ceil().to_string(), "--file"])
         .arg(&file)
         .arg(world.database_url())
@@ -65,19 +95,37 @@ async fn pgbench(world: &World, query: &str, asking: Duration) -> f64 {
         .await
         .expect("pgbench can be started: it comes with PostgreSQL");
     std::fs::remove_file(&file).expect("our own file");
-    let (out, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.contains("number of failed transactions: 0 "), "pgbench: {log}{out}\n{script}");
-    let tps = out.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    let (out, log) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success() && out.contains("number of failed transactions: 0 "),
+        "pgbench: {log}{out}\n{script}"
+    );
+    let tps = out
+        .lines()
+        .find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     tps.unwrap_or_else(|| panic!("pgbench says no tps: {out}"))
 }
 
 /// pgbench makes parameters of its own variables.
 fn script(query: &str) -> String {
     let mut sql = query.trim().to_owned();
-    for (parameter, variable) in [("$1", "('room-' || :room)"), ("$2", ":before"), ("$3", ":rows"), ("$4", ":before")] {
+    for (parameter, variable) in [
+        ("$1", "('room-' || :room)"),
+        ("$2", ":before"),
+        ("$3", ":rows"),
+        ("$4", ":before"),
+    ] {
         sql = sql.replace(parameter, variable);
     }
-    assert!(!sql.contains('$'), "a parameter of the page's query that this does not know: {sql}");
+    assert!(
+        !sql.contains('$'),
+        "a parameter of the page's query that this does not know: {sql}"
+    );
     let rooms = MANY_ROOMS - 1;
-    format!("\\set room random(0, {rooms})\n\\set before 9223372036854775807\n\\set rows {ROWS}\n{sql};\n")
+    format!(
+        "\\set room random(0, {rooms})\n\\set before 9223372036854775807\n\\set rows {ROWS}\n{sql};\n"
+    )
 }

@@ -83,13 +83,33 @@ impl Directs {
         let rooms = self.rooms(database).await;
         for first in (1..=self.messages).step_by(CHUNK as usize) {
             let seqs = first..(first + CHUNK).min(self.messages + 1);
-            let people: Vec<(String, String)> = seqs.clone().map(|seq| people(self.age(seq))).collect();
+            let people: Vec<(String, String)> =
+                seqs.clone().map(|seq| people(self.age(seq))).collect();
             sqlx::query(INSERT)
                 .bind(seqs.clone().map(|seq| seq as i64).collect::<Vec<i64>>())
-                .bind(people.iter().map(|(from, to)| rooms[&room(from, to)]).collect::<Vec<i32>>())
-                .bind(people.iter().map(|(from, _)| from.as_str()).collect::<Vec<&str>>())
-                .bind(people.iter().map(|(_, to)| to.as_str()).collect::<Vec<&str>>())
-                .bind(seqs.clone().map(|seq| text(self.age(seq))).collect::<Vec<String>>())
+                .bind(
+                    people
+                        .iter()
+                        .map(|(from, to)| rooms[&room(from, to)])
+                        .collect::<Vec<i32>>(),
+                )
+                .bind(
+                    people
+                        .iter()
+                        .map(|(from, _)| from.as_str())
+                        .collect::<Vec<&str>>(),
+                )
+                .bind(
+                    people
+                        .iter()
+                        .map(|(_, to)| to.as_str())
+                        .collect::<Vec<&str>>(),
+                )
+                .bind(
+                    seqs.clone()
+                        .map(|seq| text(self.age(seq)))
+                        .collect::<Vec<String>>(),
+                )
                 .bind(seqs.map(|seq| self.age(seq) as i64).collect::<Vec<i64>>())
                 .bind(SECONDS_APART)
                 .execute(database)
@@ -97,19 +117,35 @@ impl Directs {
                 .expect("rows");
         }
         let names: Vec<String> = (0..USERS).map(user).chain([DESK.to_owned()]).collect();
-        sqlx::query(MARKS).bind(self.mark() as i64).bind(DESK).bind(names).execute(database).await.expect("marks");
+        sqlx::query(MARKS)
+            .bind(self.mark() as i64)
+            .bind(DESK)
+            .bind(names)
+            .execute(database)
+            .await
+            .expect("marks");
         // One by one: two statements in one string are one transaction, in which nothing is vacuumed.
         for settled in ["vacuum analyze", "checkpoint"] {
-            sqlx::raw_sql(settled).execute(database).await.expect("PostgreSQL answers");
+            sqlx::raw_sql(settled)
+                .execute(database)
+                .await
+                .expect("PostgreSQL answers");
         }
     }
 
     async fn rooms(self, database: &PgPool) -> HashMap<String, i32> {
-        let mut names: Vec<String> = (0..self.messages).map(people).map(|(from, to)| room(&from, &to)).collect();
+        let mut names: Vec<String> = (0..self.messages)
+            .map(people)
+            .map(|(from, to)| room(&from, &to))
+            .collect();
         names.sort_unstable();
         names.dedup();
         let made = "insert into rooms (name) select unnest($1::text[]) returning name, id";
-        let rooms: Vec<(String, i32)> = sqlx::query_as(made).bind(names).fetch_all(database).await.expect("rooms");
+        let rooms: Vec<(String, i32)> = sqlx::query_as(made)
+            .bind(names)
+            .fetch_all(database)
+            .await
+            .expect("rooms");
         rooms.into_iter().collect()
     }
 
@@ -121,8 +157,15 @@ impl Directs {
 
     /// What is asked for.
     pub fn newest(self) -> Newest {
-        let mut newest = Newest { waiting: HashMap::new(), conversations: HashMap::new() };
-        newest.conversations.extend(talks().into_iter().map(|(one, other)| (room(&one, &other), Vec::new())));
+        let mut newest = Newest {
+            waiting: HashMap::new(),
+            conversations: HashMap::new(),
+        };
+        newest.conversations.extend(
+            talks()
+                .into_iter()
+                .map(|(one, other)| (room(&one, &other), Vec::new())),
+        );
         for seq in 1..=self.messages {
             let (from, to) = people(self.age(seq));
             if let Some(conversation) = newest.conversations.get_mut(&room(&from, &to)) {
@@ -137,10 +180,28 @@ impl Directs {
 
     /// The answer has to hold these messages, and no others.
     pub fn check(self, what: &str, messages: &[Message], seqs: &[u64]) {
-        assert_eq!(messages.iter().map(|message| message.seq.get()).collect::<Vec<u64>>(), seqs, "{what}");
-        for Message { seq, user, to, text: shown, deleted, .. } in messages {
+        assert_eq!(
+            messages
+                .iter()
+                .map(|message| message.seq.get())
+                .collect::<Vec<u64>>(),
+            seqs,
+            "{what}"
+        );
+        for Message {
+            seq,
+            user,
+            to,
+            text: shown,
+            deleted,
+            ..
+        } in messages
+        {
             let (from, recipient) = people(self.age(seq.get()));
-            let right = *user == from && to.as_deref() == Some(&recipient) && *shown == text(self.age(seq.get())) && !deleted;
+            let right = *user == from
+                && to.as_deref() == Some(&recipient)
+                && *shown == text(self.age(seq.get()))
+                && !deleted;
             assert!(right, "{what}: another message stands at {seq}");
         }
     }
@@ -165,7 +226,10 @@ pub fn room(one: &str, other: &str) -> String {
 fn people(age: u64) -> (String, String) {
     let chance = scattered(age);
     if age % DESK_EVERY == DESK_EVERY / 2 {
-        return (user(chance % DESK_CALLERS * (USERS / DESK_CALLERS)), DESK.to_owned());
+        return (
+            user(chance % DESK_CALLERS * (USERS / DESK_CALLERS)),
+            DESK.to_owned(),
+        );
     }
     let (place, apart) = if age.is_multiple_of(2) {
         let talk = scattered(age / WAITING * TALKS + age / 2 % TALKS);
@@ -173,6 +237,13 @@ fn people(age: u64) -> (String, String) {
     } else {
         (chance, ((chance >> 32) % 5).min((chance >> 40) % 5))
     };
-    let (one, other) = (user(place % USERS), user(place % USERS + APART[apart as usize]));
-    if chance >> 63 == 0 { (one, other) } else { (other, one) }
+    let (one, other) = (
+        user(place % USERS),
+        user(place % USERS + APART[apart as usize]),
+    );
+    if chance >> 63 == 0 {
+        (one, other)
+    } else {
+        (other, one)
+    }
 }

@@ -22,7 +22,10 @@ const SIDE_BY_SIDE: [usize; 4] = [1, 8, 64, 256];
 const BARE: &str = "measure.bare";
 const CONNECTIONS: usize = 8;
 /// No limit: these are no people.
-const UNLIMITED: [(&str, &str); 2] = [("SEND_BURST", "1000000"), ("SEND_RATE_PER_SECOND", "1000000")];
+const UNLIMITED: [(&str, &str); 2] = [
+    ("SEND_BURST", "1000000"),
+    ("SEND_RATE_PER_SECOND", "1000000"),
+];
 
 /// No id twice in a run.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -54,8 +57,17 @@ pub async fn measure(world: &World, plan: &Plan) {
     print("Acknowledged sending, batches staged on the disk", &on_disk);
     let folder = batches_in_memory(world);
     // A batch costs little more than a message then: a few pay already.
-    let in_memory = rows(world, plan, &worker, &[UNLIMITED[0], UNLIMITED[1], ("SEND_MIN_BATCH", "4")]).await;
-    print("Acknowledged sending, batches staged in memory, SEND_MIN_BATCH=4 (as shipped)", &in_memory);
+    let in_memory = rows(
+        world,
+        plan,
+        &worker,
+        &[UNLIMITED[0], UNLIMITED[1], ("SEND_MIN_BATCH", "4")],
+    )
+    .await;
+    print(
+        "Acknowledged sending, batches staged in memory, SEND_MIN_BATCH=4 (as shipped)",
+        &in_memory,
+    );
     worker.terminate().await;
     // A folder left in memory is a leak until the next boot.
     std::fs::remove_dir_all(folder).expect("our own folder");
@@ -69,15 +81,23 @@ async fn rows(world: &World, plan: &Plan, worker: &Process, settings: &[(&str, &
     for _ in 0..CONNECTIONS {
         clients.push(world.client("publisher").await);
     }
-    let (clients, administrator): (Arc<[Client]>, Client) = (clients.into(), world.client("administrator").await);
+    let (clients, administrator): (Arc<[Client]>, Client) =
+        (clients.into(), world.client("administrator").await);
     let ways = [Way::Plain, Way::Bare, Way::Made, Way::Given];
-    let mut rows: Vec<Row> =
-        SIDE_BY_SIDE.iter().flat_map(|&side_by_side| ways.map(|way| (way, side_by_side, Figures::default()))).collect();
+    let mut rows: Vec<Row> = SIDE_BY_SIDE
+        .iter()
+        .flat_map(|&side_by_side| ways.map(|way| (way, side_by_side, Figures::default())))
+        .collect();
     for round in 0..=plan.rounds {
-        eprintln!("send: round {round} of {}{}", plan.rounds, if round == 0 { " (warming up)" } else { "" });
+        eprintln!(
+            "send: round {round} of {}{}",
+            plan.rounds,
+            if round == 0 { " (warming up)" } else { "" }
+        );
         for (way, side_by_side, figures) in &mut rows {
             worker.pause().await;
-            let (rate, latencies) = send(&clients, &administrator, *way, *side_by_side, plan.asking).await;
+            let (rate, latencies) =
+                send(&clients, &administrator, *way, *side_by_side, plan.asking).await;
             worker.resume();
             caught_up(world).await;
             if round > 0 {
@@ -100,7 +120,13 @@ async fn caught_up(world: &World) {
 }
 
 /// Sends for a while, always that many at once; acknowledgements a second, and how long each took, sorted.
-async fn send(clients: &Arc<[Client]>, administrator: &Client, way: Way, side_by_side: usize, sending: Duration) -> (f64, Vec<Duration>) {
+async fn send(
+    clients: &Arc<[Client]>,
+    administrator: &Client,
+    way: Way,
+    side_by_side: usize,
+    sending: Duration,
+) -> (f64, Vec<Duration>) {
     let begun = Instant::now();
     let senders = (0..side_by_side).map(|sender| {
         let (clients, administrator) = (clients.clone(), administrator.clone());
@@ -130,8 +156,11 @@ async fn send(clients: &Arc<[Client]>, administrator: &Client, way: Way, side_by
             latencies
         })
     });
-    let mut latencies: Vec<Duration> =
-        futures::future::join_all(senders).await.into_iter().flat_map(|sent| sent.expect("no panic")).collect();
+    let mut latencies: Vec<Duration> = futures::future::join_all(senders)
+        .await
+        .into_iter()
+        .flat_map(|sent| sent.expect("no panic"))
+        .collect();
     let rate = per_second(latencies.len(), begun.elapsed());
     latencies.sort_unstable();
     (rate, latencies)
@@ -139,14 +168,23 @@ async fn send(clients: &Arc<[Client]>, administrator: &Client, way: Way, side_by
 
 /// Appends every request to the log and answers what JetStream answers, inside this process.
 async fn hand_on(client: Client) {
-    let mut requests = client.subscribe(BARE).await.expect("a client that is not closed");
+    let mut requests = client
+        .subscribe(BARE)
+        .await
+        .expect("a client that is not closed");
     client.flush().await.expect("a client that is not closed");
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             let client = client.clone();
             tokio::spawn(async move {
-                let (Some(reply), headers) = (request.reply, request.headers.unwrap_or_default()) else { return };
-                let ack = client.request_with_headers(format!("chat.{ROOM}"), headers, request.payload).await.expect("an answer");
+                let (Some(reply), headers) = (request.reply, request.headers.unwrap_or_default())
+                else {
+                    return;
+                };
+                let ack = client
+                    .request_with_headers(format!("chat.{ROOM}"), headers, request.payload)
+                    .await
+                    .expect("an answer");
                 // Only a closed client fails, and then the run is over.
                 let _ = client.publish(reply, ack.payload).await;
             });
@@ -158,7 +196,11 @@ async fn hand_on(client: Client) {
 fn batches_in_memory(world: &World) -> PathBuf {
     let target = PathBuf::from(format!("/dev/shm/scrollback-bench-{}", std::process::id()));
     std::fs::create_dir(&target).expect("/dev/shm is there");
-    let stream = world.nats().store_dir().join("jetstream/CHAT/streams").join(STREAM);
+    let stream = world
+        .nats()
+        .store_dir()
+        .join("jetstream/CHAT/streams")
+        .join(STREAM);
     let batches = stream.join("batches");
     // Between two batches it is empty, or not there.
     let _ = std::fs::remove_dir_all(&batches);
@@ -167,7 +209,13 @@ fn batches_in_memory(world: &World) -> PathBuf {
 }
 
 fn print(title: &str, rows: &[Row]) {
-    let of = |way: Way, side_by_side: usize| &rows.iter().find(|row| (row.0, row.1) == (way, side_by_side)).expect("measured").2;
+    let of = |way: Way, side_by_side: usize| {
+        &rows
+            .iter()
+            .find(|row| (row.0, row.1) == (way, side_by_side))
+            .expect("measured")
+            .2
+    };
     let lines: Vec<Vec<String>> = rows
         .iter()
         .map(|(way, side_by_side, figures)| {
@@ -189,5 +237,16 @@ fn print(title: &str, rows: &[Row]) {
             ]
         })
         .collect();
-    table(title, &["way", "side by side", "acknowledged/s", "of plain", "p50", "of plain"], &lines);
+    table(
+        title,
+        &[
+            "way",
+            "side by side",
+            "acknowledged/s",
+            "of plain",
+            "p50",
+            "of plain",
+        ],
+        &lines,
+    );
 }

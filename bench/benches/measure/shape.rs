@@ -19,8 +19,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Every function but those, each one replica.
 pub async fn all_functions_but(world: &World, without: &[&str]) -> Vec<Process> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../functions");
-    let found = std::fs::read_dir(folder).expect("the functions").map(|entry| entry.expect("a function").file_name());
-    let names: Vec<String> = found.filter_map(|name| name.into_string().ok()).filter(|name| !without.contains(&name.as_str())).collect();
+    let found = std::fs::read_dir(folder)
+        .expect("the functions")
+        .map(|entry| entry.expect("a function").file_name());
+    let names: Vec<String> = found
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| !without.contains(&name.as_str()))
+        .collect();
     futures::future::join_all(names.iter().map(|name| world.spawn(name))).await
 }
 
@@ -33,7 +38,12 @@ struct Shape {
 }
 
 pub async fn ingest(plan: &Plan) {
-    let shape = |name, rooms, all_functions| Shape { name, rooms, all_functions, rates: Vec::new() };
+    let shape = |name, rooms, all_functions| Shape {
+        name,
+        rooms,
+        all_functions,
+        rates: Vec::new(),
+    };
     let mut shapes = [
         shape("8 rooms, nothing beside it", ROOMS, false),
         shape("8 rooms, all functions up", ROOMS, true),
@@ -42,13 +52,24 @@ pub async fn ingest(plan: &Plan) {
     ];
     for round in 1..=plan.rounds {
         for shape in &mut shapes {
-            eprintln!("ingest: round {round} of {}, {}", plan.rounds, shape.name.replace('*', ""));
-            shape.rates.push(store(shape.rooms, shape.all_functions, plan.messages).await);
+            eprintln!(
+                "ingest: round {round} of {}, {}",
+                plan.rounds,
+                shape.name.replace('*', "")
+            );
+            shape
+                .rates
+                .push(store(shape.rooms, shape.all_functions, plan.messages).await);
         }
     }
     // Of the same round: whatever slows the machine down for a while slows both.
     let times = |shape: &Shape, of: &Shape| {
-        let ratios: Vec<f64> = of.rates.iter().zip(&shape.rates).map(|(of, rate)| of / rate).collect();
+        let ratios: Vec<f64> = of
+            .rates
+            .iter()
+            .zip(&shape.rates)
+            .map(|(of, rate)| of / rate)
+            .collect();
         median(&ratios)
     };
     let lines: Vec<Vec<String>> = shapes
@@ -56,14 +77,27 @@ pub async fn ingest(plan: &Plan) {
         .map(|shape| {
             let few = &shapes[usize::from(shape.all_functions)];
             let rate = rounded(median(&shape.rates));
-            vec![shape.name.to_owned(), rate, format!("{:.2} ×", times(shape, few)), format!("{:.2} ×", times(shape, &shapes[0]))]
+            vec![
+                shape.name.to_owned(),
+                rate,
+                format!("{:.2} ×", times(shape, few)),
+                format!("{:.2} ×", times(shape, &shapes[0])),
+            ]
         })
         .collect();
-    let head =
-        ["into an empty database, 1 replica of persist-message", "messages/s", "time, of 8 rooms beside as much", "of 8 rooms alone"];
+    let head = [
+        "into an empty database, 1 replica of persist-message",
+        "messages/s",
+        "time, of 8 rooms beside as much",
+        "of 8 rooms alone",
+    ];
     table("Ingest, in the shape people have", &head, &lines);
     let measured = times(&shapes[3], &shapes[1]);
-    let verdict = if measured <= GOAL { "reached" } else { "MISSED" };
+    let verdict = if measured <= GOAL {
+        "reached"
+    } else {
+        "MISSED"
+    };
     println!(
         "{} messages a round into a database of its own each, never analyzed; relay-outbox publishes an event of each meanwhile. Goal: 1,000 \
          rooms take at most {GOAL} × the time of 8, all functions up: {measured:.2} ×, {verdict}.\n",
@@ -74,8 +108,15 @@ pub async fn ingest(plan: &Plan) {
 /// Messages stored a second, in a world of its own.
 async fn store(rooms: u64, all_functions: bool, messages: usize) -> f64 {
     let world = World::start().await;
-    let functions = if all_functions { all_functions_but(&world, &["persist-message"]).await } else { Vec::new() };
-    let mut ingest = Ingest { rooms, ..Ingest::of(&world, 0).await };
+    let functions = if all_functions {
+        all_functions_but(&world, &["persist-message"]).await
+    } else {
+        Vec::new()
+    };
+    let mut ingest = Ingest {
+        rooms,
+        ..Ingest::of(&world, 0).await
+    };
     ingest.fill(messages).await;
     let rate = ingest.store(1).await;
     // The next way shall have the machine to itself.
@@ -89,5 +130,8 @@ async fn store(rooms: u64, all_functions: bool, messages: usize) -> f64 {
 /// Stored messages without an event.
 pub async fn waiting_events(ingest: &Ingest<'_>) -> i64 {
     let waiting = sqlx::query_scalar("select waiting from lag where stage = 'events'");
-    waiting.fetch_one(&ingest.database).await.expect("PostgreSQL answers")
+    waiting
+        .fetch_one(&ingest.database)
+        .await
+        .expect("PostgreSQL answers")
 }

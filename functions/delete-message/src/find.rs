@@ -27,7 +27,10 @@ pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Resu
     let indexed = index::find(ctx.database(), ask, moderates).await?;
     let from_index = match &indexed {
         Some(Rows::Several) => {
-            return Err(Error::new(Code::Conflict, "several people have used this id here: name the message by its seq"));
+            return Err(Error::new(
+                Code::Conflict,
+                "several people have used this id here: name the message by its seq",
+            ));
         }
         Some(Rows::One(found)) => Some((**found).clone()),
         Some(Rows::None) | None => None,
@@ -37,14 +40,26 @@ pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Resu
         None => in_log(ctx, ask, moderates, indexed.is_some().then_some(floor)).await?,
     };
     // What the log has above the floor may be a deletion, also of a message that nobody stored and that is erased.
-    let deletions = changes(ctx.log(), &ask.conversation.change_subject(), floor.next(), limit(ctx, DELETIONS, DELETIONS_BYTES)).await?;
+    let deletions = changes(
+        ctx.log(),
+        &ask.conversation.change_subject(),
+        floor.next(),
+        limit(ctx, DELETIONS, DELETIONS_BYTES),
+    )
+    .await?;
     let Some(mut found) = found.or_else(|| erased(ask, &deletions)) else {
         return Err(match indexed {
             Some(_) => Error::new(Code::NotFound, "there is no such message here"),
-            None => Error::new(Code::Unavailable, "the database is away, and the log does not hold this message; try again"),
+            None => Error::new(
+                Code::Unavailable,
+                "the database is away, and the log does not hold this message; try again",
+            ),
         });
     };
-    for change in deletions.iter().filter(|change| change.covers(&found.message)) {
+    for change in deletions
+        .iter()
+        .filter(|change| change.covers(&found.message))
+    {
         found.state = found.state.max(State::of(change.deletion.mode));
     }
     Ok(found)
@@ -54,18 +69,37 @@ pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Resu
 fn erased(ask: &DeleteRequest, deletions: &[Change]) -> Option<Found> {
     let is = |change: &&Change| match &ask.which {
         Which::Seq(seq) => change.deletion.target == *seq,
-        Which::Id(id) => change.deletion.id == *id && (change.deletion.user == ask.user.as_str() || change.deletion.derived),
+        Which::Id(id) => {
+            change.deletion.id == *id
+                && (change.deletion.user == ask.user.as_str() || change.deletion.derived)
+        }
     };
     let change = deletions.iter().find(is)?;
-    let Deletion { derived, received, .. } = change.deletion;
-    Some(Found { message: change.tombstone(), derived, received_ms: received, state: State::There })
+    let Deletion {
+        derived, received, ..
+    } = change.deletion;
+    Some(Found {
+        message: change.tombstone(),
+        derived,
+        received_ms: received,
+        state: State::There,
+    })
 }
 
 /// Looks for the message where the index may not reach yet: above `floor`, or, while the database is away, anywhere.
-async fn in_log<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool, floor: Option<Seq>) -> Result<Option<Found>> {
+async fn in_log<S>(
+    ctx: &Ctx<S>,
+    ask: &DeleteRequest,
+    moderates: bool,
+    floor: Option<Seq>,
+) -> Result<Option<Found>> {
     let by_seq = match &ask.which {
         Which::Seq(seq) => Some(*seq),
-        Which::Id(id) => id.strip_prefix("seq:").and_then(|seq| seq.parse().ok()).and_then(Seq::new).filter(|seq| derived_id(*seq) == *id),
+        Which::Id(id) => id
+            .strip_prefix("seq:")
+            .and_then(|seq| seq.parse().ok())
+            .and_then(Seq::new)
+            .filter(|seq| derived_id(*seq) == *id),
     };
     if let Some(seq) = by_seq
         && let Some(found) = at(ctx, &ask.conversation, seq).await?
@@ -76,7 +110,9 @@ async fn in_log<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool, floor: Op
             Some(first) if first.message.room == found.message.room => Ok(Some(first)),
             // Up to the floor the index has whatever can be read; a dead letter cannot be deleted here.
             Some(_) => Ok(None),
-            None => Ok(Some(found).filter(|found| floor.is_none_or(|floor| found.message.seq > floor))),
+            None => {
+                Ok(Some(found).filter(|found| floor.is_none_or(|floor| found.message.seq > floor)))
+            }
         };
     }
     match &ask.which {
@@ -88,27 +124,47 @@ async fn in_log<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool, floor: Op
 /// The message at `seq`, if it is one of the conversation's.
 async fn at<S>(ctx: &Ctx<S>, conversation: &Conversation, seq: Seq) -> Result<Option<Found>> {
     let found = ctx.log().at(seq).await?;
-    let message = found.filter(|raw| !raw.malformed).and_then(|raw| read(ctx, &raw.message));
+    let message = found
+        .filter(|raw| !raw.malformed)
+        .and_then(|raw| read(ctx, &raw.message));
     Ok(message.filter(|found| found.message.room == conversation.name()))
 }
 
 /// The first message with `id`, the asker's own before anybody else's.
-async fn by_id<S>(ctx: &Ctx<S>, ask: &DeleteRequest, id: &str, moderates: bool, floor: Option<Seq>) -> Result<Option<Found>> {
+async fn by_id<S>(
+    ctx: &Ctx<S>,
+    ask: &DeleteRequest,
+    id: &str,
+    moderates: bool,
+    floor: Option<Seq>,
+) -> Result<Option<Found>> {
     let mut others: Option<Found> = None;
     let limit = limit(ctx, CHUNK, CHUNK_BYTES);
     for subject in ask.conversation.log_subjects() {
         let mut next = floor.unwrap_or(Seq::ZERO).next();
         loop {
             let window = ctx.log().first(&subject, next, limit).await?;
-            for found in window.messages.iter().filter_map(|message| read(ctx, message)).filter(|found| !found.derived) {
+            for found in window
+                .messages
+                .iter()
+                .filter_map(|message| read(ctx, message))
+                .filter(|found| !found.derived)
+            {
                 if found.message.id != id {
                     continue;
                 }
                 if found.message.user == ask.user.as_str() {
                     return Ok(Some(found));
                 }
-                if others.as_ref().is_some_and(|other| other.message.user != found.message.user) && moderates {
-                    return Err(Error::new(Code::Conflict, "several people have used this id here: name the message by its seq"));
+                if others
+                    .as_ref()
+                    .is_some_and(|other| other.message.user != found.message.user)
+                    && moderates
+                {
+                    return Err(Error::new(
+                        Code::Conflict,
+                        "several people have used this id here: name the message by its seq",
+                    ));
                 }
                 others.get_or_insert(found);
             }
@@ -123,7 +179,20 @@ async fn by_id<S>(ctx: &Ctx<S>, ask: &DeleteRequest, id: &str, moderates: bool, 
 
 fn read<S>(ctx: &Ctx<S>, message: &LogMessage) -> Option<Found> {
     let limits = ctx.settings().limits();
-    let read = Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()?;
+    let read = Incoming::parse(
+        &message.subject,
+        message.message_id(),
+        &message.payload,
+        message.seq,
+        message.received_ms,
+        limits,
+    )
+    .ok()?;
     let (derived, received_ms) = (read.id.is_none(), message.received_ms);
-    Some(Found { message: read.into_message(), derived, received_ms, state: State::There })
+    Some(Found {
+        message: read.into_message(),
+        derived,
+        received_ms,
+        state: State::There,
+    })
 }

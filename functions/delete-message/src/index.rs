@@ -50,37 +50,84 @@ pub enum Rows {
 ///
 /// # Errors
 /// The deployment's fault, such as a missing table.
-pub async fn find(database: &Database, ask: &DeleteRequest, moderates: bool) -> Result<Option<Rows>, DatabaseError> {
-    database.run_if_there(DEADLINE, async |connection| look(connection, ask, moderates).await).await
+pub async fn find(
+    database: &Database,
+    ask: &DeleteRequest,
+    moderates: bool,
+) -> Result<Option<Rows>, DatabaseError> {
+    database
+        .run_if_there(DEADLINE, async |connection| {
+            look(connection, ask, moderates).await
+        })
+        .await
 }
 
-async fn look(connection: &mut PgConnection, ask: &DeleteRequest, moderates: bool) -> Result<Rows, sqlx::Error> {
+async fn look(
+    connection: &mut PgConnection,
+    ask: &DeleteRequest,
+    moderates: bool,
+) -> Result<Rows, sqlx::Error> {
     let room = ask.conversation.name();
     let one = |row: Option<PgRow>| match row {
         Some(row) => Ok(Rows::One(Box::new(found(&row)?))),
         None => Ok(Rows::None),
     };
     let id = match &ask.which {
-        Which::Seq(seq) => return one(sqlx::query(BY_SEQ).bind(seq.as_i64()).bind(&room).fetch_optional(connection).await?),
+        Which::Seq(seq) => {
+            return one(sqlx::query(BY_SEQ)
+                .bind(seq.as_i64())
+                .bind(&room)
+                .fetch_optional(connection)
+                .await?);
+        }
         Which::Id(id) => id,
     };
-    let own = sqlx::query(BY_ID).bind(ask.user.as_str()).bind(id).fetch_optional(&mut *connection).await?;
-    if let Some(own) = own.as_ref().map(found).transpose()?.filter(|own| own.message.room == room) {
+    let own = sqlx::query(BY_ID)
+        .bind(ask.user.as_str())
+        .bind(id)
+        .fetch_optional(&mut *connection)
+        .await?;
+    if let Some(own) = own
+        .as_ref()
+        .map(found)
+        .transpose()?
+        .filter(|own| own.message.room == room)
+    {
         return Ok(Rows::One(Box::new(own)));
     }
-    if let Some(seq) = id.strip_prefix("seq:").and_then(|seq| seq.parse::<i64>().ok()) {
-        let at = sqlx::query(BY_SEQ).bind(seq).bind(&room).fetch_optional(&mut *connection).await?;
-        if let Some(at) = at.as_ref().map(found).transpose()?.filter(|at| at.derived && at.message.id == *id) {
+    if let Some(seq) = id
+        .strip_prefix("seq:")
+        .and_then(|seq| seq.parse::<i64>().ok())
+    {
+        let at = sqlx::query(BY_SEQ)
+            .bind(seq)
+            .bind(&room)
+            .fetch_optional(&mut *connection)
+            .await?;
+        if let Some(at) = at
+            .as_ref()
+            .map(found)
+            .transpose()?
+            .filter(|at| at.derived && at.message.id == *id)
+        {
             return Ok(Rows::One(Box::new(at)));
         }
     }
     if !moderates {
         return Ok(Rows::None);
     }
-    let senders: Vec<String> = sqlx::query_scalar(ANYBODYS).bind(&room).bind(id).fetch_all(&mut *connection).await?;
+    let senders: Vec<String> = sqlx::query_scalar(ANYBODYS)
+        .bind(&room)
+        .bind(id)
+        .fetch_all(&mut *connection)
+        .await?;
     match &senders[..] {
         [] => Ok(Rows::None),
-        [sender] => one(sqlx::query(BY_ID).bind(sender).bind(id).fetch_optional(connection).await?),
+        [sender] => one(sqlx::query(BY_ID)
+            .bind(sender)
+            .bind(id)
+            .fetch_optional(connection)
+            .await?),
         _ => Ok(Rows::Several),
     }
 }
@@ -96,14 +143,20 @@ pub async fn first_of(database: &Database, found: &Found) -> Result<Option<Found
     }
     let (sender, id) = (&found.message.user, &found.message.id);
     let row = database.run_if_there(DEADLINE, async |connection| {
-        let row = sqlx::query(BY_ID).bind(sender).bind(id).fetch_optional(connection).await?;
+        let row = sqlx::query(BY_ID)
+            .bind(sender)
+            .bind(id)
+            .fetch_optional(connection)
+            .await?;
         row.as_ref().map(self::found).transpose()
     });
     Ok(row.await?.flatten())
 }
 
 fn found(row: &PgRow) -> Result<Found, sqlx::Error> {
-    let unix_ms = |at: OffsetDateTime| i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+    let unix_ms = |at: OffsetDateTime| {
+        i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
+    };
     let deleted = row.try_get("deleted")?;
     let state = match (deleted, row.try_get("erased")?) {
         (_, true) => State::Hard,
@@ -123,5 +176,10 @@ fn found(row: &PgRow) -> Result<Found, sqlx::Error> {
         read_at: None,
         deleted,
     };
-    Ok(Found { message, derived: row.try_get("derived")?, received_ms: unix_ms(row.try_get("received_at")?), state })
+    Ok(Found {
+        message,
+        derived: row.try_get("derived")?,
+        received_ms: unix_ms(row.try_get("received_at")?),
+        state,
+    })
 }

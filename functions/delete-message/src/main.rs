@@ -12,12 +12,14 @@ use std::process::ExitCode;
 
 use async_nats::HeaderMap;
 use found::{Found, State};
-use runtime::{Ctx, Error, Failing, Fatal, Function, Reply, Request, Result, append, inject_trace, this};
+use runtime::{
+    Ctx, Error, Failing, Fatal, Function, Reply, Request, Result, append, inject_trace, this,
+};
 use serde::Deserialize;
 use tracing::Instrument;
 use wire::{
-    ChangeType, Code, Conversation, DELETE, DM_DELETE, DeleteRequest, Deleted, DeletedStatus, Deletion, Direct, Incoming, Limits, Mode,
-    User, header,
+    ChangeType, Code, Conversation, DELETE, DM_DELETE, DeleteRequest, Deleted, DeletedStatus,
+    Deletion, Direct, Incoming, Limits, Mode, User, header,
 };
 
 /// What this function reads beyond what every function reads.
@@ -53,24 +55,40 @@ fn function() -> Function<Shared> {
 }
 
 fn moderator(name: &str) -> Result<String, Fatal> {
-    let wrong = |_| Fatal::new(format!("configuration: DELETE_MODERATORS names {name:?}, and a user is 1 to 64 of A-Z a-z 0-9 _ -"));
-    User::parse(name).map(|user| user.as_str().to_owned()).map_err(wrong)
+    let wrong = |_| {
+        Fatal::new(format!(
+            "configuration: DELETE_MODERATORS names {name:?}, and a user is 1 to 64 of A-Z a-z 0-9 _ -"
+        ))
+    };
+    User::parse(name)
+        .map(|user| user.as_str().to_owned())
+        .map_err(wrong)
 }
 
-async fn delete_in_room(ctx: Ctx<Shared>, request: Request<DeleteRequest>) -> Result<Reply<Deleted>> {
+async fn delete_in_room(
+    ctx: Ctx<Shared>,
+    request: Request<DeleteRequest>,
+) -> Result<Reply<Deleted>> {
     delete(ctx, request.ask).await
 }
 
-async fn delete_direct(ctx: Ctx<Shared>, request: Request<Direct<DeleteRequest>>) -> Result<Reply<Deleted>> {
+async fn delete_direct(
+    ctx: Ctx<Shared>,
+    request: Request<Direct<DeleteRequest>>,
+) -> Result<Reply<Deleted>> {
     let Direct(ask) = request.ask;
     delete(ctx, ask).await
 }
 
 async fn delete(ctx: Ctx<Shared>, ask: DeleteRequest) -> Result<Reply<Deleted>> {
-    let moderates = matches!(ask.conversation, Conversation::Room(_)) && ctx.moderators.contains(ask.user.as_str());
+    let moderates = matches!(ask.conversation, Conversation::Room(_))
+        && ctx.moderators.contains(ask.user.as_str());
     let found = find::find(&ctx, &ask, moderates).await?;
     if found.message.user != ask.user.as_str() && !moderates {
-        return Err(Error::new(Code::Forbidden, "only its sender, or in a room a moderator, may delete a message"));
+        return Err(Error::new(
+            Code::Forbidden,
+            "only its sender, or in a room a moderator, may delete a message",
+        ));
     }
     // A delete of a delete: what was asked for is so already.
     if found.state < State::of(ask.mode) {
@@ -79,7 +97,10 @@ async fn delete(ctx: Ctx<Shared>, ask: DeleteRequest) -> Result<Reply<Deleted>> 
     if ask.mode == Mode::Hard {
         erase(&ctx, &found).await?;
     }
-    Reply::json(&Deleted { seq: found.message.seq, status: DeletedStatus::Deleted })
+    Reply::json(&Deleted {
+        seq: found.message.seq,
+        status: DeletedStatus::Deleted,
+    })
 }
 
 async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) -> Result<()> {
@@ -111,12 +132,23 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
     );
     let mut headers = HeaderMap::new();
     // Asked again, it is appended once. send-message's ids begin with a user and a colon, so nobody can take this one.
-    headers.insert(header::MESSAGE_ID, format!("/delete/{}/{}/{}", message.seq, found.received_ms, ask.mode.as_str()).as_str());
+    headers.insert(
+        header::MESSAGE_ID,
+        format!(
+            "/delete/{}/{}/{}",
+            message.seq,
+            found.received_ms,
+            ask.mode.as_str()
+        )
+        .as_str(),
+    );
     inject_trace(&span, &mut headers);
     let payload = serde_json::to_vec(&deletion).map_err(Error::internal)?;
     let limit = ctx.settings().request_deadline() / 2;
     let failing = Failing::new(&span);
-    let appended = append(ctx.nats(), &subject, headers, payload.into(), limit).instrument(span).await;
+    let appended = append(ctx.nats(), &subject, headers, payload.into(), limit)
+        .instrument(span)
+        .await;
     match &appended {
         Ok(_) => failing.done(),
         Err(_) => failing.failed("append"),
@@ -130,9 +162,22 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
 async fn erase(ctx: &Ctx<Shared>, found: &Found) -> Result<()> {
     // Whatever the limits are today: a text that was once too long is a text.
     let is = |stored: &runtime::LogMessage| {
-        let limits = Limits { text_bytes: stored.payload.len() };
-        let read = Incoming::parse(&stored.subject, stored.message_id(), &stored.payload, stored.seq, stored.received_ms, limits);
-        read.is_ok_and(|read| read.user == found.message.user && read.shown_id() == found.message.id && read.id.is_none() == found.derived)
+        let limits = Limits {
+            text_bytes: stored.payload.len(),
+        };
+        let read = Incoming::parse(
+            &stored.subject,
+            stored.message_id(),
+            &stored.payload,
+            stored.seq,
+            stored.received_ms,
+            limits,
+        );
+        read.is_ok_and(|read| {
+            read.user == found.message.user
+                && read.shown_id() == found.message.id
+                && read.id.is_none() == found.derived
+        })
     };
     ctx.log().erase(found.message.seq, is).await.map(|_| ()).map_err(|error| {
         let reason = "the message is deleted, and its text will leave the log as soon as the log answers; ask again to be told";

@@ -14,19 +14,37 @@ use crate::function;
 async fn start(world: &World) -> Running {
     let mut vars: HashMap<String, String> = world.vars("delete-message");
     vars.insert("DELETE_MODERATORS".to_owned(), "mod, other-mod".to_owned());
-    function().start(Vars::from_pairs(vars).unwrap()).await.unwrap()
+    function()
+        .start(Vars::from_pairs(vars).unwrap())
+        .await
+        .unwrap()
 }
 
 /// The answer's `seq`, or the code and the sentence.
-async fn delete(client: &Client, user: &str, room: &str, body: Value) -> Result<u64, (u64, String)> {
+async fn delete(
+    client: &Client,
+    user: &str,
+    room: &str,
+    body: Value,
+) -> Result<u64, (u64, String)> {
     delete_at(client, DELETE.subject(&[user, room]), &body.to_string()).await
 }
 
 async fn delete_at(client: &Client, subject: String, body: &str) -> Result<u64, (u64, String)> {
-    let reply = client.request(subject, body.to_owned().into()).await.unwrap();
+    let reply = client
+        .request(subject, body.to_owned().into())
+        .await
+        .unwrap();
     let answer: Value = serde_json::from_slice(&reply.payload).unwrap();
-    if let Some(code) = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR_CODE)) {
-        return Err((code.as_str().parse().unwrap(), answer["error"]["reason"].as_str().unwrap().to_owned()));
+    if let Some(code) = reply
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(header::SERVICE_ERROR_CODE))
+    {
+        return Err((
+            code.as_str().parse().unwrap(),
+            answer["error"]["reason"].as_str().unwrap().to_owned(),
+        ));
     }
     assert_eq!(answer["status"], "deleted");
     Ok(answer["seq"].as_u64().unwrap())
@@ -34,16 +52,33 @@ async fn delete_at(client: &Client, subject: String, body: &str) -> Result<u64, 
 
 async fn say(client: &Client, subject: &str, user: &str, text: &str, id: Option<&str>) -> u64 {
     let body = json!({"user": user, "text": text, "id": id}).to_string();
-    let ack = client.request(subject.to_owned(), body.into()).await.unwrap();
-    serde_json::from_slice::<Value>(&ack.payload).unwrap()["seq"].as_u64().expect("an acknowledgement")
+    let ack = client
+        .request(subject.to_owned(), body.into())
+        .await
+        .unwrap();
+    serde_json::from_slice::<Value>(&ack.payload).unwrap()["seq"]
+        .as_u64()
+        .expect("an acknowledgement")
 }
 
 /// Position, text and whether it is a tombstone; and where the page came from.
 async fn page(client: &Client, subject: String) -> (Vec<(u64, String, bool)>, String) {
     let reply = client.request(subject, "".into()).await.unwrap();
-    let source = reply.headers.unwrap().get(header::SOURCE).expect("a page").as_str().to_owned();
+    let source = reply
+        .headers
+        .unwrap()
+        .get(header::SOURCE)
+        .expect("a page")
+        .as_str()
+        .to_owned();
     let messages: Vec<wire::Message> = serde_json::from_slice(&reply.payload).unwrap();
-    (messages.into_iter().map(|message| (message.seq.get(), message.text, message.deleted)).collect(), source)
+    (
+        messages
+            .into_iter()
+            .map(|message| (message.seq.get(), message.text, message.deleted))
+            .collect(),
+        source,
+    )
 }
 
 async fn general(client: &Client) -> Vec<(u64, String, bool)> {
@@ -58,7 +93,13 @@ async fn comes_from(client: &Client, source: &str) {
 }
 
 async fn in_log(client: &Client, seq: u64) -> bool {
-    let reply = client.request(jetstream::MESSAGE_GET, json!({ "seq": seq }).to_string().into()).await.unwrap();
+    let reply = client
+        .request(
+            jetstream::MESSAGE_GET,
+            json!({ "seq": seq }).to_string().into(),
+        )
+        .await
+        .unwrap();
     serde_json::from_slice::<Value>(&reply.payload).unwrap()["error"].is_null()
 }
 
@@ -82,21 +123,59 @@ async fn a_sender_deletes_and_everybody_is_told() {
         say(&client, "chat.general", "ann", "two", Some("b")).await,
         say(&client, "chat.general", "ann", "three", None).await,
     );
-    assert_eq!(delete(&client, "ann", "general", json!({"seq": by_seq})).await, Ok(by_seq));
-    assert_eq!(delete(&client, "ann", "general", json!({"id": "b", "user": "mallory"})).await, Ok(by_id));
-    assert_eq!(general(&client).await, [tombstone(by_seq), tombstone(by_id), text(plain, "three")], "before anything is stored");
+    assert_eq!(
+        delete(&client, "ann", "general", json!({"seq": by_seq})).await,
+        Ok(by_seq)
+    );
+    assert_eq!(
+        delete(
+            &client,
+            "ann",
+            "general",
+            json!({"id": "b", "user": "mallory"})
+        )
+        .await,
+        Ok(by_id)
+    );
+    assert_eq!(
+        general(&client).await,
+        [tombstone(by_seq), tombstone(by_id), text(plain, "three")],
+        "before anything is stored"
+    );
     let worker = world.spawn("persist-message").await;
     comes_from(&client, "index").await;
-    assert_eq!(delete(&client, "ann", "general", json!({"id": format!("seq:{plain}")})).await, Ok(plain));
-    assert_eq!(general(&client).await, [tombstone(by_seq), tombstone(by_id), tombstone(plain)]);
+    assert_eq!(
+        delete(
+            &client,
+            "ann",
+            "general",
+            json!({"id": format!("seq:{plain}")})
+        )
+        .await,
+        Ok(plain)
+    );
+    assert_eq!(
+        general(&client).await,
+        [tombstone(by_seq), tombstone(by_id), tombstone(plain)]
+    );
     comes_from(&client, "index").await;
-    assert_eq!(general(&client).await, [tombstone(by_seq), tombstone(by_id), tombstone(plain)], "after everything is");
+    assert_eq!(
+        general(&client).await,
+        [tombstone(by_seq), tombstone(by_id), tombstone(plain)],
+        "after everything is"
+    );
     let mut told = Vec::new();
     while told.len() < 3 {
-        let heard = tokio::time::timeout(SOON, live.next()).await.unwrap().unwrap();
+        let heard = tokio::time::timeout(SOON, live.next())
+            .await
+            .unwrap()
+            .unwrap();
         if heard.subject.as_str() == "live.change.chat.general" {
             let body: Value = serde_json::from_slice(&heard.payload).unwrap();
-            assert_eq!((&body["type"], &body["mode"], &body["by"]), (&json!("delete"), &json!("soft"), &json!("ann")));
+            assert_eq!(
+                (&body["type"], &body["mode"], &body["by"]),
+                (&json!("delete"), &json!("soft"), &json!("ann"))
+            );
             assert!(body.get("text").is_none());
             told.push(body["target"].as_u64().unwrap());
         }
@@ -110,44 +189,94 @@ async fn a_sender_deletes_and_everybody_is_told() {
 async fn only_the_sender_or_a_moderator_deletes() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (_history, worker) = tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
+    let (_history, worker) =
+        tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
     let client = world.client("publisher").await;
     let check = async |stored: bool| {
         let room = if stored { "stored" } else { "unstored" };
         let subject = format!("chat.{room}");
         let anns = say(&client, &subject, "ann", "one", Some(&format!("{room}-a"))).await;
         let same = format!("{room}-same");
-        let shared = [say(&client, &subject, "ann", "x", Some(&same)).await, say(&client, &subject, "bob", "x", Some(&same)).await];
+        let shared = [
+            say(&client, &subject, "ann", "x", Some(&same)).await,
+            say(&client, &subject, "bob", "x", Some(&same)).await,
+        ];
         let bobs = say(&client, &subject, "bob", "y", Some(&format!("{room}-b"))).await;
         let direct = say(&client, "dm.ann.mod", "ann", "psst", None).await;
         if stored {
             comes_from(&client, "index").await;
-            eventually("the room is stored", SOON, async || (page(&client, HISTORY.subject(&[room])).await.1 == "index").then_some(()))
-                .await;
+            eventually("the room is stored", SOON, async || {
+                (page(&client, HISTORY.subject(&[room])).await.1 == "index").then_some(())
+            })
+            .await;
         }
-        let code = async |user: &str, room: &str, body: Value| delete(&client, user, room, body).await.map_err(|(code, _)| code);
+        let code = async |user: &str, room: &str, body: Value| {
+            delete(&client, user, room, body)
+                .await
+                .map_err(|(code, _)| code)
+        };
         assert_eq!(code("bob", room, json!({"seq": anns})).await, Err(403));
-        assert_eq!(code("bob", room, json!({"seq": anns, "user": "ann"})).await, Err(403));
-        assert_eq!(code("ann", "elsewhere", json!({"seq": anns})).await, Err(404));
-        assert_eq!(code("ann", "elsewhere", json!({"id": format!("{room}-a")})).await, Err(404));
-        assert_eq!(code("ann", room, json!({"seq": anns + 1_000})).await, Err(404));
+        assert_eq!(
+            code("bob", room, json!({"seq": anns, "user": "ann"})).await,
+            Err(403)
+        );
+        assert_eq!(
+            code("ann", "elsewhere", json!({"seq": anns})).await,
+            Err(404)
+        );
+        assert_eq!(
+            code("ann", "elsewhere", json!({"id": format!("{room}-a")})).await,
+            Err(404)
+        );
+        assert_eq!(
+            code("ann", room, json!({"seq": anns + 1_000})).await,
+            Err(404)
+        );
         assert_eq!(code("ann", room, json!({"seq": i64::MAX})).await, Err(404));
         assert_eq!(code("ann", room, json!({"id": "never"})).await, Err(404));
-        assert_eq!(code("ann", room, json!({"seq": direct})).await, Err(404), "two people's messages are in no room");
+        assert_eq!(
+            code("ann", room, json!({"seq": direct})).await,
+            Err(404),
+            "two people's messages are in no room"
+        );
         assert_eq!(code("mod", room, json!({"id": same})).await, Err(409));
         // The asker's own comes first, whoever else has the id.
         assert_eq!(code("bob", room, json!({"id": same})).await, Ok(shared[1]));
-        assert_eq!(code("mod", room, json!({"id": format!("{room}-b")})).await, Ok(bobs));
-        assert_eq!(code("other-mod", room, json!({"seq": anns})).await, Ok(anns));
+        assert_eq!(
+            code("mod", room, json!({"id": format!("{room}-b")})).await,
+            Ok(bobs)
+        );
+        assert_eq!(
+            code("other-mod", room, json!({"seq": anns})).await,
+            Ok(anns)
+        );
         // A moderator of rooms is nobody in a conversation of two.
-        let by_mod = delete_at(&client, DM_DELETE.subject(&["mod", "ann"]), &json!({"seq": direct}).to_string()).await;
+        let by_mod = delete_at(
+            &client,
+            DM_DELETE.subject(&["mod", "ann"]),
+            &json!({"seq": direct}).to_string(),
+        )
+        .await;
         assert_eq!(by_mod.map_err(|(code, _)| code), Err(403));
-        let by_ann = delete_at(&client, DM_DELETE.subject(&["ann", "mod"]), &json!({"seq": direct}).to_string()).await;
+        let by_ann = delete_at(
+            &client,
+            DM_DELETE.subject(&["ann", "mod"]),
+            &json!({"seq": direct}).to_string(),
+        )
+        .await;
         assert_eq!(by_ann, Ok(direct));
         let shown = page(&client, DM_HISTORY.subject(&["mod", "ann"])).await.0;
         assert_eq!(shown.last(), Some(&tombstone(direct)));
         let shown = page(&client, HISTORY.subject(&[room])).await.0;
-        assert_eq!(shown, [tombstone(anns), text(shared[0], "x"), tombstone(shared[1]), tombstone(bobs)]);
+        assert_eq!(
+            shown,
+            [
+                tombstone(anns),
+                text(shared[0], "x"),
+                tombstone(shared[1]),
+                tombstone(bobs)
+            ]
+        );
     };
     check(true).await;
     assert!(worker.terminate().await.success());
@@ -161,10 +290,22 @@ async fn hard_leaves_no_text_anywhere() {
     let world = World::start().await;
     let function = start(&world).await;
     let _history = world.spawn("get-history").await;
-    let (client, bootstrap, database) = (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    let (client, bootstrap, database) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+        world.database().await,
+    );
     let nowhere = async || {
-        for table in ["messages", "changes", "duplicates", "dead_letters", "outbox", "rooms"] {
-            let sql = format!("select count(*) from {table} t where t::text like $1 or t::text like $2");
+        for table in [
+            "messages",
+            "changes",
+            "duplicates",
+            "dead_letters",
+            "outbox",
+            "rooms",
+        ] {
+            let sql =
+                format!("select count(*) from {table} t where t::text like $1 or t::text like $2");
             let hex: String = SECRET.bytes().map(|byte| format!("{byte:02x}")).collect();
             let found: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
                 .bind(format!("%{SECRET}%"))
@@ -177,13 +318,31 @@ async fn hard_leaves_no_text_anywhere() {
     };
     // Before it is stored.
     let early = say(&client, "chat.general", "ann", SECRET, Some("early")).await;
-    assert_eq!(delete(&client, "ann", "general", json!({"id": "early", "mode": "hard"})).await, Ok(early));
+    assert_eq!(
+        delete(
+            &client,
+            "ann",
+            "general",
+            json!({"id": "early", "mode": "hard"})
+        )
+        .await,
+        Ok(early)
+    );
     assert!(!in_log(&bootstrap, early).await);
     // A delete of a delete, by whatever name, and softer.
-    for body in [json!({"id": "early"}), json!({"seq": early}), json!({"seq": early, "mode": "hard"})] {
+    for body in [
+        json!({"id": "early"}),
+        json!({"seq": early}),
+        json!({"seq": early, "mode": "hard"}),
+    ] {
         assert_eq!(delete(&client, "ann", "general", body).await, Ok(early));
     }
-    assert_eq!(delete(&client, "bob", "general", json!({"seq": early})).await.map_err(|(code, _)| code), Err(403));
+    assert_eq!(
+        delete(&client, "bob", "general", json!({"seq": early}))
+            .await
+            .map_err(|(code, _)| code),
+        Err(403)
+    );
     assert_eq!(general(&client).await, [tombstone(early)]);
     let _worker = world.spawn("persist-message").await;
     comes_from(&client, "index").await;
@@ -193,34 +352,74 @@ async fn hard_leaves_no_text_anywhere() {
     let late = say(&client, "chat.general", "ann", SECRET, Some("late")).await;
     let copy = say(&client, "chat.general", "ann", SECRET, Some("late")).await;
     comes_from(&client, "index").await;
-    assert_eq!(delete(&client, "ann", "general", json!({"seq": copy})).await, Ok(late), "the first one is the one that is shown");
+    assert_eq!(
+        delete(&client, "ann", "general", json!({"seq": copy})).await,
+        Ok(late),
+        "the first one is the one that is shown"
+    );
     comes_from(&client, "index").await;
     assert!(in_log(&bootstrap, late).await);
     for _ in 0..2 {
-        assert_eq!(delete(&client, "ann", "general", json!({"seq": late, "mode": "hard"})).await, Ok(late));
+        assert_eq!(
+            delete(
+                &client,
+                "ann",
+                "general",
+                json!({"seq": late, "mode": "hard"})
+            )
+            .await,
+            Ok(late)
+        );
         assert!(!in_log(&bootstrap, late).await);
     }
-    eventually("the copy is gone, too", SOON, async || (!in_log(&bootstrap, copy).await).then_some(())).await;
+    eventually("the copy is gone, too", SOON, async || {
+        (!in_log(&bootstrap, copy).await).then_some(())
+    })
+    .await;
     comes_from(&client, "index").await;
     assert_eq!(general(&client).await, [tombstone(early), tombstone(late)]);
     nowhere().await;
-    let changes: Vec<String> = sqlx::query_scalar("select mode from changes order by seq").fetch_all(&database).await.unwrap();
-    assert_eq!(changes, ["hard", "soft", "hard"], "a delete of a delete is no change");
+    let changes: Vec<String> = sqlx::query_scalar("select mode from changes order by seq")
+        .fetch_all(&database)
+        .await
+        .unwrap();
+    assert_eq!(
+        changes,
+        ["hard", "soft", "hard"],
+        "a delete of a delete is no change"
+    );
     // Soft after hard is none either.
-    assert_eq!(delete(&client, "ann", "general", json!({"seq": early})).await, Ok(early));
-    let info = bootstrap.request(jetstream::STREAM_INFO, "".into()).await.unwrap();
+    assert_eq!(
+        delete(&client, "ann", "general", json!({"seq": early})).await,
+        Ok(early)
+    );
+    let info = bootstrap
+        .request(jetstream::STREAM_INFO, "".into())
+        .await
+        .unwrap();
     let info: Value = serde_json::from_slice(&info.payload).unwrap();
-    assert_eq!(info["state"]["last_seq"], 6, "three messages, three deletions");
-    let last = client.request(HISTORY.subject(&["general"]), "".into()).await.unwrap();
+    assert_eq!(
+        info["state"]["last_seq"], 6,
+        "three messages, three deletions"
+    );
+    let last = client
+        .request(HISTORY.subject(&["general"]), "".into())
+        .await
+        .unwrap();
     assert!(!String::from_utf8_lossy(&last.payload).contains(SECRET));
     function.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn while_the_database_is_away_the_log_knows() {
-    let world = World::builder().own_postgres().administrator().start().await;
+    let world = World::builder()
+        .own_postgres()
+        .administrator()
+        .start()
+        .await;
     let function = start(&world).await;
-    let (_history, _worker) = tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
+    let (_history, _worker) =
+        tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
     let client = world.client("publisher").await;
     let stored = say(&client, "chat.general", "ann", "one", Some("a")).await;
     let trimmed = say(&client, "chat.general", "ann", "two", Some("b")).await;
@@ -229,21 +428,52 @@ async fn while_the_database_is_away_the_log_knows() {
     world.postgres().stop().await;
     comes_from(&client, "log").await;
     let fresh = say(&client, "chat.general", "ann", "four", None).await;
-    assert_eq!(delete(&client, "ann", "general", json!({"id": "a"})).await, Ok(stored));
-    assert_eq!(delete(&client, "ann", "general", json!({"seq": fresh, "mode": "hard"})).await, Ok(fresh));
-    let wanted = [tombstone(stored), text(trimmed, "two"), text(kept, "three"), tombstone(fresh)];
+    assert_eq!(
+        delete(&client, "ann", "general", json!({"id": "a"})).await,
+        Ok(stored)
+    );
+    assert_eq!(
+        delete(
+            &client,
+            "ann",
+            "general",
+            json!({"seq": fresh, "mode": "hard"})
+        )
+        .await,
+        Ok(fresh)
+    );
+    let wanted = [
+        tombstone(stored),
+        text(trimmed, "two"),
+        text(kept, "three"),
+        tombstone(fresh),
+    ];
     assert_eq!(general(&client).await, wanted);
     let administrator = world.client("administrator").await;
-    let purge = administrator.request(jetstream::STREAM_PURGE, json!({ "seq": kept }).to_string().into()).await.unwrap();
+    let purge = administrator
+        .request(
+            jetstream::STREAM_PURGE,
+            json!({ "seq": kept }).to_string().into(),
+        )
+        .await
+        .unwrap();
     assert!(serde_json::from_slice::<Value>(&purge.payload).unwrap()["error"].is_null());
-    let (code, reason) = delete(&client, "ann", "general", json!({"seq": trimmed})).await.unwrap_err();
+    let (code, reason) = delete(&client, "ann", "general", json!({"seq": trimmed}))
+        .await
+        .unwrap_err();
     assert_eq!(code, 503, "{reason}");
-    let (code, _) = delete(&client, "ann", "general", json!({"id": "b"})).await.unwrap_err();
+    let (code, _) = delete(&client, "ann", "general", json!({"id": "b"}))
+        .await
+        .unwrap_err();
     assert_eq!(code, 503);
     world.postgres().start().await;
     comes_from(&client, "index").await;
     assert_eq!(general(&client).await, wanted);
-    assert_eq!(delete(&client, "ann", "general", json!({"id": "b"})).await, Ok(trimmed), "trimmed from the log, and stored");
+    assert_eq!(
+        delete(&client, "ann", "general", json!({"id": "b"})).await,
+        Ok(trimmed),
+        "trimmed from the log, and stored"
+    );
     function.stop().await.unwrap();
 }
 
@@ -260,15 +490,31 @@ async fn a_dead_letter_is_no_message() {
     let _worker = world.spawn("persist-message").await;
     let operator = world.client("operator").await;
     eventually("it is set aside", SOON, async || {
-        let info = operator.request(jetstream::CONSUMER_INFO, "".into()).await.ok()?;
+        let info = operator
+            .request(jetstream::CONSUMER_INFO, "".into())
+            .await
+            .ok()?;
         let info: Value = serde_json::from_slice(&info.payload).ok()?;
         (info["ack_floor"]["stream_seq"] == seq).then_some(())
     })
     .await;
-    let letters: i64 = sqlx::query_scalar("select count(*) from dead_letters").fetch_one(&database).await.unwrap();
+    let letters: i64 = sqlx::query_scalar("select count(*) from dead_letters")
+        .fetch_one(&database)
+        .await
+        .unwrap();
     assert_eq!(letters, 1);
-    assert_eq!(delete(&client, "ann", "general", json!({"seq": seq})).await.map_err(|(code, _)| code), Err(404));
-    let last = world.client("stream-bootstrap").await.request(jetstream::STREAM_INFO, "".into()).await.unwrap();
+    assert_eq!(
+        delete(&client, "ann", "general", json!({"seq": seq}))
+            .await
+            .map_err(|(code, _)| code),
+        Err(404)
+    );
+    let last = world
+        .client("stream-bootstrap")
+        .await
+        .request(jetstream::STREAM_INFO, "".into())
+        .await
+        .unwrap();
     let last: Value = serde_json::from_slice(&last.payload).unwrap();
     assert_eq!(last["state"]["last_seq"], seq, "nothing was appended");
     function.stop().await.unwrap();
@@ -279,22 +525,51 @@ async fn a_full_log_is_an_error_and_nothing_else() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
     let _history = world.spawn("get-history").await;
-    let (client, administrator) = (world.client("publisher").await, world.client("administrator").await);
+    let (client, administrator) = (
+        world.client("publisher").await,
+        world.client("administrator").await,
+    );
     let seq = say(&client, "chat.general", "ann", "one", None).await;
     let limit = async |bytes: i64| {
-        let info = administrator.request(jetstream::STREAM_INFO, "".into()).await.unwrap();
+        let info = administrator
+            .request(jetstream::STREAM_INFO, "".into())
+            .await
+            .unwrap();
         let mut config = serde_json::from_slice::<Value>(&info.payload).unwrap()["config"].clone();
         config["max_bytes"] = bytes.into();
-        let updated = administrator.request(jetstream::STREAM_UPDATE, config.to_string().into()).await.unwrap();
+        let updated = administrator
+            .request(jetstream::STREAM_UPDATE, config.to_string().into())
+            .await
+            .unwrap();
         assert!(serde_json::from_slice::<Value>(&updated.payload).unwrap()["error"].is_null());
     };
     limit(200).await;
-    let (code, reason) = delete(&client, "ann", "general", json!({"seq": seq, "mode": "hard"})).await.unwrap_err();
+    let (code, reason) = delete(
+        &client,
+        "ann",
+        "general",
+        json!({"seq": seq, "mode": "hard"}),
+    )
+    .await
+    .unwrap_err();
     assert_eq!(code, 503);
     assert!(reason.contains("full"), "{reason}");
-    assert_eq!(general(&client).await, [text(seq, "one")], "nothing was erased without its deletion");
+    assert_eq!(
+        general(&client).await,
+        [text(seq, "one")],
+        "nothing was erased without its deletion"
+    );
     limit(1 << 20).await;
-    assert_eq!(delete(&client, "ann", "general", json!({"seq": seq, "mode": "hard"})).await, Ok(seq));
+    assert_eq!(
+        delete(
+            &client,
+            "ann",
+            "general",
+            json!({"seq": seq, "mode": "hard"})
+        )
+        .await,
+        Ok(seq)
+    );
     assert_eq!(general(&client).await, [tombstone(seq)]);
     function.stop().await.unwrap();
 }
@@ -309,21 +584,52 @@ async fn a_bad_request_is_told_what_to_mend() {
         ("chat.delete.ann.general", "", "is missing"),
         ("chat.delete.ann.general", r#"{"seq":"1"}"#, "seq must be"),
         ("chat.delete.ann.general", r#"{"seq":1,"id":"a"}"#, "either"),
-        ("chat.delete.ann.general", r#"{"seq":1,"mode":"gone"}"#, "mode must be"),
-        ("chat.delete.ann.general", r#"{"id":"a\u0000"}"#, "id must be"),
+        (
+            "chat.delete.ann.general",
+            r#"{"seq":1,"mode":"gone"}"#,
+            "mode must be",
+        ),
+        (
+            "chat.delete.ann.general",
+            r#"{"id":"a\u0000"}"#,
+            "id must be",
+        ),
         ("chat.delete.ann.general", "[1]", "a JSON object"),
         ("chat.delete.ann", r#"{"seq":1}"#, "the subject must be"),
         ("chat.delete.ann.a.b", r#"{"seq":1}"#, "the subject must be"),
-        ("dm.delete.ann.bob.carol", r#"{"seq":1}"#, "the subject must be"),
-        (&format!("chat.delete.ann.{long}"), r#"{"seq":1}"#, "a room is"),
-        (&format!("dm.delete.{long}.bob"), r#"{"seq":1}"#, "a user is"),
+        (
+            "dm.delete.ann.bob.carol",
+            r#"{"seq":1}"#,
+            "the subject must be",
+        ),
+        (
+            &format!("chat.delete.ann.{long}"),
+            r#"{"seq":1}"#,
+            "a room is",
+        ),
+        (
+            &format!("dm.delete.{long}.bob"),
+            r#"{"seq":1}"#,
+            "a user is",
+        ),
     ] {
-        let (code, reason) = delete_at(&client, subject.to_owned(), body).await.unwrap_err();
+        let (code, reason) = delete_at(&client, subject.to_owned(), body)
+            .await
+            .unwrap_err();
         assert_eq!(code, 400, "{subject} {body}: {reason}");
         assert!(reason.contains(mend), "{subject} {body}: {reason}");
     }
     function.stop().await.unwrap();
-    let wrong = world.command("delete-message").env("DELETE_MODERATORS", "a b").output().await.unwrap();
+    let wrong = world
+        .command("delete-message")
+        .env("DELETE_MODERATORS", "a b")
+        .output()
+        .await
+        .unwrap();
     assert!(!wrong.status.success());
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("DELETE_MODERATORS"), "{}", String::from_utf8_lossy(&wrong.stderr));
+    assert!(
+        String::from_utf8_lossy(&wrong.stderr).contains("DELETE_MODERATORS"),
+        "{}",
+        String::from_utf8_lossy(&wrong.stderr)
+    );
 }

@@ -13,17 +13,30 @@ const LIMIT: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// The work's, or the database does not answer. Nothing of it is committed then.
-pub async fn alone<S, T>(ctx: &Ctx<S>, lock: i64, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>) -> Result<Option<T>> {
+pub async fn alone<S, T>(
+    ctx: &Ctx<S>,
+    lock: i64,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
+) -> Result<Option<T>> {
     let mut outcome = Ok(None);
-    let ended = ctx.database().run_once(LIMIT, async |connection: &mut PgConnection| {
-        let mut transaction = connection.begin().await?;
-        let mine: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(lock).fetch_one(&mut *transaction).await?;
-        if mine {
-            outcome = work(&mut transaction).await.map(Some);
-        }
-        // What failed may be the session, such as one to a former primary: it is closed, which rolls back, and not used again.
-        if outcome.is_ok() { transaction.commit().await } else { Err(sqlx::Error::WorkerCrashed) }
-    });
+    let ended = ctx
+        .database()
+        .run_once(LIMIT, async |connection: &mut PgConnection| {
+            let mut transaction = connection.begin().await?;
+            let mine: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)")
+                .bind(lock)
+                .fetch_one(&mut *transaction)
+                .await?;
+            if mine {
+                outcome = work(&mut transaction).await.map(Some);
+            }
+            // What failed may be the session, such as one to a former primary: it is closed, which rolls back, and not used again.
+            if outcome.is_ok() {
+                transaction.commit().await
+            } else {
+                Err(sqlx::Error::WorkerCrashed)
+            }
+        });
     let ended = ended.await;
     let outcome = outcome?;
     ended?;

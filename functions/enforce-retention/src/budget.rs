@@ -83,24 +83,43 @@ impl Look {
     /// The log does not answer.
     pub async fn now<S>(ctx: &Ctx<S>) -> Result<Look> {
         // The floor first: it only grows, so whatever the log holds by then, everything up to it is stored.
-        let consumer = match ctx.nats().api::<ConsumerInfo>(jetstream::CONSUMER_INFO, &json!({})).await {
+        let consumer = match ctx
+            .nats()
+            .api::<ConsumerInfo>(jetstream::CONSUMER_INFO, &json!({}))
+            .await
+        {
             Ok(info) => Some(info),
             Err(error) if error.is(ApiError::NO_CONSUMER) => None,
             Err(error) => return Err(LogError::from(error).into()),
         };
         let at = Instant::now();
-        let info: StreamInfo = ctx.nats().api(jetstream::STREAM_INFO, &json!({})).await.map_err(LogError::from)?;
+        let info: StreamInfo = ctx
+            .nats()
+            .api(jetstream::STREAM_INFO, &json!({}))
+            .await
+            .map_err(LogError::from)?;
         let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
         let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
-        let State { messages, bytes, first_seq, last_seq } = info.state;
+        let State {
+            messages,
+            bytes,
+            first_seq,
+            last_seq,
+        } = info.state;
         Ok(Look {
             first: seq(first_seq),
             last: seq(last_seq),
             messages,
             bytes,
-            max_bytes: u64::try_from(info.config.max_bytes).ok().filter(|max_bytes| *max_bytes > 0),
-            floor: consumer.as_ref().map_or(Seq::ZERO, |consumer| seq(consumer.ack_floor.stream_seq)),
-            unstored: consumer.map_or(messages, |consumer| (consumer.num_pending + consumer.num_ack_pending).min(messages)),
+            max_bytes: u64::try_from(info.config.max_bytes)
+                .ok()
+                .filter(|max_bytes| *max_bytes > 0),
+            floor: consumer
+                .as_ref()
+                .map_or(Seq::ZERO, |consumer| seq(consumer.ack_floor.stream_seq)),
+            unstored: consumer.map_or(messages, |consumer| {
+                (consumer.num_pending + consumer.num_ack_pending).min(messages)
+            }),
             now_ms: i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
             at,
         })
@@ -113,25 +132,36 @@ impl Look {
 
     /// Hardly any room is left.
     pub fn is_pressed(&self) -> bool {
-        self.max_bytes.is_some_and(|max_bytes| self.bytes > max_bytes / 100 * PRESSED)
+        self.max_bytes
+            .is_some_and(|max_bytes| self.bytes > max_bytes / 100 * PRESSED)
     }
 
     /// How many messages have to leave for room again, about; 0 where there is room.
     pub fn surplus(&self) -> u64 {
         let enough = self.max_bytes.unwrap_or(u64::MAX) / 100 * RELIEVED;
-        if self.is_pressed() { self.bytes.saturating_sub(enough).div_ceil(self.mean().max(1)) } else { 0 }
+        if self.is_pressed() {
+            self.bytes
+                .saturating_sub(enough)
+                .div_ceil(self.mean().max(1))
+        } else {
+            0
+        }
     }
 
     /// As operators are told, at this rate.
     pub fn budget(&self, messages_per_second: f64) -> Budget {
         let unstored_bytes = self.unstored * self.mean();
         let bytes_per_second = (messages_per_second * self.mean() as f64).round() as u64;
-        let left = self.max_bytes.map(|max_bytes| max_bytes.saturating_sub(unstored_bytes));
+        let left = self
+            .max_bytes
+            .map(|max_bytes| max_bytes.saturating_sub(unstored_bytes));
         Budget {
             max_bytes: self.max_bytes,
             bytes: self.bytes,
             unstored_bytes,
-            unstored_part: self.max_bytes.map(|max_bytes| (unstored_bytes as f64 / max_bytes as f64).min(1.0)),
+            unstored_part: self
+                .max_bytes
+                .map(|max_bytes| (unstored_bytes as f64 / max_bytes as f64).min(1.0)),
             bytes_per_second,
             seconds_left: left.and_then(|left| left.checked_div(bytes_per_second)),
         }
@@ -145,13 +175,27 @@ pub struct Rate(VecDeque<(Instant, Seq)>);
 impl Rate {
     /// Remembers a look; messages a second since the earliest one in the window.
     pub fn note(&mut self, look: &Look) -> f64 {
-        while self.0.len() >= LOOKS || self.0.front().is_some_and(|(at, last)| at.elapsed() > WINDOW || *last > look.last) {
+        while self.0.len() >= LOOKS
+            || self
+                .0
+                .front()
+                .is_some_and(|(at, last)| at.elapsed() > WINDOW || *last > look.last)
+        {
             self.0.pop_front();
         }
         self.0.push_back((look.at, look.last));
-        let Some((at, last)) = self.0.front() else { return 0.0 };
-        let (seconds, given) = (look.at.saturating_duration_since(*at).as_secs_f64(), look.last.get().saturating_sub(last.get()));
-        if seconds > 0.0 { given as f64 / seconds } else { 0.0 }
+        let Some((at, last)) = self.0.front() else {
+            return 0.0;
+        };
+        let (seconds, given) = (
+            look.at.saturating_duration_since(*at).as_secs_f64(),
+            look.last.get().saturating_sub(last.get()),
+        );
+        if seconds > 0.0 {
+            given as f64 / seconds
+        } else {
+            0.0
+        }
     }
 }
 
@@ -161,7 +205,17 @@ mod tests {
 
     fn look(bytes: u64, unstored: u64, last: u64, at: Instant) -> Look {
         let seq = |seq| Seq::new(seq).unwrap();
-        Look { first: seq(1), last: seq(last), messages: 100, bytes, max_bytes: Some(10_000), floor: Seq::ZERO, unstored, now_ms: 0, at }
+        Look {
+            first: seq(1),
+            last: seq(last),
+            messages: 100,
+            bytes,
+            max_bytes: Some(10_000),
+            floor: Seq::ZERO,
+            unstored,
+            now_ms: 0,
+            at,
+        }
     }
 
     #[test]
@@ -170,18 +224,40 @@ mod tests {
         let mut rate = Rate::default();
         let first = look(8_000, 50, 100, begun);
         let budget = first.budget(rate.note(&first));
-        assert_eq!((budget.unstored_bytes, budget.unstored_part, budget.seconds_left), (4_000, Some(0.4), None));
+        assert_eq!(
+            (
+                budget.unstored_bytes,
+                budget.unstored_part,
+                budget.seconds_left
+            ),
+            (4_000, Some(0.4), None)
+        );
         let second = look(8_000, 50, 120, begun + Duration::from_secs(2));
         let budget = second.budget(rate.note(&second));
         // Ten messages of 80 bytes a second, and 6,000 bytes are left.
-        assert_eq!((budget.bytes_per_second, budget.seconds_left), (800, Some(7)));
+        assert_eq!(
+            (budget.bytes_per_second, budget.seconds_left),
+            (800, Some(7))
+        );
     }
 
     #[test]
     fn a_log_is_relieved_when_it_is_nearly_full() {
         let at = Instant::now();
-        assert_eq!((look(9_000, 0, 100, at).is_pressed(), look(9_000, 0, 100, at).surplus()), (false, 0));
+        assert_eq!(
+            (
+                look(9_000, 0, 100, at).is_pressed(),
+                look(9_000, 0, 100, at).surplus()
+            ),
+            (false, 0)
+        );
         // 91 bytes a message; 1,100 have to go.
-        assert_eq!((look(9_100, 0, 100, at).is_pressed(), look(9_100, 0, 100, at).surplus()), (true, 13));
+        assert_eq!(
+            (
+                look(9_100, 0, 100, at).is_pressed(),
+                look(9_100, 0, 100, at).surplus()
+            ),
+            (true, 13)
+        );
     }
 }

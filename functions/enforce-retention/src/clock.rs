@@ -34,9 +34,15 @@ pub struct Ahead {
 impl Ahead {
     /// `newest` is when the newest message was received: PostgreSQL is behind if that is yet to come.
     fn new(postgres_ms: i64, nats_ms: i64, newest_ms: Option<i64>) -> Ahead {
-        let behind_newest = newest_ms.map(|newest_ms| postgres_ms.saturating_sub(newest_ms)).filter(|ms| *ms < 0);
+        let behind_newest = newest_ms
+            .map(|newest_ms| postgres_ms.saturating_sub(newest_ms))
+            .filter(|ms| *ms < 0);
         let ms = postgres_ms.saturating_sub(nats_ms);
-        Ahead { ms: behind_newest.filter(|behind| behind.unsigned_abs() > ms.unsigned_abs()).unwrap_or(ms) }
+        Ahead {
+            ms: behind_newest
+                .filter(|behind| behind.unsigned_abs() > ms.unsigned_abs())
+                .unwrap_or(ms),
+        }
     }
 
     /// For the gauge.
@@ -50,7 +56,10 @@ impl Ahead {
         if self.ms.unsigned_abs() <= u64::from(hours) * HOUR_MS {
             return Ok(());
         }
-        let (apart, way) = (self.ms.unsigned_abs() / HOUR_MS, if self.ms > 0 { "ahead of" } else { "behind" });
+        let (apart, way) = (
+            self.ms.unsigned_abs() / HOUR_MS,
+            if self.ms > 0 { "ahead of" } else { "behind" },
+        );
         Err(Error::new(
             Code::Unavailable,
             format!(
@@ -69,10 +78,18 @@ pub async fn note(ctx: &Ctx<Own>) -> Result<Ahead> {
     let (look, hours) = (Look::now(ctx).await?, ctx.settings.clock_tolerance_hours);
     let hours = i32::try_from(hours).unwrap_or(i32::MAX);
     let nats_ms = look.now_ms;
-    let looked = ctx.database().run(ctx.settings().request_deadline(), async |connection| {
-        sqlx::query(NOTE).bind(nats_ms as f64).bind(hours).execute(&mut *connection).await?;
-        sqlx::query_as::<_, (i64, Option<i64>)>(LOOK).fetch_one(connection).await
-    });
+    let looked = ctx
+        .database()
+        .run(ctx.settings().request_deadline(), async |connection| {
+            sqlx::query(NOTE)
+                .bind(nats_ms as f64)
+                .bind(hours)
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query_as::<_, (i64, Option<i64>)>(LOOK)
+                .fetch_one(connection)
+                .await
+        });
     let (postgres_ms, newest_ms) = looked.await?;
     Ok(Ahead::new(postgres_ms, nats_ms, newest_ms))
 }
@@ -83,7 +100,10 @@ pub async fn note(ctx: &Ctx<Own>) -> Result<Ahead> {
 /// 503 when the clocks are too far apart; or a server does not answer.
 pub async fn agree(ctx: &Ctx<Own>, connection: &mut PgConnection) -> Result<()> {
     let look = Look::now(ctx).await?;
-    let (postgres_ms, newest_ms) = sqlx::query_as(LOOK).fetch_one(connection).await.map_err(refused)?;
+    let (postgres_ms, newest_ms) = sqlx::query_as(LOOK)
+        .fetch_one(connection)
+        .await
+        .map_err(refused)?;
     Ahead::new(postgres_ms, look.now_ms, newest_ms).within(ctx.settings.clock_tolerance_hours)
 }
 
@@ -107,9 +127,15 @@ mod tests {
             let ahead = Ahead::new(postgres, nats, newest);
             assert_eq!(ahead.within(6).is_ok(), agree, "{ahead:?}");
         }
-        let line = Ahead::new(40 * 24 * HOUR, 0, None).within(6).unwrap_err().to_string();
+        let line = Ahead::new(40 * 24 * HOUR, 0, None)
+            .within(6)
+            .unwrap_err()
+            .to_string();
         assert!(line.contains("960 hours ahead of NATS'"), "{line}");
-        let line = Ahead::new(0, 0, Some(48 * HOUR)).within(6).unwrap_err().to_string();
+        let line = Ahead::new(0, 0, Some(48 * HOUR))
+            .within(6)
+            .unwrap_err()
+            .to_string();
         assert!(line.contains("48 hours behind NATS'"), "{line}");
     }
 }

@@ -8,7 +8,10 @@ use futures::future::try_join_all;
 use runtime::{Ctx, Error, Limit, LogError, LogMessage, Result, append};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
-use wire::{CHANGES, Change, ChangeType, Deletion, EraseRequest, Erased, Incoming, Limits, Mode, Seq, change_subject, header};
+use wire::{
+    CHANGES, Change, ChangeType, Deletion, EraseRequest, Erased, Incoming, Limits, Mode, Seq,
+    change_subject, header,
+};
 
 use crate::{Own, letters};
 
@@ -71,10 +74,29 @@ struct Part<'a> {
 async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>> {
     let (mut targets, mut next) = (HashSet::new(), floor.next());
     while targets.len() < MOST_UNDERWAY {
-        let window = ctx.log().first(CHANGES, next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
-        let parse = |message: &LogMessage| Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok();
-        let hard = |change: &Change| change.deletion.user == user && change.deletion.mode == Mode::Hard;
-        targets.extend(window.messages.iter().filter_map(parse).filter(hard).map(|change| change.deletion.target));
+        let window = ctx
+            .log()
+            .first(CHANGES, next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
+            .await?;
+        let parse = |message: &LogMessage| {
+            Change::parse(
+                &message.subject,
+                &message.payload,
+                message.seq,
+                message.received_ms,
+            )
+            .ok()
+        };
+        let hard =
+            |change: &Change| change.deletion.user == user && change.deletion.mode == Mode::Hard;
+        targets.extend(
+            window
+                .messages
+                .iter()
+                .filter_map(parse)
+                .filter(hard)
+                .map(|change| change.deletion.target),
+        );
         match window.messages.last() {
             Some(last) if !window.complete => next = last.seq.next(),
             Some(_) | None => return Ok(targets),
@@ -92,9 +114,25 @@ pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Res
     // First: whatever is stored or set aside up to here is found in the database, the rest in the log.
     let floor = ctx.log().floor_now().await?;
     let underway = underway(ctx, &asked.user, floor).await?;
-    let report =
-        Erased { deletions: 0, underway: 0, letters: 0, unfit: 0, waiting: 0, through: asked.after, more: true, dry_run: asked.dry_run };
-    let mut part = Part { ctx, asked, begun, enough, underway, met: HashSet::new(), report };
+    let report = Erased {
+        deletions: 0,
+        underway: 0,
+        letters: 0,
+        unfit: 0,
+        waiting: 0,
+        through: asked.after,
+        more: true,
+        dry_run: asked.dry_run,
+    };
+    let mut part = Part {
+        ctx,
+        asked,
+        begun,
+        enough,
+        underway,
+        met: HashSet::new(),
+        report,
+    };
     part.report.more = if asked.dry_run {
         part.count_index().await?;
         !(part.log(floor).await? && part.count_letters().await?)
@@ -125,7 +163,11 @@ impl Part<'_> {
             .ctx
             .database()
             .run(self.limit(), async |connection: &mut PgConnection| {
-                sqlx::query_as(COUNT).bind(user).bind(&underway).fetch_one(connection).await
+                sqlx::query_as(COUNT)
+                    .bind(user)
+                    .bind(&underway)
+                    .fetch_one(connection)
+                    .await
             })
             .await?;
         self.report.deletions += deletions.unsigned_abs();
@@ -135,16 +177,26 @@ impl Part<'_> {
 
     /// Which of these a dry run has counted in the index.
     async fn indexed(&self, messages: &[Theirs]) -> Result<HashSet<Seq>> {
-        let seqs: Vec<i64> = messages.iter().map(|message| message.deletion.target.as_i64()).collect();
+        let seqs: Vec<i64> = messages
+            .iter()
+            .map(|message| message.deletion.target.as_i64())
+            .collect();
         let user = &self.asked.user;
         let found: Vec<i64> = self
             .ctx
             .database()
             .run(self.limit(), async |connection: &mut PgConnection| {
-                sqlx::query_scalar(INDEXED).bind(&seqs).bind(user).fetch_all(connection).await
+                sqlx::query_scalar(INDEXED)
+                    .bind(&seqs)
+                    .bind(user)
+                    .fetch_all(connection)
+                    .await
             })
             .await?;
-        Ok(found.into_iter().filter_map(|seq| Seq::new(seq.unsigned_abs())).collect())
+        Ok(found
+            .into_iter()
+            .filter_map(|seq| Seq::new(seq.unsigned_abs()))
+            .collect())
     }
 
     /// What is stored; whether that was all.
@@ -152,12 +204,26 @@ impl Part<'_> {
         let (mut id, mut derived) = (String::new(), false);
         while self.has_time() {
             let user = &self.asked.user;
-            let rows = self.ctx.database().run(self.limit(), async |connection: &mut PgConnection| {
-                let rows = sqlx::query(THEIRS).bind(user).bind(&id).bind(derived).fetch_all(connection).await?;
-                rows.iter().map(|row| theirs(user, row)).collect::<Result<Vec<Theirs>, sqlx::Error>>()
-            });
+            let rows =
+                self.ctx
+                    .database()
+                    .run(self.limit(), async |connection: &mut PgConnection| {
+                        let rows = sqlx::query(THEIRS)
+                            .bind(user)
+                            .bind(&id)
+                            .bind(derived)
+                            .fetch_all(connection)
+                            .await?;
+                        rows.iter()
+                            .map(|row| theirs(user, row))
+                            .collect::<Result<Vec<Theirs>, sqlx::Error>>()
+                    });
             let rows = rows.await?;
-            let (complete, last) = (rows.len() < ROWS, rows.last().map(|last| (last.deletion.id.clone(), last.deletion.derived)));
+            let (complete, last) = (
+                rows.len() < ROWS,
+                rows.last()
+                    .map(|last| (last.deletion.id.clone(), last.deletion.derived)),
+            );
             if !self.delete(rows).await? {
                 break;
             }
@@ -174,15 +240,31 @@ impl Part<'_> {
         let (first, last) = self.ctx.log().range().await?;
         let mut next = self.asked.after.next().max(first);
         while next <= last {
-            let found = self.ctx.log().every(next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
+            let found = self
+                .ctx
+                .log()
+                .every(next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
+                .await?;
             let Some((end, _)) = found.last() else { break };
             let end = end.seq;
             let mut messages = Vec::new();
-            for (message, malformed) in found.iter().filter(|(message, _)| !Change::is_on(&message.subject)) {
+            for (message, malformed) in found
+                .iter()
+                .filter(|(message, _)| !Change::is_on(&message.subject))
+            {
                 match read(message, *malformed, self.ctx.settings().limits()) {
-                    Some(incoming) if incoming.user == self.asked.user => messages.push(of_log(incoming, message.received_ms)),
+                    Some(incoming) if incoming.user == self.asked.user => {
+                        messages.push(of_log(incoming, message.received_ms))
+                    }
                     Some(_) => {}
-                    None if letters::is_by(&self.asked.user, &message.subject, &message.payload) => self.unfit(message, floor).await?,
+                    None if letters::is_by(
+                        &self.asked.user,
+                        &message.subject,
+                        &message.payload,
+                    ) =>
+                    {
+                        self.unfit(message, floor).await?
+                    }
                     None => {}
                 }
             }
@@ -210,7 +292,9 @@ impl Part<'_> {
             self.report.waiting += 1;
             return Ok(());
         }
-        let is = |found: &LogMessage| found.received_ms == message.received_ms && found.payload == message.payload;
+        let is = |found: &LogMessage| {
+            found.received_ms == message.received_ms && found.payload == message.payload
+        };
         if self.asked.dry_run || self.ctx.log().erase(message.seq, is).await? {
             self.report.unfit += 1;
         }
@@ -221,7 +305,14 @@ impl Part<'_> {
     async fn letters(&mut self) -> Result<bool> {
         let mut after = 0;
         loop {
-            let (emptied, next) = letters::empty(self.ctx, &self.asked.user, after, self.asked.dry_run, self.limit()).await?;
+            let (emptied, next) = letters::empty(
+                self.ctx,
+                &self.asked.user,
+                after,
+                self.asked.dry_run,
+                self.limit(),
+            )
+            .await?;
             self.report.letters += emptied;
             match next {
                 None => return Ok(true),
@@ -247,7 +338,10 @@ impl Part<'_> {
     /// the next part finds them.
     async fn delete(&mut self, messages: Vec<Theirs>) -> Result<bool> {
         let mut new = Vec::new();
-        for message in messages.into_iter().filter(|message| self.met.insert(message.deletion.target)) {
+        for message in messages
+            .into_iter()
+            .filter(|message| self.met.insert(message.deletion.target))
+        {
             match self.underway.contains(&message.deletion.target) {
                 true => self.report.underway += 1,
                 false => new.push(message),
@@ -261,7 +355,12 @@ impl Part<'_> {
             if !self.has_time() {
                 return Ok(false);
             }
-            try_join_all(some.iter().map(|message| append_deletion(self.ctx, message)).collect::<Vec<_>>()).await?;
+            try_join_all(
+                some.iter()
+                    .map(|message| append_deletion(self.ctx, message))
+                    .collect::<Vec<_>>(),
+            )
+            .await?;
             self.report.deletions += some.len() as u64;
         }
         Ok(true)
@@ -270,7 +369,14 @@ impl Part<'_> {
 
 /// A message as `persist-message` reads it: what it sets aside gets no tombstone.
 fn read(message: &LogMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
-    let read = Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits);
+    let read = Incoming::parse(
+        &message.subject,
+        message.message_id(),
+        &message.payload,
+        message.seq,
+        message.received_ms,
+        limits,
+    );
     read.ok().filter(|_| !malformed)
 }
 
@@ -289,7 +395,10 @@ fn of_log(incoming: Incoming, received_ms: i64) -> Theirs {
         received: received_ms,
         mode: Mode::Hard,
     };
-    Theirs { room: message.room, deletion }
+    Theirs {
+        room: message.room,
+        deletion,
+    }
 }
 
 fn theirs(user: &str, row: &PgRow) -> Result<Theirs, sqlx::Error> {
@@ -305,16 +414,31 @@ fn theirs(user: &str, row: &PgRow) -> Result<Theirs, sqlx::Error> {
         mode: Mode::Hard,
         by: user.to_owned(),
     };
-    Ok(Theirs { room: row.try_get("room")?, deletion })
+    Ok(Theirs {
+        room: row.try_get("room")?,
+        deletion,
+    })
 }
 
 async fn append_deletion(ctx: &Ctx<Own>, message: &Theirs) -> Result<()> {
-    let Deletion { target, received, .. } = &message.deletion;
+    let Deletion {
+        target, received, ..
+    } = &message.deletion;
     let mut headers = HeaderMap::new();
     // The same as delete-message's: asked again, by whomever, it is appended once.
-    headers.insert(header::MESSAGE_ID, format!("/delete/{target}/{received}/{}", Mode::Hard.as_str()).as_str());
+    headers.insert(
+        header::MESSAGE_ID,
+        format!("/delete/{target}/{received}/{}", Mode::Hard.as_str()).as_str(),
+    );
     let payload = serde_json::to_vec(&message.deletion).map_err(Error::internal)?;
     let limit = ctx.settings().request_deadline() / 2;
-    append(ctx.nats(), &change_subject(&message.room), headers, payload.into(), limit).await?;
+    append(
+        ctx.nats(),
+        &change_subject(&message.room),
+        headers,
+        payload.into(),
+        limit,
+    )
+    .await?;
     Ok(())
 }

@@ -30,16 +30,31 @@ pub fn is_by(user: &str, subject: &str, payload: &[u8]) -> bool {
 ///
 /// # Errors
 /// The database does not answer in `limit`.
-pub async fn empty(ctx: &Ctx<Own>, user: &str, after: i64, dry_run: bool, limit: Duration) -> Result<(u64, Option<i64>), DatabaseError> {
+pub async fn empty(
+    ctx: &Ctx<Own>,
+    user: &str,
+    after: i64,
+    dry_run: bool,
+    limit: Duration,
+) -> Result<(u64, Option<i64>), DatabaseError> {
     ctx.database()
         .run(limit, async |connection: &mut PgConnection| {
-            let letters: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(LETTERS).bind(after).fetch_all(&mut *connection).await?;
-            let theirs: Vec<i64> =
-                letters.iter().filter(|(_, subject, payload)| is_by(user, subject, payload)).map(|(id, ..)| *id).collect();
+            let letters: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(LETTERS)
+                .bind(after)
+                .fetch_all(&mut *connection)
+                .await?;
+            let theirs: Vec<i64> = letters
+                .iter()
+                .filter(|(_, subject, payload)| is_by(user, subject, payload))
+                .map(|(id, ..)| *id)
+                .collect();
             if !theirs.is_empty() && !dry_run {
                 sqlx::query(EMPTY).bind(&theirs).execute(connection).await?;
             }
-            let next = letters.last().filter(|_| letters.len() == CHUNK).map(|(id, ..)| *id);
+            let next = letters
+                .last()
+                .filter(|_| letters.len() == CHUNK)
+                .map(|(id, ..)| *id);
             Ok((theirs.len() as u64, next))
         })
         .await

@@ -21,7 +21,10 @@ use runtime::{Ctx, Error, Fatal, Function, Meter, Reply, Request, Result, this};
 use serde::Deserialize;
 use sweep::{Step, Sweep};
 use tokio::sync::{Mutex, Notify};
-use wire::{Budget, EraseRequest, Erased, NoRequest, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, Retained, RetentionRequest, STREAM};
+use wire::{
+    Budget, EraseRequest, Erased, NoRequest, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS,
+    Retained, RetentionRequest, STREAM,
+};
 
 /// The log is looked at this often, whatever the interval: it may fill up in a minute.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -126,7 +129,13 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
             Some(step) => {
                 (expired, moves) = (expired + step.expired, moves + step.moves);
                 if let (true, Some(trimmed)) = (step.done, trimmed) {
-                    return Reply::json(&Retained { trimmed, expired, moves, more: false, dry_run });
+                    return Reply::json(&Retained {
+                        trimmed,
+                        expired,
+                        moves,
+                        more: false,
+                        dry_run,
+                    });
                 }
             }
             None => tokio::time::sleep(BUSY_PAUSE).await,
@@ -136,7 +145,13 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
     if !dry_run {
         ctx.sweep_now.notify_one();
     }
-    Reply::json(&Retained { trimmed: trimmed.unwrap_or(0), expired, moves, more: true, dry_run })
+    Reply::json(&Retained {
+        trimmed: trimmed.unwrap_or(0),
+        expired,
+        moves,
+        more: true,
+        dry_run,
+    })
 }
 
 async fn erase_user(ctx: Ctx<Own>, request: Request<EraseRequest>) -> Result<Reply<Erased>> {
@@ -179,7 +194,10 @@ async fn look_and_trim(ctx: &Ctx<Own>, meter: &Meter, last: &mut Option<Instant>
         meter.gauge("log_max_bytes", max_bytes);
     }
     // A gauge has no "for ever": while nothing is appended, it is a century.
-    meter.gauge("log_seconds_left", budget.seconds_left.unwrap_or(u64::from(u32::MAX)));
+    meter.gauge(
+        "log_seconds_left",
+        budget.seconds_left.unwrap_or(u64::from(u32::MAX)),
+    );
     if !look.is_pressed() && last.is_some_and(|last| last.elapsed() < ctx.interval()) {
         return Ok(0);
     }
@@ -200,11 +218,21 @@ async fn keep_sweeping(ctx: Ctx<Own>, meter: Meter) -> Result<(), Fatal> {
                     meter.handled(step.expired, begun.elapsed());
                 }
                 meter.count("moves", step.moves);
-                if step.done { ctx.interval() } else { sweep::pause_after(begun.elapsed()) }
+                if step.done {
+                    ctx.interval()
+                } else {
+                    sweep::pause_after(begun.elapsed())
+                }
             }
             Ok(None) => ctx.interval(),
             Err(error) => {
-                failed(&ctx, &meter, "expired messages are not swept", &error, &mut told)?;
+                failed(
+                    &ctx,
+                    &meter,
+                    "expired messages are not swept",
+                    &error,
+                    &mut told,
+                )?;
                 ctx.interval()
             }
         };
@@ -217,7 +245,11 @@ async fn keep_sweeping(ctx: Ctx<Own>, meter: Meter) -> Result<(), Fatal> {
 }
 
 /// One step, after what it goes by is written to where readers find it.
-async fn prepare_and_sweep(ctx: &Ctx<Own>, meter: &Meter, sweep: &mut Sweep) -> Result<Option<Step>> {
+async fn prepare_and_sweep(
+    ctx: &Ctx<Own>,
+    meter: &Meter,
+    sweep: &mut Sweep,
+) -> Result<Option<Step>> {
     sweep::note_default(ctx).await?;
     let ahead = clock::note(ctx).await?;
     meter.gauge("clock_disagreement_s", ahead.seconds_apart());
@@ -226,7 +258,13 @@ async fn prepare_and_sweep(ctx: &Ctx<Own>, meter: &Meter, sweep: &mut Sweep) -> 
 }
 
 /// The same trouble is worth one line, however often it is met.
-fn failed(ctx: &Ctx<Own>, meter: &Meter, what: &str, error: &Error, told: &mut String) -> Result<(), Fatal> {
+fn failed(
+    ctx: &Ctx<Own>,
+    meter: &Meter,
+    what: &str,
+    error: &Error,
+    told: &mut String,
+) -> Result<(), Fatal> {
     let line = error.to_string();
     if *told != line {
         tracing::warn!("{what}: {line}");
@@ -234,7 +272,9 @@ fn failed(ctx: &Ctx<Own>, meter: &Meter, what: &str, error: &Error, told: &mut S
     }
     meter.refused(line);
     match ctx.nats().refused() {
-        Some(objection) => Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf"))),
+        Some(objection) => Err(Fatal::new(format!(
+            "NATS refuses this user what it needs: {objection}; check nats/accounts.conf"
+        ))),
         None => Ok(()),
     }
 }

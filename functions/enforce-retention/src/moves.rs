@@ -86,7 +86,11 @@ impl Moves {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn step(&mut self, connection: &mut PgConnection, dry_run: bool) -> Result<(u64, bool)> {
+    pub async fn step(
+        &mut self,
+        connection: &mut PgConnection,
+        dry_run: bool,
+    ) -> Result<(u64, bool)> {
         let sql = if self.delivered { DELIVERED } else { READ };
         let limit = if dry_run { MARKS * STEP } else { STEP };
         let (due, reader, room): (i64, Option<String>, Option<String>) = sqlx::query_as(sql)
@@ -104,7 +108,12 @@ impl Moves {
             _ if due >= limit && !dry_run => {}
             (Some(reader), Some(room)) => (self.reader, self.room) = (reader, room),
             _ if self.delivered => done = true,
-            _ => *self = Moves { delivered: true, ..Moves::default() },
+            _ => {
+                *self = Moves {
+                    delivered: true,
+                    ..Moves::default()
+                }
+            }
         }
         Ok((due.unsigned_abs(), done))
     }

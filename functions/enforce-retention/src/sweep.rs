@@ -175,10 +175,14 @@ impl Sweep {
     /// A server does not answer; the step is as if it had not been.
     pub async fn step(&mut self, ctx: &Ctx<Own>, dry_run: bool) -> Result<Option<Step>> {
         if self.left.is_empty() && self.moves.is_none() {
-            let Some(rooms) = alone(ctx, LOCK, rooms).await? else { return Ok(None) };
+            let Some(rooms) = alone(ctx, LOCK, rooms).await? else {
+                return Ok(None);
+            };
             self.begin(rooms, dry_run);
         }
-        let Some(walk) = self.left.last().cloned() else { return self.step_moves(ctx, dry_run).await };
+        let Some(walk) = self.left.last().cloned() else {
+            return self.step_moves(ctx, dry_run).await;
+        };
         let after = self.after.unwrap_or(match walk {
             Walk::Rooms => self.rooms,
             Walk::Direct => self.direct,
@@ -190,19 +194,32 @@ impl Sweep {
             let due: Vec<i64> = rows.iter().filter(|row| row.1).map(|row| row.0).collect();
             let gone = match &due[..] {
                 [] => Gone::default(),
-                due if dry_run => Gone { count: due.len() as u64, ..Gone::default() },
+                due if dry_run => Gone {
+                    count: due.len() as u64,
+                    ..Gone::default()
+                },
                 due => delete(ctx, connection, &walk, due).await?,
             };
             Ok((rows, gone))
         });
-        let Some((rows, gone)) = stepped.await? else { return Ok(None) };
+        let Some((rows, gone)) = stepped.await? else {
+            return Ok(None);
+        };
         match walk {
             _ if dry_run => {}
-            Walk::Changes => self.swept.note_deletions(gone.count, &gone.rooms, gone.until_ms),
-            _ => self.swept.note_messages(gone.count, &gone.rooms, gone.until_ms),
+            Walk::Changes => self
+                .swept
+                .note_deletions(gone.count, &gone.rooms, gone.until_ms),
+            _ => self
+                .swept
+                .note_messages(gone.count, &gone.rooms, gone.until_ms),
         }
         // The clock may have gone back once: a single row from the future ends nothing.
-        let within = rows.iter().rev().find(|row| row.2).map(|row| Seq::from_i64(row.0));
+        let within = rows
+            .iter()
+            .rev()
+            .find(|row| row.2)
+            .map(|row| Seq::from_i64(row.0));
         let goes_on = within.filter(|_| rows.len() == STEP);
         if let Some(reached) = within {
             match walk {
@@ -215,9 +232,16 @@ impl Sweep {
         if goes_on.is_none() {
             self.left.pop();
         }
-        let (expired, done) = (if walk == Walk::Changes { 0 } else { gone.count }, self.left.is_empty() && self.moves.is_none());
+        let (expired, done) = (
+            if walk == Walk::Changes { 0 } else { gone.count },
+            self.left.is_empty() && self.moves.is_none(),
+        );
         self.swept.tell(done);
-        Ok(Some(Step { expired, moves: 0, done }))
+        Ok(Some(Step {
+            expired,
+            moves: 0,
+            done,
+        }))
     }
 
     async fn step_moves(&mut self, ctx: &Ctx<Own>, dry_run: bool) -> Result<Option<Step>> {
@@ -226,13 +250,19 @@ impl Sweep {
             clock::agree(ctx, connection).await?;
             walk.step(connection, dry_run).await
         });
-        let Some((moves, done)) = stepped.await? else { return Ok(None) };
+        let Some((moves, done)) = stepped.await? else {
+            return Ok(None);
+        };
         self.moves = Some(walk).filter(|_| !done);
         if !dry_run {
             self.swept.note_moves(moves);
             self.swept.tell(done);
         }
-        Ok(Some(Step { expired: 0, moves, done }))
+        Ok(Some(Step {
+            expired: 0,
+            moves,
+            done,
+        }))
     }
 
     fn begin(&mut self, rooms: Vec<String>, dry_run: bool) {
@@ -260,19 +290,41 @@ pub fn pause_after(took: Duration) -> Duration {
 /// # Errors
 /// The database does not answer.
 pub async fn note_default(ctx: &Ctx<Own>) -> Result<()> {
-    let days = i32::try_from(ctx.settings().expire_days).ok().filter(|days| *days > 0);
+    let days = i32::try_from(ctx.settings().expire_days)
+        .ok()
+        .filter(|days| *days > 0);
     let limit = ctx.settings().request_deadline();
-    ctx.database().run(limit, async |connection| sqlx::query(NOTE_DEFAULT).bind(days).execute(connection).await.map(|_| ())).await?;
+    ctx.database()
+        .run(limit, async |connection| {
+            sqlx::query(NOTE_DEFAULT)
+                .bind(days)
+                .execute(connection)
+                .await
+                .map(|_| ())
+        })
+        .await?;
     Ok(())
 }
 
 async fn rooms(connection: &mut PgConnection) -> Result<Vec<String>> {
-    sqlx::query_scalar(ROOMS).fetch_all(connection).await.map_err(refused)
+    sqlx::query_scalar(ROOMS)
+        .fetch_all(connection)
+        .await
+        .map_err(refused)
 }
 
 /// Position, whether it has expired, whether the walk goes on behind it.
-async fn look(connection: &mut PgConnection, walk: &Walk, after: Seq) -> Result<Vec<(i64, bool, bool)>> {
-    sqlx::query_as(walk.sql().0).bind(after.as_i64()).bind(walk.room()).fetch_all(connection).await.map_err(refused)
+async fn look(
+    connection: &mut PgConnection,
+    walk: &Walk,
+    after: Seq,
+) -> Result<Vec<(i64, bool, bool)>> {
+    sqlx::query_as(walk.sql().0)
+        .bind(after.as_i64())
+        .bind(walk.room())
+        .fetch_all(connection)
+        .await
+        .map_err(refused)
 }
 
 /// What a step deleted.
@@ -284,18 +336,46 @@ struct Gone {
     until_ms: Option<i64>,
 }
 
-async fn delete(ctx: &Ctx<Own>, connection: &mut PgConnection, walk: &Walk, due: &[i64]) -> Result<Gone> {
-    type Row = (i64, Vec<i32>, Option<i64>, Vec<i64>, Vec<String>, Vec<String>);
-    let (count, rooms, until_ms, seqs, senders, ids): Row =
-        sqlx::query_as(walk.sql().1).bind(due).fetch_one(connection).await.map_err(refused)?;
+async fn delete(
+    ctx: &Ctx<Own>,
+    connection: &mut PgConnection,
+    walk: &Walk,
+    due: &[i64],
+) -> Result<Gone> {
+    type Row = (
+        i64,
+        Vec<i32>,
+        Option<i64>,
+        Vec<i64>,
+        Vec<String>,
+        Vec<String>,
+    );
+    let (count, rooms, until_ms, seqs, senders, ids): Row = sqlx::query_as(walk.sql().1)
+        .bind(due)
+        .fetch_one(connection)
+        .await
+        .map_err(refused)?;
     // Before the commit: should the log be away, the copies are known still when it is back.
     for ((seq, sender), id) in seqs.into_iter().zip(senders).zip(ids) {
         let is = |found: &runtime::LogMessage| {
-            let limits = Limits { text_bytes: found.payload.len() };
-            let read = Incoming::parse(&found.subject, found.message_id(), &found.payload, found.seq, found.received_ms, limits);
+            let limits = Limits {
+                text_bytes: found.payload.len(),
+            };
+            let read = Incoming::parse(
+                &found.subject,
+                found.message_id(),
+                &found.payload,
+                found.seq,
+                found.received_ms,
+                limits,
+            );
             read.is_ok_and(|message| message.user == sender && message.id.as_ref() == Some(&id))
         };
         ctx.log().erase(Seq::from_i64(seq), is).await?;
     }
-    Ok(Gone { count: count.unsigned_abs(), rooms, until_ms })
+    Ok(Gone {
+        count: count.unsigned_abs(),
+        rooms,
+        until_ms,
+    })
 }

@@ -53,11 +53,29 @@ impl Swept {
     pub fn tell(&mut self, ended: bool) {
         let Some(since) = self.since else { return };
         if ended || since.elapsed() > LINE_INTERVAL {
-            let until = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.until_ms) * 1_000_000);
-            let received_until = until.ok().and_then(|until| until.format(&Rfc3339).ok()).unwrap_or_default();
-            let (messages, deletions, moves, rooms) = (self.messages, self.deletions, self.moves, self.rooms.len());
-            tracing::info!(messages, deletions, moves, rooms, received_until, "what has expired was swept");
-            (self.messages, self.deletions, self.moves, self.until_ms, self.since) = (0, 0, 0, 0, None);
+            let until =
+                OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.until_ms) * 1_000_000);
+            let received_until = until
+                .ok()
+                .and_then(|until| until.format(&Rfc3339).ok())
+                .unwrap_or_default();
+            let (messages, deletions, moves, rooms) =
+                (self.messages, self.deletions, self.moves, self.rooms.len());
+            tracing::info!(
+                messages,
+                deletions,
+                moves,
+                rooms,
+                received_until,
+                "what has expired was swept"
+            );
+            (
+                self.messages,
+                self.deletions,
+                self.moves,
+                self.until_ms,
+                self.since,
+            ) = (0, 0, 0, 0, None);
             self.rooms.clear();
         }
     }

@@ -16,33 +16,57 @@ use runtime::{Running, Vars};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use testing::{SOON, World, eventually};
-use wire::{Budget, Erased, HISTORY, Message, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, Retained, SYNC, SyncPage, jetstream};
+use wire::{
+    Budget, Erased, HISTORY, Message, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, Retained,
+    SYNC, SyncPage, jetstream,
+};
 
 use crate::function;
 
 /// Neither trims nor sweeps by itself while a test runs, but for the first time.
 const SELDOM: (&str, &str) = ("RETENTION_INTERVAL_MS", "3600000");
-const KEEP_NOTHING: [(&str, &str); 3] = [("TRIM_KEEP_MESSAGES", "0"), ("TRIM_KEEP_DAYS", "0"), SELDOM];
+const KEEP_NOTHING: [(&str, &str); 3] =
+    [("TRIM_KEEP_MESSAGES", "0"), ("TRIM_KEEP_DAYS", "0"), SELDOM];
 
 async fn start(world: &World, extra: &[(&str, &str)]) -> Running {
     let mut vars: HashMap<String, String> = world.vars("enforce-retention");
-    vars.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    function().start(Vars::from_pairs(vars).unwrap()).await.unwrap()
+    vars.extend(
+        extra
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    );
+    function()
+        .start(Vars::from_pairs(vars).unwrap())
+        .await
+        .unwrap()
 }
 
 async fn ask(client: &Client, subject: String, body: Value) -> Value {
-    let reply = client.request(subject, body.to_string().into()).await.unwrap();
+    let reply = client
+        .request(subject, body.to_string().into())
+        .await
+        .unwrap();
     serde_json::from_slice(&reply.payload).unwrap()
 }
 
 async fn run(world: &World, dry_run: bool) -> Retained {
     let operator = world.client("operator").await;
-    let reply = ask(&operator, RETENTION_RUN.subject(&[]), json!({"dry_run": dry_run})).await;
+    let reply = ask(
+        &operator,
+        RETENTION_RUN.subject(&[]),
+        json!({"dry_run": dry_run}),
+    )
+    .await;
     serde_json::from_value(reply.clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
 async fn status(world: &World) -> Budget {
-    let reply = ask(&world.client("operator").await, RETENTION_STATUS.subject(&[]), json!({})).await;
+    let reply = ask(
+        &world.client("operator").await,
+        RETENTION_STATUS.subject(&[]),
+        json!({}),
+    )
+    .await;
     serde_json::from_value(reply.clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
@@ -54,19 +78,38 @@ async fn publish(client: &Client, subject: &str, body: Value) -> u64 {
 /// Says `count` things in `subject`.
 async fn say(client: &Client, subject: &str, count: usize) {
     for number in 0..count {
-        publish(client, subject, json!({"user": "ann", "text": format!("text {number}")})).await;
+        publish(
+            client,
+            subject,
+            json!({"user": "ann", "text": format!("text {number}")}),
+        )
+        .await;
     }
 }
 
 /// First and last position of the log.
 async fn range(world: &World) -> (u64, u64) {
-    let info = ask(&world.client("operator").await, jetstream::STREAM_INFO.to_owned(), json!({})).await;
-    (info["state"]["first_seq"].as_u64().unwrap(), info["state"]["last_seq"].as_u64().unwrap())
+    let info = ask(
+        &world.client("operator").await,
+        jetstream::STREAM_INFO.to_owned(),
+        json!({}),
+    )
+    .await;
+    (
+        info["state"]["first_seq"].as_u64().unwrap(),
+        info["state"]["last_seq"].as_u64().unwrap(),
+    )
 }
 
 async fn in_log(world: &World, seq: u64) -> bool {
     let reader = world.client("enforce-retention").await;
-    ask(&reader, jetstream::MESSAGE_GET.to_owned(), json!({ "seq": seq })).await["error"].is_null()
+    ask(
+        &reader,
+        jetstream::MESSAGE_GET.to_owned(),
+        json!({ "seq": seq }),
+    )
+    .await["error"]
+        .is_null()
 }
 
 /// Everything is acknowledged.
@@ -96,27 +139,47 @@ fn seqs(messages: &[Message]) -> Vec<u64> {
 }
 
 async fn sync(client: &Client, room: &str, after: u64) -> SyncPage {
-    let reply = ask(client, SYNC.subject(&[room]), json!({"after": after, "limit": 500})).await;
+    let reply = ask(
+        client,
+        SYNC.subject(&[room]),
+        json!({"after": after, "limit": 500}),
+    )
+    .await;
     serde_json::from_value(reply.clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
 async fn count(database: &PgPool, table: &str) -> i64 {
     let sql = format!("select count(*) from {table}");
-    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(database).await.unwrap()
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .fetch_one(database)
+        .await
+        .unwrap()
 }
 
 /// Makes what is stored up to `through` so many days older.
 async fn age(database: &PgPool, through: u64, days: i32) {
-    let sql = "update messages set received_at = received_at - $2 * interval '1 day' where seq <= $1";
-    sqlx::query(sql).bind(i64::try_from(through).unwrap()).bind(days).execute(database).await.unwrap();
+    let sql =
+        "update messages set received_at = received_at - $2 * interval '1 day' where seq <= $1";
+    sqlx::query(sql)
+        .bind(i64::try_from(through).unwrap())
+        .bind(days)
+        .execute(database)
+        .await
+        .unwrap();
 }
 
 /// Whatever `room` has by now has expired, in the log, too, where nothing can be made older.
 async fn expire_now(database: &PgPool, room: &str) {
-    let now: String = sqlx::query_scalar("select now()::text").fetch_one(database).await.unwrap();
+    let now: String = sqlx::query_scalar("select now()::text")
+        .fetch_one(database)
+        .await
+        .unwrap();
     let sql = format!(
         "create or replace function room_cutoff(asked text) returns table (cutoff timestamptz) language sql stable as
          $$ select case when asked in ('{room}', '*') then '{now}'::timestamptz else '-infinity' end $$"
     );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(database).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+        .execute(database)
+        .await
+        .unwrap();
 }

@@ -27,13 +27,20 @@ const STORED: &str = "
 /// A server does not answer.
 pub async fn trim(ctx: &Ctx<Own>, dry_run: bool) -> Result<Option<u64>> {
     alone(ctx, BOOTSTRAP_LOCK, async |connection| {
-        let stored: i64 = sqlx::query_scalar(STORED).fetch_one(connection).await.map_err(refused)?;
+        let stored: i64 = sqlx::query_scalar(STORED)
+            .fetch_one(connection)
+            .await
+            .map_err(refused)?;
         let look = Look::now(ctx).await?;
         let begin = begin(ctx, &look, Seq::from_i64(stored)).await?;
         if begin <= look.first || look.messages == 0 {
             return Ok(0);
         }
-        if dry_run { Ok((begin.get() - look.first.get()).min(look.messages)) } else { purge(ctx, begin).await }
+        if dry_run {
+            Ok((begin.get() - look.first.get()).min(look.messages))
+        } else {
+            purge(ctx, begin).await
+        }
     })
     .await
 }
@@ -42,9 +49,18 @@ pub async fn trim(ctx: &Ctx<Own>, dry_run: bool) -> Result<Option<u64>> {
 async fn begin(ctx: &Ctx<Own>, look: &Look, stored: Seq) -> Result<Seq> {
     let stored = look.floor.min(stored).min(look.last).next();
     // A log has holes where texts were erased, so this leaves rather too many; the next round finds them.
-    let from_first = |count: u64| Seq::new(look.first.get().saturating_add(count)).unwrap_or(Seq::MAX).min(stored);
-    let by_count = from_first(look.messages.saturating_sub(ctx.settings.trim_keep_messages));
-    let keep_ms = look.now_ms.saturating_sub(i64::from(ctx.settings.trim_keep_days) * DAY_MS);
+    let from_first = |count: u64| {
+        Seq::new(look.first.get().saturating_add(count))
+            .unwrap_or(Seq::MAX)
+            .min(stored)
+    };
+    let by_count = from_first(
+        look.messages
+            .saturating_sub(ctx.settings.trim_keep_messages),
+    );
+    let keep_ms = look
+        .now_ms
+        .saturating_sub(i64::from(ctx.settings.trim_keep_days) * DAY_MS);
     let kept = received_since(ctx, look.first, by_count, keep_ms).await?;
     // What would be kept yields to what would be refused.
     Ok(kept.max(from_first(look.surplus())))
@@ -55,7 +71,9 @@ async fn received_since(ctx: &Ctx<Own>, first: Seq, end: Seq, since_ms: i64) -> 
     let (mut low, mut high, mut look_at) = (first, end, first);
     while low < high {
         match ctx.log().next(EVERYTHING, look_at).await? {
-            Some(raw) if raw.message.seq < high && raw.message.received_ms < since_ms => low = raw.message.seq.next(),
+            Some(raw) if raw.message.seq < high && raw.message.received_ms < since_ms => {
+                low = raw.message.seq.next()
+            }
             Some(_) | None => high = look_at,
         }
         // Its beginning first: nearly always that is young enough, and one question does.
@@ -69,6 +87,10 @@ async fn purge(ctx: &Ctx<Own>, begin: Seq) -> Result<u64> {
     struct Purged {
         purged: u64,
     }
-    let purged: Purged = ctx.nats().api(jetstream::STREAM_PURGE, &json!({ "seq": begin })).await.map_err(LogError::from)?;
+    let purged: Purged = ctx
+        .nats()
+        .api(jetstream::STREAM_PURGE, &json!({ "seq": begin }))
+        .await
+        .map_err(LogError::from)?;
     Ok(purged.purged)
 }

@@ -12,7 +12,12 @@ const HEADER_ROOM: usize = 2 * 1024;
 /// 413 when a single message is larger than a reply may be.
 pub fn encode(mut page: Page, cursor: Cursor, max_payload: usize) -> Result<Reply<Page>> {
     let room = max_payload.saturating_sub(HEADER_ROOM);
-    let written: Vec<Vec<u8>> = page.messages.iter().map(serde_json::to_vec).collect::<Result<_, _>>().map_err(Error::internal)?;
+    let written: Vec<Vec<u8>> = page
+        .messages
+        .iter()
+        .map(serde_json::to_vec)
+        .collect::<Result<_, _>>()
+        .map_err(Error::internal)?;
     let kept = fitting(&page.messages, &written, cursor, room);
     if kept.len() < written.len() {
         page.more = true;
@@ -27,7 +32,13 @@ pub fn encode(mut page: Page, cursor: Cursor, max_payload: usize) -> Result<Repl
             page.through = last.seq;
         }
     }
-    let mut body = Vec::with_capacity(written[kept.clone()].iter().map(|one| one.len() + 1).sum::<usize>() + 2);
+    let mut body = Vec::with_capacity(
+        written[kept.clone()]
+            .iter()
+            .map(|one| one.len() + 1)
+            .sum::<usize>()
+            + 2,
+    );
     body.push(b'[');
     for (number, one) in written[kept].iter().enumerate() {
         if number > 0 {
@@ -45,7 +56,12 @@ pub fn encode(mut page: Page, cursor: Cursor, max_payload: usize) -> Result<Repl
 }
 
 /// The stretch of messages next to the cursor that fits into `room` bytes.
-fn fitting(messages: &[Message], written: &[Vec<u8>], cursor: Cursor, room: usize) -> std::ops::Range<usize> {
+fn fitting(
+    messages: &[Message],
+    written: &[Vec<u8>],
+    cursor: Cursor,
+    room: usize,
+) -> std::ops::Range<usize> {
     let split = match cursor {
         Cursor::Latest | Cursor::Before(_) => messages.len(),
         Cursor::After(_) => 0,

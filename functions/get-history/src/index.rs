@@ -114,7 +114,9 @@ impl Index {
     /// # Errors
     /// The deployment's fault, such as a missing table.
     pub async fn read(&self, wanted: &Wanted<'_>) -> Result<Option<Indexed>, DatabaseError> {
-        self.database.run_if_there(DEADLINE, async |connection| read(connection, wanted).await).await
+        self.database
+            .run_if_there(DEADLINE, async |connection| read(connection, wanted).await)
+            .await
     }
 
     /// Puts into direct messages of `room` when they were delivered and read, where that is known; nothing while PostgreSQL is away.
@@ -123,10 +125,21 @@ impl Index {
     /// As [`read`](Index::read).
     pub async fn time(&self, room: &str, messages: &mut [Message]) -> Result<(), DatabaseError> {
         type Times = (Option<OffsetDateTime>, Option<OffsetDateTime>);
-        let seqs: Vec<i64> = messages.iter().map(|message| message.seq.as_i64()).collect();
-        let recipients: Vec<Option<&str>> = messages.iter().map(|message| message.to.as_deref()).collect();
+        let seqs: Vec<i64> = messages
+            .iter()
+            .map(|message| message.seq.as_i64())
+            .collect();
+        let recipients: Vec<Option<&str>> = messages
+            .iter()
+            .map(|message| message.to.as_deref())
+            .collect();
         let times = self.database.run_if_there(DEADLINE, async |connection| {
-            sqlx::query_as::<_, Times>(TIMES).bind(room).bind(&seqs).bind(&recipients).fetch_all(connection).await
+            sqlx::query_as::<_, Times>(TIMES)
+                .bind(room)
+                .bind(&seqs)
+                .bind(&recipients)
+                .fetch_all(connection)
+                .await
         });
         let times = times.await?.unwrap_or_default();
         for (message, (delivered, read)) in messages.iter_mut().zip(times) {
@@ -142,17 +155,34 @@ async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Inde
         for side in wanted.sides {
             sides.push(read_side(connection, wanted, *side).await?);
         }
-        let (known, marks) = (known(connection, wanted.ids).await?, marks(connection, wanted).await?);
+        let (known, marks) = (
+            known(connection, wanted.ids).await?,
+            marks(connection, wanted).await?,
+        );
         let cutoff_ms = match wanted.cutoff {
-            true => sqlx::query_scalar("select cutoff_ms($1)").bind(wanted.room).fetch_one(connection).await?,
+            true => {
+                sqlx::query_scalar("select cutoff_ms($1)")
+                    .bind(wanted.room)
+                    .fetch_one(connection)
+                    .await?
+            }
             false => None,
         };
-        Ok(Indexed { sides, known, marks, cutoff_ms })
+        Ok(Indexed {
+            sides,
+            known,
+            marks,
+            cutoff_ms,
+        })
     })
     .await
 }
 
-async fn read_side(connection: &mut PgConnection, wanted: &Wanted<'_>, side: Side) -> Result<Rows, sqlx::Error> {
+async fn read_side(
+    connection: &mut PgConnection,
+    wanted: &Wanted<'_>,
+    side: Side,
+) -> Result<Rows, sqlx::Error> {
     let measured = wanted.rows.saturating_mul(wanted.text_bytes) > UNMEASURED_BYTES;
     let (sql, seq) = match side {
         Side::Older(before) if measured => (OLDER_MEASURED, before),
@@ -162,15 +192,30 @@ async fn read_side(connection: &mut PgConnection, wanted: &Wanted<'_>, side: Sid
     };
     let limit = i64::try_from(wanted.rows).unwrap_or(i64::MAX);
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
-    let mut query = sqlx::query(sql).bind(wanted.room).bind(seq.as_i64()).bind(limit).bind(wanted.end.as_i64());
+    let mut query = sqlx::query(sql)
+        .bind(wanted.room)
+        .bind(seq.as_i64())
+        .bind(limit)
+        .bind(wanted.end.as_i64());
     if measured {
         query = query.bind(bytes);
     }
     let found = query.fetch_all(connection).await?;
-    let messages = found.iter().map(|row| message(wanted.room, row)).collect::<Result<Vec<Message>, _>>()?;
+    let messages = found
+        .iter()
+        .map(|row| message(wanted.room, row))
+        .collect::<Result<Vec<Message>, _>>()?;
     // As many as were asked for, or perhaps some cut for their bytes: either way something may follow.
-    let cut = measured && messages.iter().map(|message| message.text.len()).sum::<usize>() >= wanted.bytes;
-    let reach = messages.last().filter(|_| messages.len() >= wanted.rows || cut).map(|last| last.seq);
+    let cut = measured
+        && messages
+            .iter()
+            .map(|message| message.text.len())
+            .sum::<usize>()
+            >= wanted.bytes;
+    let reach = messages
+        .last()
+        .filter(|_| messages.len() >= wanted.rows || cut)
+        .map(|last| last.seq);
     Ok(Rows { messages, reach })
 }
 
@@ -197,20 +242,48 @@ fn unix_ms(at: OffsetDateTime) -> i64 {
     i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
 }
 
-async fn marks(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<HashMap<String, Marks>, sqlx::Error> {
+async fn marks(
+    connection: &mut PgConnection,
+    wanted: &Wanted<'_>,
+) -> Result<HashMap<String, Marks>, sqlx::Error> {
     if wanted.people.is_empty() {
         return Ok(HashMap::new());
     }
-    let found: Vec<(String, i64, i64)> = sqlx::query_as(MARKS).bind(wanted.room).bind(wanted.people).fetch_all(connection).await?;
-    let read = |(person, delivered, read)| (person, Marks { delivered: Seq::from_i64(delivered), read: Seq::from_i64(read) });
+    let found: Vec<(String, i64, i64)> = sqlx::query_as(MARKS)
+        .bind(wanted.room)
+        .bind(wanted.people)
+        .fetch_all(connection)
+        .await?;
+    let read = |(person, delivered, read)| {
+        (
+            person,
+            Marks {
+                delivered: Seq::from_i64(delivered),
+                read: Seq::from_i64(read),
+            },
+        )
+    };
     Ok(found.into_iter().map(read).collect())
 }
 
-async fn known(connection: &mut PgConnection, ids: &[(String, String)]) -> Result<Vec<Known>, sqlx::Error> {
+async fn known(
+    connection: &mut PgConnection,
+    ids: &[(String, String)],
+) -> Result<Vec<Known>, sqlx::Error> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let (senders, ids): (Vec<&str>, Vec<&str>) = ids.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-    let found: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
-    Ok(found.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect())
+    let (senders, ids): (Vec<&str>, Vec<&str>) = ids
+        .iter()
+        .map(|(sender, id)| (sender.as_str(), id.as_str()))
+        .unzip();
+    let found: Vec<(String, String, i64)> = sqlx::query_as(KNOWN)
+        .bind(senders)
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    Ok(found
+        .into_iter()
+        .map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq)))
+        .collect())
 }

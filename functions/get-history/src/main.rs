@@ -32,13 +32,20 @@ fn main() -> ExitCode {
 
 fn function() -> Function<Shared> {
     Function::with(this!(), async |ctx| {
-        Ok(Shared { index: Index::new(ctx.database().clone()), pages: Together::default(), changes: Together::default() })
+        Ok(Shared {
+            index: Index::new(ctx.database().clone()),
+            pages: Together::default(),
+            changes: Together::default(),
+        })
     })
     .answer(HISTORY, get_history)
     .answer(DM_HISTORY, get_direct_history)
 }
 
-async fn get_direct_history(ctx: Ctx<Shared>, request: Request<Direct<HistoryRequest>>) -> Result<Reply<Page>> {
+async fn get_direct_history(
+    ctx: Ctx<Shared>,
+    request: Request<Direct<HistoryRequest>>,
+) -> Result<Reply<Page>> {
     let Direct(ask) = request.ask;
     get_history(ctx, Request { ask }).await
 }
@@ -48,7 +55,9 @@ async fn get_history(ctx: Ctx<Shared>, request: Request<HistoryRequest>) -> Resu
         let (ctx, ask) = (ctx.clone(), request.ask.clone());
         move || read_page(ctx.clone(), ask.clone())
     };
-    ctx.pages.ask(request.ask, ctx.settings().request_deadline(), read).await?
+    ctx.pages
+        .ask(request.ask, ctx.settings().request_deadline(), read)
+        .await?
 }
 
 async fn read_page(ctx: Ctx<Shared>, ask: HistoryRequest) -> Result<Reply<Page>> {
@@ -59,7 +68,13 @@ async fn read_page(ctx: Ctx<Shared>, ask: HistoryRequest) -> Result<Reply<Page>>
 
 /// The changes above `floor` that a page of the conversation has to know, perhaps with others. None are asked for
 /// when there is nothing between `floor` and the stream's last sequence, `end`.
-async fn changes_above(ctx: &Ctx<Shared>, of: &Conversation, floor: Seq, end: Seq, until: Instant) -> Result<Arc<[Change]>> {
+async fn changes_above(
+    ctx: &Ctx<Shared>,
+    of: &Conversation,
+    floor: Seq,
+    end: Seq,
+    until: Instant,
+) -> Result<Arc<[Change]>> {
     if end <= floor {
         return Ok(Arc::default());
     }
@@ -68,12 +83,23 @@ async fn changes_above(ctx: &Ctx<Shared>, of: &Conversation, floor: Seq, end: Se
         move || {
             let ctx = ctx.clone();
             let until = Instant::now() + ctx.settings().request_deadline();
-            async move { Ok(few_changes(ctx.log(), floor.next(), until).await?.map(Arc::from)) }
+            async move {
+                Ok(few_changes(ctx.log(), floor.next(), until)
+                    .await?
+                    .map(Arc::from))
+            }
         }
     };
-    let few = ctx.changes.ask(floor, ctx.settings().request_deadline(), read).await??;
+    let few = ctx
+        .changes
+        .ask(floor, ctx.settings().request_deadline(), read)
+        .await??;
     match few {
         Some(few) => Ok(few),
-        None => Ok(own_changes(ctx.log(), &[of.change_subject()], floor.next(), until).await?.into()),
+        None => Ok(
+            own_changes(ctx.log(), &[of.change_subject()], floor.next(), until)
+                .await?
+                .into(),
+        ),
     }
 }

@@ -6,7 +6,9 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Cutoffs, Error, Key, Limit, Part, Result, Rows, Side, Tails, Union, assemble, own_changes};
+use runtime::{
+    Ctx, Cutoffs, Error, Key, Limit, Part, Result, Rows, Side, Tails, Union, assemble, own_changes,
+};
 use wire::{Change, Code, Cursor, HistoryRequest, Marks, Page, Seq, Source};
 
 use crate::index::{Indexed, Wanted};
@@ -22,13 +24,28 @@ const ATTEMPTS: u32 = 4;
 pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> Result<Page> {
     let (log, limits, room) = (ctx.log(), ctx.settings().limits(), ask.conversation.name());
     // One more than asked for tells whether there is more.
-    let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
+    let need = Limit::within(
+        ask.limit as usize + 1,
+        max_bytes,
+        ctx.settings().request_deadline(),
+    );
     let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
     let end = end.max(floor);
     let sides = sides(ask.cursor);
-    let tails = Tails::read(log, &ask.conversation.log_subjects(), (floor, end), &sides, need, limits).await?;
+    let tails = Tails::read(
+        log,
+        &ask.conversation.log_subjects(),
+        (floor, end),
+        &sides,
+        need,
+        limits,
+    )
+    .await?;
     let changes = changes_above(ctx, &ask.conversation, floor, end, need.until).await?;
-    let changes: Vec<&Change> = changes.iter().filter(|change| change.room == room).collect();
+    let changes: Vec<&Change> = changes
+        .iter()
+        .filter(|change| change.room == room)
+        .collect();
     let ids: Vec<Key> = Union::keys(tails.all(), &changes);
     let mut wanted = Wanted {
         room: &room,
@@ -46,17 +63,32 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         let Some(indexed) = ctx.index.read(&wanted).await? else {
             return from_the_log_alone(ctx, ask, &sides, need).await;
         };
-        let Indexed { sides: rows, known, marks, cutoff_ms } = indexed;
+        let Indexed {
+            sides: rows,
+            known,
+            marks,
+            cutoff_ms,
+        } = indexed;
         let cutoffs = Cutoffs::of_one(&room, cutoff_ms);
-        let union = Union::new(known.into_iter().collect(), changes.clone(), cutoffs, tails.all());
+        let union = Union::new(
+            known.into_iter().collect(),
+            changes.clone(),
+            cutoffs,
+            tails.all(),
+        );
         let parts = sides.iter().zip(rows).enumerate();
-        let parts = parts.map(|(number, (side, rows))| union.part(*side, floor, end, tails.of(number), rows));
+        let parts = parts
+            .map(|(number, (side, rows))| union.part(*side, floor, end, tails.of(number), rows));
         let part = put_together(ask, &sides, parts.collect());
         if part.messages.is_empty() && part.more && attempt < ATTEMPTS {
             (wanted.rows, wanted.bytes) = (wanted.rows * 2, wanted.bytes * 2);
             continue;
         }
-        let source = if part.from_log { Source::Both } else { Source::Index };
+        let source = if part.from_log {
+            Source::Both
+        } else {
+            Source::Index
+        };
         let mut page = page(part, source);
         for message in &mut page.messages {
             Marks::show(message, |to| marks.get(to).copied().unwrap_or_default());
@@ -91,34 +123,63 @@ fn put_together(ask: &HistoryRequest, sides: &[Side], parts: Vec<Part>) -> Part 
 }
 
 fn page(part: Part, source: Source) -> Page {
-    Page { messages: part.messages, more: part.more, through: part.through, source }
+    Page {
+        messages: part.messages,
+        more: part.more,
+        through: part.through,
+        source,
+    }
 }
 
 /// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole. A deletion stands behind its
 /// message, so as long as the log has the message, it has the deletion.
-async fn from_the_log_alone(ctx: &Ctx<Shared>, ask: &HistoryRequest, sides: &[Side], need: Limit) -> Result<Page> {
-    const TOO_OLD: &str = "the database is away and the log no longer holds that part of the room; try again";
+async fn from_the_log_alone(
+    ctx: &Ctx<Shared>,
+    ask: &HistoryRequest,
+    sides: &[Side],
+    need: Limit,
+) -> Result<Page> {
+    const TOO_OLD: &str =
+        "the database is away and the log no longer holds that part of the room; try again";
     let (log, limits, conversation) = (ctx.log(), ctx.settings().limits(), &ask.conversation);
     let (first, end) = log.range().await?;
     let below = first.previous();
-    let tails = Tails::read(log, &conversation.log_subjects(), (below, end), sides, need, limits).await?;
+    let tails = Tails::read(
+        log,
+        &conversation.log_subjects(),
+        (below, end),
+        sides,
+        need,
+        limits,
+    )
+    .await?;
     // After the messages, so that no text is read after its deletion was not seen.
     let changes = own_changes(log, &[conversation.change_subject()], first, need.until).await?;
     // Trimmed meanwhile: what was read below is not all there was.
     let (first, _) = log.range().await?;
     let trimmed = first > Seq::ZERO.next();
     let cutoffs = Cutoffs::of_one(&conversation.name(), ctx.cutoff_ms());
-    let union = Union::new(HashMap::new(), changes.iter().collect(), cutoffs.clone(), tails.all());
+    let union = Union::new(
+        HashMap::new(),
+        changes.iter().collect(),
+        cutoffs.clone(),
+        tails.all(),
+    );
     let mut parts = Vec::with_capacity(sides.len());
     for (number, side) in sides.iter().enumerate() {
         let tail = tails.of(number);
         let unreached = match *side {
             // What lies before something that has expired has expired, too.
             Side::Older(_) => trimmed && !tail.expired(&cutoffs),
-            Side::Newer(after) if trimmed && after.next() < first => return Err(Error::new(Code::Unavailable, TOO_OLD)),
+            Side::Newer(after) if trimmed && after.next() < first => {
+                return Err(Error::new(Code::Unavailable, TOO_OLD));
+            }
             Side::Newer(_) => false,
         };
-        let rows = Rows { messages: Vec::new(), reach: unreached.then_some(first) };
+        let rows = Rows {
+            messages: Vec::new(),
+            reach: unreached.then_some(first),
+        };
         let part = union.part(*side, below, end, tail, rows);
         if unreached && part.messages.is_empty() {
             return Err(Error::new(Code::Unavailable, TOO_OLD));

@@ -18,7 +18,10 @@ use wire::{HISTORY, Message};
 use crate::function;
 
 async fn history(world: &World) -> Running {
-    function().start(Vars::from_pairs(world.vars("get-history")).unwrap()).await.unwrap()
+    function()
+        .start(Vars::from_pairs(world.vars("get-history")).unwrap())
+        .await
+        .unwrap()
 }
 
 /// A page as it comes over the wire.
@@ -33,19 +36,37 @@ struct Got {
 
 impl Got {
     fn texts(&self) -> Vec<&str> {
-        self.messages.iter().map(|message| message.text.as_str()).collect()
+        self.messages
+            .iter()
+            .map(|message| message.text.as_str())
+            .collect()
     }
 }
 
 async fn ask_raw(client: &Client, subject: String, body: &str) -> Result<Got, (u64, String)> {
-    let reply = client.request(subject, body.to_owned().into()).await.unwrap();
+    let reply = client
+        .request(subject, body.to_owned().into())
+        .await
+        .unwrap();
     let headers = reply.headers.expect("a reply has headers");
-    let header = |name: &str| headers.get(name).unwrap_or_else(|| panic!("no {name}")).as_str().to_owned();
+    let header = |name: &str| {
+        headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name}"))
+            .as_str()
+            .to_owned()
+    };
     if headers.get(wire::header::SERVICE_ERROR).is_some() {
         let body: Value = serde_json::from_slice(&reply.payload).unwrap();
-        assert_eq!(body["error"]["code"].to_string(), header(wire::header::SERVICE_ERROR_CODE));
+        assert_eq!(
+            body["error"]["code"].to_string(),
+            header(wire::header::SERVICE_ERROR_CODE)
+        );
         assert_eq!(body["error"]["reason"], header(wire::header::SERVICE_ERROR));
-        return Err((body["error"]["code"].as_u64().unwrap(), header(wire::header::SERVICE_ERROR)));
+        return Err((
+            body["error"]["code"].as_u64().unwrap(),
+            header(wire::header::SERVICE_ERROR),
+        ));
     }
     Ok(Got {
         bytes: reply.payload.len(),
@@ -57,27 +78,45 @@ async fn ask_raw(client: &Client, subject: String, body: &str) -> Result<Got, (u
 }
 
 async fn ask(client: &Client, room: &str, body: Value) -> Got {
-    ask_raw(client, HISTORY.subject(&[room]), &body.to_string()).await.unwrap()
+    ask_raw(client, HISTORY.subject(&[room]), &body.to_string())
+        .await
+        .unwrap()
 }
 
 async fn publish(client: &Client, room: &str, text: &str) -> u64 {
-    publish_body(client, &format!("chat.{room}"), &json!({"user": "ann", "text": text}).to_string()).await
+    publish_body(
+        client,
+        &format!("chat.{room}"),
+        &json!({"user": "ann", "text": text}).to_string(),
+    )
+    .await
 }
 
 async fn publish_body(client: &Client, subject: &str, body: &str) -> u64 {
-    let ack = client.request(subject.to_owned(), body.to_owned().into()).await.unwrap();
-    serde_json::from_slice::<Value>(&ack.payload).unwrap()["seq"].as_u64().unwrap()
+    let ack = client
+        .request(subject.to_owned(), body.to_owned().into())
+        .await
+        .unwrap();
+    serde_json::from_slice::<Value>(&ack.payload).unwrap()["seq"]
+        .as_u64()
+        .unwrap()
 }
 
 /// Waits until a page comes from the index alone.
 async fn indexed(client: &Client, room: &str) {
-    eventually("the worker has stored everything", SOON, async || (ask(client, room, json!({})).await.source == "index").then_some(()))
-        .await;
+    eventually("the worker has stored everything", SOON, async || {
+        (ask(client, room, json!({})).await.source == "index").then_some(())
+    })
+    .await;
 }
 
 /// The pages that every state of log and index must give alike.
 async fn check_pages(client: &Client, source: &str) {
-    let texts = |from: usize, to: usize| (from..=to).map(|number| number.to_string()).collect::<Vec<_>>();
+    let texts = |from: usize, to: usize| {
+        (from..=to)
+            .map(|number| number.to_string())
+            .collect::<Vec<_>>()
+    };
     let page = async |body: Value| ask(client, "general", body).await;
     // Sequence 2n is general's message n; the odd ones belong to another room.
     for (body, from, to, more, through) in [
@@ -104,21 +143,39 @@ async fn check_pages(client: &Client, source: &str) {
             // Between the last message and the cursor the log has nothing of this room: both ends are true.
             Some(through) => {
                 let last = got.messages.last().unwrap().seq.get();
-                assert!((last..=through).contains(&got.through), "{body} from {source}: through {}", got.through);
+                assert!(
+                    (last..=through).contains(&got.through),
+                    "{body} from {source}: through {}",
+                    got.through
+                );
             }
-            None => assert!(got.through >= 20, "{body} from {source}: through {}", got.through),
+            None => assert!(
+                got.through >= 20,
+                "{body} from {source}: through {}",
+                got.through
+            ),
         }
     }
-    for body in [json!({"before": 2}), json!({"before": 0}), json!({"after": i64::MAX})] {
+    for body in [
+        json!({"before": 2}),
+        json!({"before": 0}),
+        json!({"after": i64::MAX}),
+    ] {
         let got = page(body.clone()).await;
-        assert!(got.texts().is_empty() && !got.more, "{body} from {source}: {got:?}");
+        assert!(
+            got.texts().is_empty() && !got.more,
+            "{body} from {source}: {got:?}"
+        );
     }
 }
 
 async fn publish_two_rooms(client: &Client) {
     for number in 1..=10 {
         publish(client, "other", "x").await;
-        assert_eq!(publish(client, "general", &number.to_string()).await, number * 2);
+        assert_eq!(
+            publish(client, "general", &number.to_string()).await,
+            number * 2
+        );
     }
 }
 
@@ -136,14 +193,25 @@ async fn pages_are_the_same_from_log_index_and_both() {
     check_pages(&client, "index").await;
 
     world.postgres().stop().await;
-    eventually("PostgreSQL is missed", SOON, async || (ask(&client, "general", json!({})).await.source == "log").then_some(())).await;
+    eventually("PostgreSQL is missed", SOON, async || {
+        (ask(&client, "general", json!({})).await.source == "log").then_some(())
+    })
+    .await;
     check_pages(&client, "log").await;
     let while_away = publish(&client, "general", "while away").await;
-    assert_eq!(ask(&client, "general", json!({"limit": 1})).await.messages[0].seq.get(), while_away);
+    assert_eq!(
+        ask(&client, "general", json!({"limit": 1})).await.messages[0]
+            .seq
+            .get(),
+        while_away
+    );
 
     world.postgres().start().await;
     indexed(&client, "general").await;
-    assert_eq!(ask(&client, "general", json!({"limit": 1})).await.texts(), ["while away"]);
+    assert_eq!(
+        ask(&client, "general", json!({"limit": 1})).await.texts(),
+        ["while away"]
+    );
     assert!(worker.terminate().await.success());
     function.stop().await.unwrap();
 }
@@ -155,10 +223,16 @@ async fn an_empty_room_is_an_empty_page() {
     let client = world.client("publisher").await;
     for room in ["nobody-was-here", wire::Room::ADMIN] {
         let got = ask(&client, room, json!({})).await;
-        assert!(got.messages.is_empty() && !got.more && got.through == 0 && got.source == "index", "{got:?}");
+        assert!(
+            got.messages.is_empty() && !got.more && got.through == 0 && got.source == "index",
+            "{got:?}"
+        );
     }
     publish_body(&client, "admin.alerts", r#"{"user":"root","text":"disk"}"#).await;
-    assert_eq!(ask(&client, wire::Room::ADMIN, json!({})).await.texts(), ["disk"]);
+    assert_eq!(
+        ask(&client, wire::Room::ADMIN, json!({})).await.texts(),
+        ["disk"]
+    );
     function.stop().await.unwrap();
 }
 
@@ -176,17 +250,31 @@ async fn a_bad_request_is_told_what_to_mend() {
         (r#"{"before":9223372036854775808}"#, "before"),
         ("no json", "JSON"),
     ] {
-        let (code, reason) = ask_raw(&client, HISTORY.subject(&["general"]), body).await.unwrap_err();
-        assert!(code == 400 && reason.contains(mend), "{body}: {code} {reason}");
+        let (code, reason) = ask_raw(&client, HISTORY.subject(&["general"]), body)
+            .await
+            .unwrap_err();
+        assert!(
+            code == 400 && reason.contains(mend),
+            "{body}: {code} {reason}"
+        );
     }
     // A client library refuses these before the server sees them.
     let mut raw = RawClient::connect(world.nats(), "operator").await;
     let long = "r".repeat(65);
     for room in ["*", ">", "a.b", long.as_str()] {
-        let reply = raw.request(&HISTORY.subject(&[room]), None, b"").await.unwrap();
+        let reply = raw
+            .request(&HISTORY.subject(&[room]), None, b"")
+            .await
+            .unwrap();
         let body: Value = serde_json::from_slice(&reply.payload).unwrap();
         assert_eq!(body["error"]["code"], 400, "{room}: {body}");
-        assert!(body["error"]["reason"].as_str().unwrap().contains("a room is"), "{body}");
+        assert!(
+            body["error"]["reason"]
+                .as_str()
+                .unwrap()
+                .contains("a room is"),
+            "{body}"
+        );
     }
     function.stop().await.unwrap();
 }
@@ -195,7 +283,10 @@ async fn a_bad_request_is_told_what_to_mend() {
 async fn whoever_has_an_acknowledgement_finds_the_message() {
     let world = World::start().await;
     let function = history(&world).await;
-    let (_one, _two) = tokio::join!(world.spawn("persist-message"), world.spawn("persist-message"));
+    let (_one, _two) = tokio::join!(
+        world.spawn("persist-message"),
+        world.spawn("persist-message")
+    );
     let writers = (0..8).map(|writer| {
         let world = &world;
         async move {
@@ -203,7 +294,10 @@ async fn whoever_has_an_acknowledgement_finds_the_message() {
             for number in 0..60 {
                 let seq = publish(&client, "race", &format!("{writer}/{number}")).await;
                 let got = ask(&client, "race", json!({"limit": 500})).await;
-                assert!(got.messages.iter().any(|message| message.seq.get() == seq), "seq {seq} is missing: {got:?}");
+                assert!(
+                    got.messages.iter().any(|message| message.seq.get() == seq),
+                    "seq {seq} is missing: {got:?}"
+                );
                 assert!(got.messages.is_sorted_by(|one, next| one.seq < next.seq));
                 assert!(got.through >= seq);
                 // No hole: what is there is everything from its first to its last.
@@ -214,7 +308,13 @@ async fn whoever_has_an_acknowledgement_finds_the_message() {
     });
     futures::future::join_all(writers).await;
     let client = world.client("publisher").await;
-    assert_eq!(ask(&client, "race", json!({"limit": 500})).await.messages.len(), 480);
+    assert_eq!(
+        ask(&client, "race", json!({"limit": 500}))
+            .await
+            .messages
+            .len(),
+        480
+    );
     function.stop().await.unwrap();
 }
 
@@ -264,16 +364,33 @@ async fn a_long_tail_is_not_read_from_its_beginning() {
     let function = history(&world).await;
     let client = world.client("publisher").await;
     for number in 0..3_000 {
-        client.publish("chat.long", json!({"user": "ann", "text": number.to_string()}).to_string().into()).await.unwrap();
-        client.publish("chat.other", r#"{"user":"ann","text":"x"}"#.into()).await.unwrap();
+        client
+            .publish(
+                "chat.long",
+                json!({"user": "ann", "text": number.to_string()})
+                    .to_string()
+                    .into(),
+            )
+            .await
+            .unwrap();
+        client
+            .publish("chat.other", r#"{"user":"ann","text":"x"}"#.into())
+            .await
+            .unwrap();
     }
     let last = publish(&client, "long", "3000").await;
     let got = ask(&client, "long", json!({"limit": 2})).await;
-    assert_eq!((got.texts(), got.more, got.through), (vec!["2999", "3000"], true, last));
+    assert_eq!(
+        (got.texts(), got.more, got.through),
+        (vec!["2999", "3000"], true, last)
+    );
     let got = ask(&client, "long", json!({"limit": 2, "before": 2_001})).await;
     assert_eq!((got.texts(), got.more), (vec!["998", "999"], true));
     let got = ask(&client, "long", json!({"limit": 500, "around": 3_001})).await;
-    assert_eq!((got.messages.len(), got.texts()[0], got.texts()[499]), (500, "1250", "1749"));
+    assert_eq!(
+        (got.messages.len(), got.texts()[0], got.texts()[499]),
+        (500, "1250", "1749")
+    );
     function.stop().await.unwrap();
 }
 
@@ -282,7 +399,9 @@ async fn the_tail_is_read_like_the_worker_reads_it() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
-    let with_id = |user: &str, text: &str, id: &str| json!({"user": user, "text": text, "id": id}).to_string();
+    let with_id = |user: &str, text: &str, id: &str| {
+        json!({"user": user, "text": text, "id": id}).to_string()
+    };
     publish_body(&client, "chat.general", &with_id("ann", "stored", "a")).await;
     let worker = world.spawn("persist-message").await;
     indexed(&client, "general").await;
@@ -297,10 +416,16 @@ async fn the_tail_is_read_like_the_worker_reads_it() {
         publish_body(&client, "chat.general", &body).await;
     }
     let before = ask(&client, "general", json!({})).await;
-    assert_eq!((before.texts(), before.source.as_str()), (vec!["stored", "another sender", "new"], "both"));
+    assert_eq!(
+        (before.texts(), before.source.as_str()),
+        (vec!["stored", "another sender", "new"], "both")
+    );
     let worker = world.spawn("persist-message").await;
     indexed(&client, "general").await;
-    assert_eq!(ask(&client, "general", json!({})).await.messages, before.messages);
+    assert_eq!(
+        ask(&client, "general", json!({})).await.messages,
+        before.messages
+    );
     assert!(worker.terminate().await.success());
     function.stop().await.unwrap();
 }
@@ -310,10 +435,23 @@ async fn the_earlier_of_two_messages_with_one_id_is_shown_before_it_is_stored() 
     let world = World::start().await;
     let function = history(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
-    let seq = publish_body(&client, "chat.general", r#"{"user":"ann","text":"first","id":"a"}"#).await;
+    let seq = publish_body(
+        &client,
+        "chat.general",
+        r#"{"user":"ann","text":"first","id":"a"}"#,
+    )
+    .await;
     // A copy that was faster has stored a later one; the earlier one takes its place as soon as it is stored.
-    publish_body(&client, "chat.general", r#"{"user":"ann","text":"second","id":"a"}"#).await;
-    sqlx::query("insert into rooms (name) values ('general')").execute(&database).await.unwrap();
+    publish_body(
+        &client,
+        "chat.general",
+        r#"{"user":"ann","text":"second","id":"a"}"#,
+    )
+    .await;
+    sqlx::query("insert into rooms (name) values ('general')")
+        .execute(&database)
+        .await
+        .unwrap();
     sqlx::query("insert into messages select $1, id, 'ann', null, 'a', false, 'second', now(), now() from rooms")
         .bind(seq as i64 + 1)
         .execute(&database)
@@ -332,8 +470,17 @@ async fn a_poisoned_tail_is_read_all_the_same() {
     let client = world.client("publisher").await;
     let mut raw = RawClient::connect(world.nats(), "publisher").await;
     publish(&client, "general", "before").await;
-    for header in [&b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..], b"NATS/1.0\r\nno colon\r\n\r\n"] {
-        raw.publish_raw("chat.general", None, Some(header), br#"{"user":"ann","text":"poison"}"#).await;
+    for header in [
+        &b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..],
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+    ] {
+        raw.publish_raw(
+            "chat.general",
+            None,
+            Some(header),
+            br#"{"user":"ann","text":"poison"}"#,
+        )
+        .await;
         raw.flush().await.unwrap();
         publish(&client, "general", "after").await;
     }
@@ -349,7 +496,9 @@ async fn without_its_tables_history_says_so() {
     let world = World::bare().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
-    let (code, _) = ask_raw(&client, HISTORY.subject(&["general"]), "").await.unwrap_err();
+    let (code, _) = ask_raw(&client, HISTORY.subject(&["general"]), "")
+        .await
+        .unwrap_err();
     assert_eq!(code, 503);
     function.stop().await.unwrap();
 }

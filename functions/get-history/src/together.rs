@@ -38,12 +38,20 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + 'static> Together<
     ///
     /// # Errors
     /// 503 when the reading took too long, 500 when it panicked.
-    pub async fn ask<F>(&self, question: K, limit: Duration, read: impl Fn() -> F + Send + 'static) -> Result<V>
+    pub async fn ask<F>(
+        &self,
+        question: K,
+        limit: Duration,
+        read: impl Fn() -> F + Send + 'static,
+    ) -> Result<V>
     where
         F: Future<Output = V> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let waiter = Waiter { answer, span: Span::current() };
+        let waiter = Waiter {
+            answer,
+            span: Span::current(),
+        };
         let first = {
             let mut waiting = lock(&self.0);
             match waiting.get_mut(&question) {
@@ -59,11 +67,22 @@ impl<K: Eq + Hash + Clone + Send + 'static, V: Clone + Send + 'static> Together<
         };
         if let Some(waiter) = first {
             // A task of its own: whoever asked first may give up, the others have not.
-            tokio::spawn(read_until_nobody_waits(Reading { waiting: self.0.clone(), question }, waiter, limit, read));
+            tokio::spawn(read_until_nobody_waits(
+                Reading {
+                    waiting: self.0.clone(),
+                    question,
+                },
+                waiter,
+                limit,
+                read,
+            ));
         }
         match answered.await {
             Ok(Some(answer)) => Ok(answer),
-            Ok(None) => Err(Error::new(Code::Unavailable, "reading this took too long; try again")),
+            Ok(None) => Err(Error::new(
+                Code::Unavailable,
+                "reading this took too long; try again",
+            )),
             Err(_) => Err(Error::internal("the shared reading ended badly")),
         }
     }
@@ -78,14 +97,19 @@ async fn read_until_nobody_waits<K: Eq + Hash, V: Clone, F: Future<Output = V>>(
     let mut waiters = vec![first];
     loop {
         // The reading shows in the trace of the first of those it serves.
-        let span = waiters.first().map_or_else(Span::none, |waiter| waiter.span.clone());
+        let span = waiters
+            .first()
+            .map_or_else(Span::none, |waiter| waiter.span.clone());
         let answer = timeout(limit, read().instrument(span)).await.ok();
         for waiter in waiters {
             // Whoever gave up does not want it any more.
             let _ = waiter.answer.send(answer.clone());
         }
         let mut waiting = lock(&reading.waiting);
-        waiters = waiting.get_mut(&reading.question).map(std::mem::take).unwrap_or_default();
+        waiters = waiting
+            .get_mut(&reading.question)
+            .map(std::mem::take)
+            .unwrap_or_default();
         if waiters.is_empty() {
             waiting.remove(&reading.question);
             return;
@@ -150,7 +174,11 @@ mod tests {
         go.add_permits(2);
         assert_eq!(first.await.unwrap(), 1);
         for one in later {
-            assert_eq!(one.await.unwrap(), 2, "whoever came while the first reading ran shares the second");
+            assert_eq!(
+                one.await.unwrap(),
+                2,
+                "whoever came while the first reading ran shares the second"
+            );
         }
         assert!(lock(&together.0).is_empty());
     }
@@ -158,7 +186,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_costs_only_those_who_shared_it() {
         let together = Together::<&str, u32>::default();
-        let failed = together.ask("page", LONG, || async { panic!("as a test") }).await;
+        let failed = together
+            .ask("page", LONG, || async { panic!("as a test") })
+            .await;
         assert_eq!(failed.unwrap_err().code, Code::Internal);
         assert_eq!(together.ask("page", LONG, || async { 7 }).await.unwrap(), 7);
     }
@@ -167,8 +197,15 @@ mod tests {
     async fn a_reading_ends_though_whoever_asked_is_gone() {
         let together = Together::<&str, u32>::default();
         let short = Duration::from_millis(20);
-        drop(together.ask("page", short, std::future::pending).now_or_never());
-        let late = together.ask("page", short, std::future::pending).await.unwrap_err();
+        drop(
+            together
+                .ask("page", short, std::future::pending)
+                .now_or_never(),
+        );
+        let late = together
+            .ask("page", short, std::future::pending)
+            .await
+            .unwrap_err();
         assert_eq!(late.code, Code::Unavailable);
         while !lock(&together.0).is_empty() {
             tokio::task::yield_now().await;

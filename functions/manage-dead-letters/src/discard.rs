@@ -14,16 +14,26 @@ pub async fn discard(ctx: Ctx, request: Request<DropLetter>) -> Result<Reply<Dro
     let DropLetter(id) = request.ask;
     // Two statements: a letter that is being retried is waited for, and only a new look tells what became of it.
     let found = ctx.database().run(patience(&ctx), async |connection| {
-        let dropped = sqlx::query(DROP).bind(id.get()).execute(&mut *connection).await?.rows_affected();
+        let dropped = sqlx::query(DROP)
+            .bind(id.get())
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
         if dropped > 0 {
             tracing::info!(letter = id.get(), "a dead letter was dropped");
         }
-        sqlx::query_as(OUTCOME).bind(id.get()).fetch_optional(connection).await
+        sqlx::query_as(OUTCOME)
+            .bind(id.get())
+            .fetch_optional(connection)
+            .await
     });
     let found: Option<(String, Option<i64>)> = found.await?;
     let (outcome, outcome_seq) = found.ok_or_else(|| missing(id))?;
     if LetterOutcome::parse(&outcome) != Some(LetterOutcome::Dropped) {
         return Err(settled(id, &outcome, outcome_seq));
     }
-    Reply::json(&DroppedLetter { id, outcome: LetterOutcome::Dropped })
+    Reply::json(&DroppedLetter {
+        id,
+        outcome: LetterOutcome::Dropped,
+    })
 }

@@ -37,17 +37,28 @@ pub async fn watch(ctx: &Ctx, letter: &Whole, seq: Seq, until: Instant) -> Fate 
         match look(ctx, letter, message.as_ref(), seq, until).await {
             Ok(Some(fate)) => return fate,
             Ok(None) => {}
-            Err(error) => tracing::debug!(letter = letter.id.get(), %error, "what became of a dead letter was not seen"),
+            Err(error) => {
+                tracing::debug!(letter = letter.id.get(), %error, "what became of a dead letter was not seen")
+            }
         }
         if Instant::now() + pause >= until {
-            return Fate { outcome: RetryOutcome::Appended, reason: None };
+            return Fate {
+                outcome: RetryOutcome::Appended,
+                reason: None,
+            };
         }
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
-async fn look(ctx: &Ctx, letter: &Whole, message: Option<&Incoming>, seq: Seq, until: Instant) -> Result<Option<Fate>> {
+async fn look(
+    ctx: &Ctx,
+    letter: &Whole,
+    message: Option<&Incoming>,
+    seq: Seq,
+    until: Instant,
+) -> Result<Option<Fate>> {
     // The floor before the tables: what was acknowledged by then had been committed, and has to be seen in them.
     let floor = ctx.log().floor().await?;
     let left = until.saturating_duration_since(Instant::now());
@@ -77,6 +88,16 @@ async fn look(ctx: &Ctx, letter: &Whole, message: Option<&Incoming>, seq: Seq, u
 fn message(letter: &Whole, seq: Seq) -> Option<Incoming> {
     let message_id = letter.message_id();
     let first_id = letter.again(&message_id).first_id().ok()?;
-    let limits = Limits { text_bytes: letter.payload.len() };
-    Incoming::parse(&letter.subject, Some(first_id.as_str()), &letter.payload, seq, 0, limits).ok()
+    let limits = Limits {
+        text_bytes: letter.payload.len(),
+    };
+    Incoming::parse(
+        &letter.subject,
+        Some(first_id.as_str()),
+        &letter.payload,
+        seq,
+        0,
+        limits,
+    )
+    .ok()
 }

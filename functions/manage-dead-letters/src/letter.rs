@@ -33,7 +33,11 @@ impl Whole {
             outcome_seq: row.try_get("outcome_seq")?,
             digest: row.try_get("digest")?,
         };
-        Ok(if whole.reason == Reason::IdConflict.as_str() { whole.without_id() } else { whole })
+        Ok(if whole.reason == Reason::IdConflict.as_str() {
+            whole.without_id()
+        } else {
+            whole
+        })
     }
 
     /// Under its own id the message would meet the other one again, and be a dead letter for ever. Without it, it gets the
@@ -61,13 +65,26 @@ impl Whole {
     /// As it goes to the log. JetStream forgets an id after two minutes, the index never: so a message that came
     /// without one gets this, and is stored once however late a retry is repeated.
     pub fn again<'a>(&'a self, message_id: &'a str) -> Again<'a> {
-        Again { subject: &self.subject, headers: &self.headers, payload: &self.payload, message_id, unnamed: message_id }
+        Again {
+            subject: &self.subject,
+            headers: &self.headers,
+            payload: &self.payload,
+            message_id,
+            unnamed: message_id,
+        }
     }
 
     /// Why it cannot be appended, however often that is tried.
     pub fn refusal(&self) -> Option<Error> {
-        let conflict = |what: String| Some(Error::new(Code::Conflict, format!("dead letter {} {what}", self.id)));
-        let unknown_subject = [Reason::MalformedSubject, Reason::NulInSubject].iter().any(|reason| reason.as_str() == self.reason);
+        let conflict = |what: String| {
+            Some(Error::new(
+                Code::Conflict,
+                format!("dead letter {} {what}", self.id),
+            ))
+        };
+        let unknown_subject = [Reason::MalformedSubject, Reason::NulInSubject]
+            .iter()
+            .any(|reason| reason.as_str() == self.reason);
         if let Some(outcome) = &self.outcome {
             Some(settled(self.id, outcome, self.outcome_seq))
         } else if self.reason == Reason::BelowFence.as_str() {
@@ -75,7 +92,9 @@ impl Whole {
         } else if self.reason == Reason::MalformedHeaders.as_str() {
             conflict("has headers that cannot be sent again; look at it with show, publish what is worth keeping, drop it".to_owned())
         } else if unknown_subject
-            || self.subject.contains(|c: char| c == char::REPLACEMENT_CHARACTER || c.is_whitespace() || c.is_control())
+            || self.subject.contains(|c: char| {
+                c == char::REPLACEMENT_CHARACTER || c.is_whitespace() || c.is_control()
+            })
         {
             conflict("has a subject that cannot be published to; look at it with show, publish what is worth keeping, drop it".to_owned())
         } else if !is_in_log(&self.subject) {

@@ -4,7 +4,10 @@ use runtime::{Ctx, Error, Reply, Request, Result};
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row};
 use time::OffsetDateTime;
-use wire::{Code, Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, Seq, SubjectPattern};
+use wire::{
+    Code, Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, Seq,
+    SubjectPattern,
+};
 
 use crate::patience;
 
@@ -22,24 +25,36 @@ pub(crate) use columns;
 pub async fn list(ctx: Ctx, request: Request<ListLetters>) -> Result<Reply<LetterPage>> {
     let found = ctx.database().run(patience(&ctx), async |connection| {
         let rows = query(&request.ask).build().fetch_all(connection).await?;
-        rows.iter().map(read).collect::<Result<Vec<Letter>, sqlx::Error>>()
+        rows.iter()
+            .map(read)
+            .collect::<Result<Vec<Letter>, sqlx::Error>>()
     });
     let mut letters = found.await?;
     let wanted = usize::try_from(request.ask.limit).unwrap_or(usize::MAX);
     let more = letters.len() > wanted;
     letters.truncate(wanted);
-    encode(&letters, more, ctx.nats().client().server_info().max_payload)
+    encode(
+        &letters,
+        more,
+        ctx.nats().client().server_info().max_payload,
+    )
 }
 
 /// Written out for each request: an index is only used for what is said in so many words. One letter more than wanted
 /// tells whether there is more.
 fn query(ask: &ListLetters) -> QueryBuilder<Postgres> {
-    let mut query = QueryBuilder::new(concat!("select ", columns!(), " from dead_letters where id > "));
+    let mut query = QueryBuilder::new(concat!(
+        "select ",
+        columns!(),
+        " from dead_letters where id > "
+    ));
     query.push_bind(ask.after);
     match ask.outcome {
         OutcomeFilter::All => {}
         OutcomeFilter::Waiting => _ = query.push(" and outcome is null"),
-        OutcomeFilter::Only(outcome) => _ = query.push(" and outcome = ").push_bind(outcome.as_str()),
+        OutcomeFilter::Only(outcome) => {
+            _ = query.push(" and outcome = ").push_bind(outcome.as_str())
+        }
     }
     if let Some(reason) = ask.reason {
         query.push(" and reason = ").push_bind(reason.as_str());
@@ -47,7 +62,9 @@ fn query(ask: &ListLetters) -> QueryBuilder<Postgres> {
     if let Some(pattern) = &ask.subject {
         query.push(" and subject ~ ").push_bind(regex(pattern));
     }
-    query.push(" order by id limit ").push_bind(i64::from(ask.limit) + 1);
+    query
+        .push(" order by id limit ")
+        .push_bind(i64::from(ask.limit) + 1);
     query
 }
 
@@ -57,7 +74,16 @@ fn regex(pattern: &SubjectPattern) -> String {
         "*" => r"[^.]+".to_owned(),
         // Only ever the last one.
         ">" => ".+".to_owned(),
-        name => name.chars().flat_map(|c| r".^$*+?()[]{}|\".contains(c).then_some('\\').into_iter().chain([c])).collect(),
+        name => name
+            .chars()
+            .flat_map(|c| {
+                r".^$*+?()[]{}|\"
+                    .contains(c)
+                    .then_some('\\')
+                    .into_iter()
+                    .chain([c])
+            })
+            .collect(),
     };
     let tokens: Vec<String> = pattern.tokens().map(token).collect();
     format!("^{}$", tokens.join(r"\."))
@@ -77,8 +103,12 @@ pub fn read(row: &PgRow) -> Result<Letter, sqlx::Error> {
         received_at: unix_ms(row.try_get("received_at")?),
         stored_at: unix_ms(row.try_get("stored_at")?),
         outcome: outcome.as_deref().and_then(LetterOutcome::parse),
-        outcome_seq: row.try_get::<Option<i64>, _>("outcome_seq")?.map(Seq::from_i64),
-        outcome_at: row.try_get::<Option<OffsetDateTime>, _>("outcome_at")?.map(unix_ms),
+        outcome_seq: row
+            .try_get::<Option<i64>, _>("outcome_seq")?
+            .map(Seq::from_i64),
+        outcome_at: row
+            .try_get::<Option<OffsetDateTime>, _>("outcome_at")?
+            .map(unix_ms),
     })
 }
 
@@ -94,7 +124,10 @@ fn encode(letters: &[Letter], mut more: bool, max_payload: usize) -> Result<Repl
         let written = serde_json::to_vec(letter).map_err(Error::internal)?;
         if body.len() + written.len() + 1 > room {
             if number == 0 {
-                let reason = format!("dead letter {} is larger than the server's max_payload lets a reply be; list after it", letter.id);
+                let reason = format!(
+                    "dead letter {} is larger than the server's max_payload lets a reply be; list after it",
+                    letter.id
+                );
                 return Err(Error::new(Code::TooLarge, reason));
             }
             more = true;
@@ -119,6 +152,9 @@ mod tests {
         assert_eq!(regex("chat.*"), r"^chat\.[^.]+$");
         assert_eq!(regex("dm.*.>"), r"^dm\.[^.]+\..+$");
         assert_eq!(regex("chat.a*"), r"^chat\.a\*$");
-        assert_eq!(regex(r"chat.(a|b)[c]{2}^$?+\d"), r"^chat\.\(a\|b\)\[c\]\{2\}\^\$\?\+\\d$");
+        assert_eq!(
+            regex(r"chat.(a|b)[c]{2}^$?+\d"),
+            r"^chat\.\(a\|b\)\[c\]\{2\}\^\$\?\+\\d$"
+        );
     }
 }

@@ -14,7 +14,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use runtime::{Ctx, Error, Function, this};
-use wire::{Code, DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW, LetterId, LetterOutcome};
+use wire::{
+    Code, DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW, LetterId,
+    LetterOutcome,
+};
 
 fn main() -> ExitCode {
     function().run()
@@ -41,7 +44,9 @@ fn missing(id: LetterId) -> Error {
 /// A letter that has an outcome already, and needs another one.
 fn settled(id: LetterId, outcome: &str, outcome_seq: Option<i64>) -> Error {
     let what = match (LetterOutcome::parse(outcome), outcome_seq) {
-        (Some(LetterOutcome::Retried), Some(seq)) => format!("was retried already: the log has it as {seq}"),
+        (Some(LetterOutcome::Retried), Some(seq)) => {
+            format!("was retried already: the log has it as {seq}")
+        }
         (Some(LetterOutcome::Dropped), _) => "was dropped already".to_owned(),
         (Some(LetterOutcome::Erased), _) => "is erased: its author deleted the message".to_owned(),
         _ => format!("has an outcome already: {outcome}"),

@@ -32,23 +32,47 @@ pub async fn retry(ctx: Ctx, request: Request<RetryLetter>) -> Result<Reply<Retr
     let RetryLetter(id) = request.ask;
     let begun = Instant::now();
     let append_by = begun + ctx.settings().request_deadline().mul_f64(APPEND_SHARE);
-    let appended = ctx.database().run(patience(&ctx), async |connection| append(&ctx, connection, id, append_by).await);
+    let appended = ctx.database().run(patience(&ctx), async |connection| {
+        append(&ctx, connection, id, append_by).await
+    });
     let (letter, seq) = appended.await??;
-    tracing::info!(letter = id.get(), seq = seq.get(), "a dead letter was appended again");
+    tracing::info!(
+        letter = id.get(),
+        seq = seq.get(),
+        "a dead letter was appended again"
+    );
     let Fate { outcome, reason } = fate::watch(&ctx, &letter, seq, begun + patience(&ctx)).await;
-    Reply::json(&Retried { id, seq, outcome, reason })
+    Reply::json(&Retried {
+        id,
+        seq,
+        outcome,
+        reason,
+    })
 }
 
 /// Appends the letter and marks it. Whatever fails in between leaves it as it was, and the same again finishes it.
-async fn append(ctx: &Ctx, connection: &mut PgConnection, id: LetterId, until: Instant) -> Result<Result<(Whole, Seq)>, sqlx::Error> {
+async fn append(
+    ctx: &Ctx,
+    connection: &mut PgConnection,
+    id: LetterId,
+    until: Instant,
+) -> Result<Result<(Whole, Seq)>, sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    let appended = match sqlx::query(HOLD).bind(id.get()).fetch_optional(&mut *transaction).await? {
+    let appended = match sqlx::query(HOLD)
+        .bind(id.get())
+        .fetch_optional(&mut *transaction)
+        .await?
+    {
         Some(row) => send(ctx, Whole::read(id, &row)?, until).await,
         None => Err(missing(id)),
     };
     match &appended {
         Ok((_, seq)) => {
-            sqlx::query(MARK).bind(id.get()).bind(seq.as_i64()).execute(&mut *transaction).await?;
+            sqlx::query(MARK)
+                .bind(id.get())
+                .bind(seq.as_i64())
+                .execute(&mut *transaction)
+                .await?;
             transaction.commit().await?;
         }
         Err(_) => transaction.rollback().await?,
@@ -60,26 +84,39 @@ async fn send(ctx: &Ctx, letter: Whole, until: Instant) -> Result<(Whole, Seq)> 
     if let Some(refusal) = letter.refusal() {
         return Err(refusal);
     }
-    let limit = until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), LONGEST_APPEND);
+    let limit = until
+        .saturating_duration_since(Instant::now())
+        .clamp(Duration::from_millis(1), LONGEST_APPEND);
     let appended = append_again(ctx.nats(), letter.again(&letter.message_id()), limit).await;
     let seq = appended.map_err(|error| refused(letter.id, error))?;
     Ok((letter, seq))
 }
 
 fn refused(id: LetterId, error: AppendError) -> Error {
-    let unavailable = |what: &str| Error::new(Code::Unavailable, format!("{what}; dead letter {id} is unchanged"));
+    let unavailable = |what: &str| {
+        Error::new(
+            Code::Unavailable,
+            format!("{what}; dead letter {id} is unchanged"),
+        )
+    };
     let answer = match &error {
-        AppendError::MalformedHeaders(_) => {
-            Error::new(Code::Conflict, format!("dead letter {id} has headers that cannot be sent again; look at it with show, drop it"))
-        }
+        AppendError::MalformedHeaders(_) => Error::new(
+            Code::Conflict,
+            format!(
+                "dead letter {id} has headers that cannot be sent again; look at it with show, drop it"
+            ),
+        ),
         AppendError::TooLarge(_) => {
-            let reason =
-                "with the headers a retry adds, this is larger than the server's max_payload or the log takes; raise the limit first";
+            let reason = "with the headers a retry adds, this is larger than the server's max_payload or the log takes; raise the limit first";
             Error::new(Code::TooLarge, reason)
         }
         AppendError::Full(_) => unavailable("the log is full: make room and try again"),
-        AppendError::Refused(_) => unavailable("the log refuses the message; the operator's log says why"),
-        AppendError::NoStream => unavailable("the log is not there: JetStream is away, or being set up; try again"),
+        AppendError::Refused(_) => {
+            unavailable("the log refuses the message; the operator's log says why")
+        }
+        AppendError::NoStream => {
+            unavailable("the log is not there: JetStream is away, or being set up; try again")
+        }
         AppendError::Unanswered(_) => {
             let reason = "the log does not acknowledge; it may have taken the message all the same: try again, it is appended once";
             Error::new(Code::Unavailable, reason)

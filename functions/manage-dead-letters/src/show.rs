@@ -9,19 +9,42 @@ use wire::{Code, Letter, ShowLetter, ShownLetter};
 use crate::list::{self, HEADER_ROOM, columns};
 use crate::{missing, patience};
 
-const LETTER: &str = concat!("select ", columns!(), ", headers, payload from dead_letters where id = $1");
+const LETTER: &str = concat!(
+    "select ",
+    columns!(),
+    ", headers, payload from dead_letters where id = $1"
+);
 
 pub async fn show(ctx: Ctx, request: Request<ShowLetter>) -> Result<Reply<ShownLetter>> {
     let ShowLetter(id) = request.ask;
     let found = ctx.database().run(patience(&ctx), async |connection| {
-        let row = sqlx::query(LETTER).bind(id.get()).fetch_optional(connection).await?;
-        let read = |row| Ok((list::read(&row)?, row.try_get("headers")?, row.try_get("payload")?));
+        let row = sqlx::query(LETTER)
+            .bind(id.get())
+            .fetch_optional(connection)
+            .await?;
+        let read = |row| {
+            Ok((
+                list::read(&row)?,
+                row.try_get("headers")?,
+                row.try_get("payload")?,
+            ))
+        };
         row.map(read).transpose()
     });
     let found: Option<(Letter, Vec<u8>, Vec<u8>)> = found.await?;
     let (letter, headers, payload) = found.ok_or_else(|| missing(id))?;
-    let mut shown = ShownLetter { letter, headers: BASE64.encode(headers), payload: BASE64.encode(&payload), text: None };
-    let room = ctx.nats().client().server_info().max_payload.saturating_sub(HEADER_ROOM);
+    let mut shown = ShownLetter {
+        letter,
+        headers: BASE64.encode(headers),
+        payload: BASE64.encode(&payload),
+        text: None,
+    };
+    let room = ctx
+        .nats()
+        .client()
+        .server_info()
+        .max_payload
+        .saturating_sub(HEADER_ROOM);
     shown.text = String::from_utf8(payload).ok();
     if size(&shown)? > room {
         // The same once more, for the eye: the first to go.
@@ -38,5 +61,7 @@ pub async fn show(ctx: Ctx, request: Request<ShowLetter>) -> Result<Reply<ShownL
 }
 
 fn size(shown: &ShownLetter) -> Result<usize> {
-    serde_json::to_vec(shown).map(|body| body.len()).map_err(Error::internal)
+    serde_json::to_vec(shown)
+        .map(|body| body.len())
+        .map_err(Error::internal)
 }

@@ -94,32 +94,63 @@ impl Batch {
         for delivery in deliveries {
             let message = &delivery.message;
             batch.redelivered += u64::from(delivery.attempt > 1);
-            let (headers, seq, received_ms) = (message.headers.as_ref(), message.seq, message.received_ms);
+            let (headers, seq, received_ms) =
+                (message.headers.as_ref(), message.seq, message.received_ms);
             let read = match &delivery.malformed {
                 Some(block) if block.is_empty() => Err(Reason::MalformedSubject),
                 Some(_) => Err(Reason::MalformedHeaders),
                 None if Change::is_on(&message.subject) => {
-                    Change::parse(&message.subject, &message.payload, seq, received_ms).map(Read::Change)
+                    Change::parse(&message.subject, &message.payload, seq, received_ms)
+                        .map(Read::Change)
                 }
                 None => {
                     let id = message.message_id();
-                    Incoming::parse(&message.subject, id, &message.payload, seq, received_ms, limits).map(Read::Message)
+                    Incoming::parse(
+                        &message.subject,
+                        id,
+                        &message.payload,
+                        seq,
+                        received_ms,
+                        limits,
+                    )
+                    .map(Read::Message)
                 }
             };
             let (original, traceparent) = (Original::of(delivery), sampled_traceparent(headers));
             match read {
                 Ok(Read::Message(message)) => {
                     batch.contradicted += u64::from(message.contradicted);
-                    batch.rows.push(Row { id: message.shown_id(), message, traceparent, copies: Vec::new(), original });
+                    batch.rows.push(Row {
+                        id: message.shown_id(),
+                        message,
+                        traceparent,
+                        copies: Vec::new(),
+                        original,
+                    });
                 }
-                Ok(Read::Change(change)) => batch.changes.push(ChangeRow { change, traceparent, original }),
+                Ok(Read::Change(change)) => batch.changes.push(ChangeRow {
+                    change,
+                    traceparent,
+                    original,
+                }),
                 Err(reason) => {
-                    batch.letters.push(Letter { original, reason, detail: String::new(), named: None });
+                    batch.letters.push(Letter {
+                        original,
+                        reason,
+                        detail: String::new(),
+                        named: None,
+                    });
                 }
             }
         }
-        batch.rows.sort_by(|a, b| a.key().cmp(&b.key()).then(a.message.seq.cmp(&b.message.seq)));
-        batch.changes.sort_by(|a, b| a.key().cmp(&b.key()).then(a.change.seq.cmp(&b.change.seq)));
+        batch.rows.sort_by(|a, b| {
+            a.key()
+                .cmp(&b.key())
+                .then(a.message.seq.cmp(&b.message.seq))
+        });
+        batch
+            .changes
+            .sort_by(|a, b| a.key().cmp(&b.key()).then(a.change.seq.cmp(&b.change.seq)));
         let sorted = std::mem::take(&mut batch.rows);
         for row in sorted {
             match batch.rows.last_mut() {
@@ -133,9 +164,15 @@ impl Batch {
     /// Messages first, then deletions, each stored by itself. One transaction for both would lock keys in two passes,
     /// and two such transactions could wait for each other; nobody needs the two to become visible together.
     pub fn parts(mut self) -> Vec<Batch> {
-        let changes = Batch { changes: std::mem::take(&mut self.changes), ..Batch::default() };
+        let changes = Batch {
+            changes: std::mem::take(&mut self.changes),
+            ..Batch::default()
+        };
         // The last one is stored first.
-        [changes, self].into_iter().filter(|part| !part.is_empty()).collect()
+        [changes, self]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect()
     }
 
     fn is_empty(&self) -> bool {
@@ -149,7 +186,9 @@ impl Batch {
 
     /// Every message, copies too.
     pub fn messages(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().flat_map(|row| std::iter::once(row).chain(&row.copies))
+        self.rows
+            .iter()
+            .flat_map(|row| std::iter::once(row).chain(&row.copies))
     }
 
     /// Whether the database refused this because the sequence is taken.
@@ -169,17 +208,32 @@ impl Batch {
             }
             return vec![rest, self];
         }
-        let reason = if Batch::is_reused(error) { Reason::SequenceReused } else { Reason::RefusedByDatabase };
+        let reason = if Batch::is_reused(error) {
+            Reason::SequenceReused
+        } else {
+            Reason::RefusedByDatabase
+        };
         let mut rest = Batch::default();
         for mut row in self.rows.drain(..) {
             // The next one with this id may say something else, which the database takes.
             let mut copies = std::mem::take(&mut row.copies).into_iter();
-            rest.rows.extend(copies.next().map(|first| Row { copies: copies.collect(), ..first }));
-            self.letters.push(row.into_letter(reason, error.to_string()));
+            rest.rows.extend(copies.next().map(|first| Row {
+                copies: copies.collect(),
+                ..first
+            }));
+            self.letters
+                .push(row.into_letter(reason, error.to_string()));
         }
-        let refused = self.changes.drain(..).map(|row| row.into_letter(reason, error.to_string()));
+        let refused = self
+            .changes
+            .drain(..)
+            .map(|row| row.into_letter(reason, error.to_string()));
         self.letters.extend(refused);
-        if rest.is_empty() { vec![self] } else { vec![rest, self] }
+        if rest.is_empty() {
+            vec![self]
+        } else {
+            vec![rest, self]
+        }
     }
 
     /// A batch of letters for those whose sequence is another's, and those whose id is another text's.
@@ -199,9 +253,15 @@ impl Batch {
                 letters.push(row.into_letter(reason, String::new()));
             }
         }
-        let changes = self.changes.into_iter().filter(|row| reused.contains(&row.original.seq));
+        let changes = self
+            .changes
+            .into_iter()
+            .filter(|row| reused.contains(&row.original.seq));
         letters.extend(changes.map(|row| row.into_letter(Reason::SequenceReused, String::new())));
-        Batch { letters, ..Batch::default() }
+        Batch {
+            letters,
+            ..Batch::default()
+        }
     }
 }
 
@@ -219,7 +279,11 @@ impl Row {
 
     /// What names it.
     pub fn named(&self) -> Key {
-        Key { sender: self.message.user.clone(), id: self.id.clone(), derived: self.derived() }
+        Key {
+            sender: self.message.user.clone(),
+            id: self.id.clone(),
+            derived: self.derived(),
+        }
     }
 
     /// Its sequence as PostgreSQL's `bigint`.
@@ -229,7 +293,12 @@ impl Row {
 
     fn into_letter(self, reason: Reason, detail: String) -> Letter {
         let named = Some(self.named());
-        Letter { original: self.original, reason, detail, named }
+        Letter {
+            original: self.original,
+            reason,
+            detail,
+            named,
+        }
     }
 
     /// Whether the id was made from the sequence.
@@ -258,12 +327,21 @@ impl ChangeRow {
     /// What names the message.
     pub fn named(&self) -> Key {
         let (sender, id, derived) = self.key();
-        Key { sender: sender.to_owned(), id: id.to_owned(), derived }
+        Key {
+            sender: sender.to_owned(),
+            id: id.to_owned(),
+            derived,
+        }
     }
 
     /// The deletion holds no text of the message.
     fn into_letter(self, reason: Reason, detail: String) -> Letter {
-        Letter { original: self.original, reason, detail, named: None }
+        Letter {
+            original: self.original,
+            reason,
+            detail,
+            named: None,
+        }
     }
 
     /// The text is to be erased wherever it stands.
@@ -283,7 +361,10 @@ impl Original {
         Original {
             seq: message.seq.as_i64(),
             subject: message.subject.replace('\0', "\u{fffd}"),
-            headers: delivery.malformed.clone().unwrap_or_else(|| header_block(message.headers.as_ref())),
+            headers: delivery
+                .malformed
+                .clone()
+                .unwrap_or_else(|| header_block(message.headers.as_ref())),
             payload: message.payload.clone(),
             received_at: instant(message.received_ms),
         }
@@ -292,7 +373,8 @@ impl Original {
 
 /// Unix milliseconds as a point in time; the wire has made sure that it is one.
 pub fn instant(ms: i64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -304,7 +386,15 @@ mod tests {
     fn row(seq: u64, id: &str, text: &str) -> Row {
         let body = format!(r#"{{"user":"ann","text":"{text}","id":"{id}"}}"#);
         let seq = Seq::new(seq).unwrap();
-        let message = Incoming::parse("chat.general", None, body.as_bytes(), seq, 0, Limits::default()).unwrap();
+        let message = Incoming::parse(
+            "chat.general",
+            None,
+            body.as_bytes(),
+            seq,
+            0,
+            Limits::default(),
+        )
+        .unwrap();
         let original = Original {
             seq: seq.as_i64(),
             subject: "chat.general".to_owned(),
@@ -312,17 +402,37 @@ mod tests {
             payload: body.into(),
             received_at: instant(0),
         };
-        Row { id: message.shown_id(), message, traceparent: None, copies: Vec::new(), original }
+        Row {
+            id: message.shown_id(),
+            message,
+            traceparent: None,
+            copies: Vec::new(),
+            original,
+        }
     }
 
     fn batch(rows: Vec<Row>) -> Batch {
-        Batch { rows, ..Batch::default() }
+        Batch {
+            rows,
+            ..Batch::default()
+        }
     }
 
     /// Rows, each with its copies, and letters.
     fn seqs(batch: &Batch) -> (Vec<Vec<i64>>, Vec<(i64, Reason)>) {
-        let of = |row: &Row| std::iter::once(row.seq()).chain(row.copies.iter().map(Row::seq)).collect();
-        (batch.rows.iter().map(of).collect(), batch.letters.iter().map(|letter| (letter.original.seq, letter.reason)).collect())
+        let of = |row: &Row| {
+            std::iter::once(row.seq())
+                .chain(row.copies.iter().map(Row::seq))
+                .collect()
+        };
+        (
+            batch.rows.iter().map(of).collect(),
+            batch
+                .letters
+                .iter()
+                .map(|letter| (letter.original.seq, letter.reason))
+                .collect(),
+        )
     }
 
     fn refusal() -> DatabaseError {
@@ -331,27 +441,61 @@ mod tests {
 
     #[test]
     fn copies_move_with_their_row() {
-        let first = Row { copies: vec![row(3, "a", "x"), row(5, "a", "y")], ..row(1, "a", "x") };
-        let second = Row { copies: vec![row(4, "b", "x")], ..row(2, "b", "x") };
+        let first = Row {
+            copies: vec![row(3, "a", "x"), row(5, "a", "y")],
+            ..row(1, "a", "x")
+        };
+        let second = Row {
+            copies: vec![row(4, "b", "x")],
+            ..row(2, "b", "x")
+        };
         let parts = batch(vec![first, second]).halve(&refusal());
         let parts: Vec<_> = parts.iter().map(seqs).collect();
-        assert_eq!(parts, [(vec![vec![2, 4]], vec![]), (vec![vec![1, 3, 5]], vec![])], "the last one is tried first");
+        assert_eq!(
+            parts,
+            [(vec![vec![2, 4]], vec![]), (vec![vec![1, 3, 5]], vec![])],
+            "the last one is tried first"
+        );
     }
 
     #[test]
     fn the_first_copy_is_tried_in_place_of_a_row_that_is_refused() {
-        let refused = Row { copies: vec![row(3, "a", "x"), row(5, "a", "y")], ..row(1, "a", "x") };
+        let refused = Row {
+            copies: vec![row(3, "a", "x"), row(5, "a", "y")],
+            ..row(1, "a", "x")
+        };
         let parts = batch(vec![refused]).halve(&refusal());
         let parts: Vec<_> = parts.iter().map(seqs).collect();
-        assert_eq!(parts, [(vec![vec![3, 5]], vec![]), (vec![], vec![(1, Reason::RefusedByDatabase)])]);
+        assert_eq!(
+            parts,
+            [
+                (vec![vec![3, 5]], vec![]),
+                (vec![], vec![(1, Reason::RefusedByDatabase)])
+            ]
+        );
         let alone = batch(vec![row(1, "a", "x")]).halve(&refusal());
-        assert_eq!(alone.iter().map(seqs).collect::<Vec<_>>(), [(vec![], vec![(1, Reason::RefusedByDatabase)])]);
+        assert_eq!(
+            alone.iter().map(seqs).collect::<Vec<_>>(),
+            [(vec![], vec![(1, Reason::RefusedByDatabase)])]
+        );
     }
 
     #[test]
     fn letters_are_written_for_copies_too() {
-        let rows = vec![Row { copies: vec![row(3, "a", "x"), row(5, "a", "y")], ..row(1, "a", "x") }, row(2, "b", "x")];
+        let rows = vec![
+            Row {
+                copies: vec![row(3, "a", "x"), row(5, "a", "y")],
+                ..row(1, "a", "x")
+            },
+            row(2, "b", "x"),
+        ];
         let letters = batch(rows).letters_for(&[2], &[5]);
-        assert_eq!(seqs(&letters), (vec![], vec![(5, Reason::IdConflict), (2, Reason::SequenceReused)]));
+        assert_eq!(
+            seqs(&letters),
+            (
+                vec![],
+                vec![(5, Reason::IdConflict), (2, Reason::SequenceReused)]
+            )
+        );
     }
 }

@@ -84,14 +84,31 @@ pub struct Made {
 ///
 /// # Errors
 /// The transaction has failed.
-pub async fn make(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &HashMap<String, i32>) -> Result<Made, sqlx::Error> {
+pub async fn make(
+    connection: &mut PgConnection,
+    changes: &[ChangeRow],
+    rooms: &HashMap<String, i32>,
+) -> Result<Made, sqlx::Error> {
     bury(connection, changes, rooms).await?;
     let new = note(connection, changes, rooms).await?;
-    let mut made = Made { new, ..Made::default() };
+    let mut made = Made {
+        new,
+        ..Made::default()
+    };
     if new < changes.len() as u64 {
         made.reused = sqlx::query_scalar(REUSED)
-            .bind(changes.iter().map(|row| row.change.seq.as_i64()).collect::<Vec<i64>>())
-            .bind(changes.iter().map(ChangeRow::received_at).collect::<Vec<OffsetDateTime>>())
+            .bind(
+                changes
+                    .iter()
+                    .map(|row| row.change.seq.as_i64())
+                    .collect::<Vec<i64>>(),
+            )
+            .bind(
+                changes
+                    .iter()
+                    .map(ChangeRow::received_at)
+                    .collect::<Vec<OffsetDateTime>>(),
+            )
             .fetch_all(&mut *connection)
             .await?;
     }
@@ -102,7 +119,11 @@ pub async fn make(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &
 ///
 /// # Errors
 /// Doing it again finds the same.
-pub async fn erase(connection: &mut PgConnection, changes: &[ChangeRow], stored: &mut Stored) -> Result<(), sqlx::Error> {
+pub async fn erase(
+    connection: &mut PgConnection,
+    changes: &[ChangeRow],
+    stored: &mut Stored,
+) -> Result<(), sqlx::Error> {
     let hard: Vec<&ChangeRow> = changes.iter().filter(|row| row.is_hard()).collect();
     let mut keys: Vec<Key> = hard.iter().map(|row| row.named()).collect();
     keys.dedup();
@@ -110,58 +131,167 @@ pub async fn erase(connection: &mut PgConnection, changes: &[ChangeRow], stored:
         return Ok(());
     }
     let places: Vec<(String, String, bool, i64)> = sqlx::query_as(PLACES)
-        .bind(keys.iter().map(|key| key.sender.as_str()).collect::<Vec<&str>>())
-        .bind(keys.iter().map(|key| key.id.as_str()).collect::<Vec<&str>>())
+        .bind(
+            keys.iter()
+                .map(|key| key.sender.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            keys.iter()
+                .map(|key| key.id.as_str())
+                .collect::<Vec<&str>>(),
+        )
         .bind(keys.iter().map(|key| key.derived).collect::<Vec<bool>>())
         .fetch_all(connection)
         .await?;
-    stored.erase.extend(hard.iter().map(|row| Erasure::new(row.change.deletion.target, row.named())));
-    let found = |(sender, id, derived, seq)| Erasure::new(Seq::from_i64(seq), Key { sender, id, derived });
+    stored.erase.extend(
+        hard.iter()
+            .map(|row| Erasure::new(row.change.deletion.target, row.named())),
+    );
+    let found = |(sender, id, derived, seq)| {
+        Erasure::new(
+            Seq::from_i64(seq),
+            Key {
+                sender,
+                id,
+                derived,
+            },
+        )
+    };
     stored.erase.extend(places.into_iter().map(found));
-    let deleted = |row: &&ChangeRow| Deleted { key: row.named(), received_at: instant(row.change.deletion.received) };
+    let deleted = |row: &&ChangeRow| Deleted {
+        key: row.named(),
+        received_at: instant(row.change.deletion.received),
+    };
     stored.empty.extend(hard.iter().map(deleted));
     Ok(())
 }
 
 /// Puts a tombstone in the place of every target.
-async fn bury(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &HashMap<String, i32>) -> Result<(), sqlx::Error> {
+async fn bury(
+    connection: &mut PgConnection,
+    changes: &[ChangeRow],
+    rooms: &HashMap<String, i32>,
+) -> Result<(), sqlx::Error> {
     // One statement must not meet the same message twice.
     let mut targets: Vec<&ChangeRow> = changes.iter().collect();
-    targets.sort_by(|a, b| a.key().cmp(&b.key()).then(a.change.deletion.target.cmp(&b.change.deletion.target)));
+    targets.sort_by(|a, b| {
+        a.key()
+            .cmp(&b.key())
+            .then(a.change.deletion.target.cmp(&b.change.deletion.target))
+    });
     targets.dedup_by(|later, first| later.key() == first.key());
     for statement in [TOMBSTONES, MOVE] {
-        bind_targets(statement, &targets, rooms).execute(&mut *connection).await?;
+        bind_targets(statement, &targets, rooms)
+            .execute(&mut *connection)
+            .await?;
     }
     Ok(())
 }
 
-fn bind_targets<'q>(statement: &'static str, targets: &[&'q ChangeRow], rooms: &HashMap<String, i32>) -> Query<'q, Postgres, PgArguments> {
+fn bind_targets<'q>(
+    statement: &'static str,
+    targets: &[&'q ChangeRow],
+    rooms: &HashMap<String, i32>,
+) -> Query<'q, Postgres, PgArguments> {
     let of = |row: &&ChangeRow| row.change.deletion.clone();
     sqlx::query(statement)
-        .bind(targets.iter().map(|row| row.change.deletion.target.as_i64()).collect::<Vec<i64>>())
-        .bind(targets.iter().map(|row| rooms.get(&row.change.room).copied()).collect::<Vec<Option<i32>>>())
+        .bind(
+            targets
+                .iter()
+                .map(|row| row.change.deletion.target.as_i64())
+                .collect::<Vec<i64>>(),
+        )
+        .bind(
+            targets
+                .iter()
+                .map(|row| rooms.get(&row.change.room).copied())
+                .collect::<Vec<Option<i32>>>(),
+        )
         .bind(targets.iter().map(|row| row.key().0).collect::<Vec<&str>>())
-        .bind(targets.iter().map(|row| of(row).to).collect::<Vec<Option<String>>>())
+        .bind(
+            targets
+                .iter()
+                .map(|row| of(row).to)
+                .collect::<Vec<Option<String>>>(),
+        )
         .bind(targets.iter().map(|row| row.key().1).collect::<Vec<&str>>())
         .bind(targets.iter().map(|row| row.key().2).collect::<Vec<bool>>())
-        .bind(targets.iter().map(|row| instant(of(row).timestamp)).collect::<Vec<OffsetDateTime>>())
-        .bind(targets.iter().map(|row| instant(of(row).received)).collect::<Vec<OffsetDateTime>>())
+        .bind(
+            targets
+                .iter()
+                .map(|row| instant(of(row).timestamp))
+                .collect::<Vec<OffsetDateTime>>(),
+        )
+        .bind(
+            targets
+                .iter()
+                .map(|row| instant(of(row).received))
+                .collect::<Vec<OffsetDateTime>>(),
+        )
 }
 
-async fn note(connection: &mut PgConnection, changes: &[ChangeRow], rooms: &HashMap<String, i32>) -> Result<u64, sqlx::Error> {
-    let traced = || changes.iter().filter_map(|row| Some((row.change.seq.as_i64(), row.traceparent.as_deref()?)));
+async fn note(
+    connection: &mut PgConnection,
+    changes: &[ChangeRow],
+    rooms: &HashMap<String, i32>,
+) -> Result<u64, sqlx::Error> {
+    let traced = || {
+        changes
+            .iter()
+            .filter_map(|row| Some((row.change.seq.as_i64(), row.traceparent.as_deref()?)))
+    };
     let new: i64 = sqlx::query_scalar(CHANGES)
-        .bind(changes.iter().map(|row| row.change.seq.as_i64()).collect::<Vec<i64>>())
-        .bind(changes.iter().map(|row| rooms.get(&row.change.room).copied()).collect::<Vec<Option<i32>>>())
-        .bind(changes.iter().map(|row| row.change.deletion.target.as_i64()).collect::<Vec<i64>>())
+        .bind(
+            changes
+                .iter()
+                .map(|row| row.change.seq.as_i64())
+                .collect::<Vec<i64>>(),
+        )
+        .bind(
+            changes
+                .iter()
+                .map(|row| rooms.get(&row.change.room).copied())
+                .collect::<Vec<Option<i32>>>(),
+        )
+        .bind(
+            changes
+                .iter()
+                .map(|row| row.change.deletion.target.as_i64())
+                .collect::<Vec<i64>>(),
+        )
         .bind(changes.iter().map(|row| row.key().0).collect::<Vec<&str>>())
         .bind(changes.iter().map(|row| row.key().1).collect::<Vec<&str>>())
-        .bind(changes.iter().map(|row| row.change.deletion.mode.as_str()).collect::<Vec<&str>>())
-        .bind(changes.iter().map(|row| row.change.deletion.by.as_str()).collect::<Vec<&str>>())
-        .bind(changes.iter().map(ChangeRow::received_at).collect::<Vec<OffsetDateTime>>())
+        .bind(
+            changes
+                .iter()
+                .map(|row| row.change.deletion.mode.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            changes
+                .iter()
+                .map(|row| row.change.deletion.by.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            changes
+                .iter()
+                .map(ChangeRow::received_at)
+                .collect::<Vec<OffsetDateTime>>(),
+        )
         .bind(traced().map(|(seq, _)| seq).collect::<Vec<i64>>())
-        .bind(traced().map(|(_, traceparent)| traceparent).collect::<Vec<&str>>())
-        .bind(changes.iter().map(|row| row.change.deletion.to.as_deref()).collect::<Vec<Option<&str>>>())
+        .bind(
+            traced()
+                .map(|(_, traceparent)| traceparent)
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            changes
+                .iter()
+                .map(|row| row.change.deletion.to.as_deref())
+                .collect::<Vec<Option<&str>>>(),
+        )
         .fetch_one(connection)
         .await?;
     Ok(u64::try_from(new).unwrap_or_default())

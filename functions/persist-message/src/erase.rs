@@ -25,8 +25,16 @@ impl Erasure {
 
     /// Whether `message`, read from its place in the log or from a letter, is the one that was deleted.
     pub fn is(&self, message: &Incoming) -> bool {
-        let Key { sender, id, derived } = &self.key;
-        let same_id = if *derived { message.id.is_none() && message.shown_id() == *id } else { message.id.as_ref() == Some(id) };
+        let Key {
+            sender,
+            id,
+            derived,
+        } = &self.key;
+        let same_id = if *derived {
+            message.id.is_none() && message.shown_id() == *id
+        } else {
+            message.id.as_ref() == Some(id)
+        };
         message.user == *sender && same_id
     }
 }
@@ -36,13 +44,26 @@ impl Erasure {
 /// # Errors
 /// The log does not answer. Doing it again is harmless.
 pub async fn erase(log: &Log, erasures: &[Erasure], limits: Limits) -> Result<(), LogError> {
-    try_join_all(erasures.iter().map(|erasure| erase_one(log, erasure, limits))).await.map(|_| ())
+    try_join_all(
+        erasures
+            .iter()
+            .map(|erasure| erase_one(log, erasure, limits)),
+    )
+    .await
+    .map(|_| ())
 }
 
 async fn erase_one(log: &Log, erasure: &Erasure, limits: Limits) -> Result<bool, LogError> {
     log.erase(erasure.seq, |found| {
         let (id, seq) = (found.message_id(), found.seq);
-        let message = Incoming::parse(&found.subject, id, &found.payload, seq, found.received_ms, limits);
+        let message = Incoming::parse(
+            &found.subject,
+            id,
+            &found.payload,
+            seq,
+            found.received_ms,
+            limits,
+        );
         message.is_ok_and(|message| erasure.is(&message))
     })
     .await

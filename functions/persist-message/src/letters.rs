@@ -66,12 +66,23 @@ type Row = (i64, i64, String, Vec<u8>, Vec<u8>, OffsetDateTime);
 /// # Errors
 /// The database's.
 pub async fn name_some(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let letters: Vec<Row> = sqlx::query_as(UNNAMED).bind(PAGE as i64).fetch_all(&mut *connection).await?;
+    let letters: Vec<Row> = sqlx::query_as(UNNAMED)
+        .bind(PAGE as i64)
+        .fetch_all(&mut *connection)
+        .await?;
     if letters.is_empty() {
         return Ok(false);
     }
-    let named: Vec<Option<Key>> = letters.iter().map(|letter| message(letter).map(|message| key(&message))).collect();
-    let part = |of: fn(&Key) -> &str| named.iter().map(|key| key.as_ref().map_or("", of)).collect::<Vec<&str>>();
+    let named: Vec<Option<Key>> = letters
+        .iter()
+        .map(|letter| message(letter).map(|message| key(&message)))
+        .collect();
+    let part = |of: fn(&Key) -> &str| {
+        named
+            .iter()
+            .map(|key| key.as_ref().map_or("", of))
+            .collect::<Vec<&str>>()
+    };
     sqlx::query(NAME)
         .bind(letters.iter().map(|letter| letter.0).collect::<Vec<i64>>())
         .bind(part(|key| &key.sender))
@@ -92,13 +103,26 @@ pub async fn empty_some(
     after: i64,
 ) -> Result<(Vec<Erasure>, Option<i64>), sqlx::Error> {
     let letters: Vec<Row> = sqlx::query_as(OF_MESSAGES)
-        .bind(messages.iter().map(|message| message.key.sender.as_str()).collect::<Vec<&str>>())
-        .bind(messages.iter().map(|message| message.key.id.as_str()).collect::<Vec<&str>>())
+        .bind(
+            messages
+                .iter()
+                .map(|message| message.key.sender.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            messages
+                .iter()
+                .map(|message| message.key.id.as_str())
+                .collect::<Vec<&str>>(),
+        )
         .bind(after)
         .bind(PAGE as i64)
         .fetch_all(&mut *connection)
         .await?;
-    let next = letters.last().filter(|_| letters.len() == PAGE).map(|letter| letter.0);
+    let next = letters
+        .last()
+        .filter(|_| letters.len() == PAGE)
+        .map(|letter| letter.0);
     // A key names more than is meant: somebody may have chosen the id `seq:7`.
     let meant = |letter: &Row| {
         let named = key(&message(letter)?);
@@ -113,14 +137,29 @@ pub async fn empty_some(
 }
 
 fn key(message: &Incoming) -> Key {
-    Key { sender: message.user.clone(), id: message.shown_id(), derived: message.id.is_none() }
+    Key {
+        sender: message.user.clone(),
+        id: message.shown_id(),
+        derived: message.id.is_none(),
+    }
 }
 
 /// The message a letter holds, whatever the limits are today: a text that was once too long is a text.
 fn message((_, seq, subject, headers, payload, received_at): &Row) -> Option<Incoming> {
     let headers = parse_headers(headers).ok();
-    let received_ms = i64::try_from(received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
-    let limits = Limits { text_bytes: payload.len() };
+    let received_ms =
+        i64::try_from(received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+    let limits = Limits {
+        text_bytes: payload.len(),
+    };
     let message_id = headers.as_ref().and_then(runtime::message_id);
-    Incoming::parse(subject, message_id, payload, Seq::from_i64(*seq), received_ms, limits).ok()
+    Incoming::parse(
+        subject,
+        message_id,
+        payload,
+        Seq::from_i64(*seq),
+        received_ms,
+        limits,
+    )
+    .ok()
 }

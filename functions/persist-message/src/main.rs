@@ -18,7 +18,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use batch::Batch;
-use runtime::{Class, Ctx, DatabaseError, Delivery, Fatal, Function, LongWork, Meter, Worker, link, remote_parent, this};
+use runtime::{
+    Class, Ctx, DatabaseError, Delivery, Fatal, Function, LongWork, Meter, Worker, link,
+    remote_parent, this,
+};
 use seen::Seen;
 use serde::Deserialize;
 use store::Stored;
@@ -87,14 +90,20 @@ async fn persist_message(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fatal> {
         return Ok(());
     }
     let worker = ctx.worker(ctx.batch, ctx.stuck_after);
-    worker.run(|deliveries| handle(ctx.clone(), worker.clone(), meter.clone(), deliveries)).await
+    worker
+        .run(|deliveries| handle(ctx.clone(), worker.clone(), meter.clone(), deliveries))
+        .await
 }
 
 /// Waits for PostgreSQL's answer; false when told to stop first.
 async fn can_hold_every_character(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
     let mut pause = FIRST_PAUSE;
     loop {
-        let error = match ctx.database().run(STORE_DEADLINE, runtime::encoding_refusal).await {
+        let error = match ctx
+            .database()
+            .run(STORE_DEADLINE, runtime::encoding_refusal)
+            .await
+        {
             Ok(None) => return Ok(true),
             Ok(Some(sentence)) => return Err(Fatal::new(sentence)),
             Err(error) => error,
@@ -111,7 +120,12 @@ async fn can_hold_every_character(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
 }
 
 /// Stores one batch, however long the database takes; false when told to stop before it was stored.
-async fn handle(ctx: Ctx<Shared>, worker: Worker, meter: Meter, deliveries: Arc<[Delivery]>) -> bool {
+async fn handle(
+    ctx: Ctx<Shared>,
+    worker: Worker,
+    meter: Meter,
+    deliveries: Arc<[Delivery]>,
+) -> bool {
     let begun = Instant::now();
     let receive = tracing::info_span!(
         parent: None,
@@ -124,11 +138,21 @@ async fn handle(ctx: Ctx<Shared>, worker: Worker, meter: Meter, deliveries: Arc<
         messaging.consumer.group.name = wire::WORKER,
         messaging.batch.message_count = deliveries.len(),
     );
-    let spans = deliveries.iter().filter_map(|delivery| Some((delivery.message.seq.as_i64(), process_span(&receive, delivery)?)));
+    let spans = deliveries.iter().filter_map(|delivery| {
+        Some((
+            delivery.message.seq.as_i64(),
+            process_span(&receive, delivery)?,
+        ))
+    });
     let processing: HashMap<i64, Span> = spans.collect();
     let batch = Batch::read(&deliveries, ctx.settings().limits());
     let (redelivered, contradicted) = (batch.redelivered, batch.contradicted);
-    let Some(outcome) = store_all(&ctx, &worker, worker.long_work(&deliveries), batch).instrument(receive).await else { return false };
+    let Some(outcome) = store_all(&ctx, &worker, worker.long_work(&deliveries), batch)
+        .instrument(receive)
+        .await
+    else {
+        return false;
+    };
     for (seq, reason) in &outcome.refused {
         meter.refused(format!("422:{reason}"));
         if let Some(span) = processing.get(seq) {
@@ -178,28 +202,48 @@ struct Outcome {
 
 /// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
 /// what it holds; a row the database refuses is found by halving. `None` when told to stop first.
-async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, mut work: LongWork<'_>, batch: Batch) -> Option<Outcome> {
+async fn store_all(
+    ctx: &Ctx<Shared>,
+    worker: &Worker,
+    mut work: LongWork<'_>,
+    batch: Batch,
+) -> Option<Outcome> {
     let mut outcome = Outcome::default();
     let mut parts = batch.parts();
     let mut pause = FIRST_PAUSE;
     let mut deadlocks = 0;
     while let Some(part) = parts.pop() {
-        let error = match ctx.database().run(STORE_DEADLINE, async |connection| store::store(connection, &part, &ctx.seen).await).await {
+        let error = match ctx
+            .database()
+            .run(STORE_DEADLINE, async |connection| {
+                store::store(connection, &part, &ctx.seen).await
+            })
+            .await
+        {
             Ok(stored) => {
-                let (reused, conflicts) = (stored.reused.len() as u64, stored.conflicts.len() as u64);
-                outcome.duplicates += (part.messages().count() as u64).saturating_sub(stored.new + reused + conflicts);
+                let (reused, conflicts) =
+                    (stored.reused.len() as u64, stored.conflicts.len() as u64);
+                outcome.duplicates += (part.messages().count() as u64)
+                    .saturating_sub(stored.new + reused + conflicts);
                 outcome.changed += stored.changed;
                 if stored.new + stored.changed > 0 {
                     wake_relay(ctx).await;
                 }
                 erase_all(ctx, worker, &mut work, &stored).await?;
-                outcome.refused.extend(part.letters.iter().map(|letter| (letter.original.seq, letter.reason)));
+                outcome.refused.extend(
+                    part.letters
+                        .iter()
+                        .map(|letter| (letter.original.seq, letter.reason)),
+                );
                 if pause > FIRST_PAUSE {
                     tracing::info!("PostgreSQL is back; storing again");
                     (pause, _) = (FIRST_PAUSE, worker.waiting(false));
                 }
                 if reused > 0 {
-                    tracing::error!(reused, "sequences that are stored for other messages: the stream was made anew without its fence");
+                    tracing::error!(
+                        reused,
+                        "sequences that are stored for other messages: the stream was made anew without its fence"
+                    );
                 }
                 if reused + conflicts > 0 {
                     parts.push(part.letters_for(&stored.reused, &stored.conflicts));
@@ -223,7 +267,9 @@ async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, mut work: LongWork<'_>, b
         };
         if pause == FIRST_PAUSE {
             match error.class {
-                Class::Trouble => tracing::warn!(%error, "waiting for PostgreSQL; nothing is lost, the log keeps it"),
+                Class::Trouble => {
+                    tracing::warn!(%error, "waiting for PostgreSQL; nothing is lost, the log keeps it")
+                }
                 Class::Row => tracing::error!(
                     %error,
                     "PostgreSQL refuses even a message that is known to be good; nothing becomes a dead letter, the log keeps it: mend the \
@@ -247,13 +293,22 @@ async fn store_all(ctx: &Ctx<Shared>, worker: &Worker, mut work: LongWork<'_>, b
 
 /// Tells relay-outbox that there is something to relay. Should this be lost, it looks by itself after a while.
 async fn wake_relay(ctx: &Ctx<Shared>) {
-    if let Err(error) = ctx.nats().client().publish(wire::OUTBOX_WAKE, "".into()).await {
+    if let Err(error) = ctx
+        .nats()
+        .client()
+        .publish(wire::OUTBOX_WAKE, "".into())
+        .await
+    {
         tracing::debug!(%error, "relay-outbox was not woken");
     }
 }
 
 /// Whether `error` is about something in `part`: then it is to be halved. Otherwise the error to wait for the end of.
-async fn blame(ctx: &Ctx<Shared>, part: &Batch, mut error: DatabaseError) -> Result<DatabaseError, DatabaseError> {
+async fn blame(
+    ctx: &Ctx<Shared>,
+    part: &Batch,
+    mut error: DatabaseError,
+) -> Result<DatabaseError, DatabaseError> {
     match error.class {
         Class::Row if part.refusable() > 0 => {}
         // A dead letter holds any bytes: the table is not as it has to be.
@@ -265,25 +320,37 @@ async fn blame(ctx: &Ctx<Shared>, part: &Batch, mut error: DatabaseError) -> Res
     }
     // Before anything is set aside: a database that refuses everything would fill the dead letters with all there is.
     if part.refusable() == 1 && !Batch::is_reused(&error) {
-        ctx.database().run(STORE_DEADLINE, probe::store_nothing).await?;
+        ctx.database()
+            .run(STORE_DEADLINE, probe::store_nothing)
+            .await?;
     }
     Ok(error)
 }
 
 /// Erases from the log and the dead letters what was deleted for good, however long that takes: only then the deletion is
 /// acknowledged, and should we die before, it comes again. `None` when told to stop first.
-async fn erase_all(ctx: &Ctx<Shared>, worker: &Worker, work: &mut LongWork<'_>, stored: &Stored) -> Option<()> {
+async fn erase_all(
+    ctx: &Ctx<Shared>,
+    worker: &Worker,
+    work: &mut LongWork<'_>,
+    stored: &Stored,
+) -> Option<()> {
     let mut erasures = stored.erase.clone();
     let mut all_named = stored.empty.is_empty();
     while !all_named {
-        match work.part(ctx.database().run(STORE_DEADLINE, letters::name_some)).await {
+        match work
+            .part(ctx.database().run(STORE_DEADLINE, letters::name_some))
+            .await
+        {
             Ok(more) => all_named = !more,
             Err(error) => wait(ctx, worker, &error).await?,
         }
     }
     let mut next = (!stored.empty.is_empty()).then_some(0);
     while let Some(after) = next {
-        let some = ctx.database().run(STORE_DEADLINE, async |connection| letters::empty_some(connection, &stored.empty, after).await);
+        let some = ctx.database().run(STORE_DEADLINE, async |connection| {
+            letters::empty_some(connection, &stored.empty, after).await
+        });
         match work.part(some).await {
             Ok((found, more)) => {
                 erasures.extend(found);
@@ -293,7 +360,10 @@ async fn erase_all(ctx: &Ctx<Shared>, worker: &Worker, work: &mut LongWork<'_>, 
         }
     }
     for some in erasures.chunks(erase::TOGETHER) {
-        while let Err(error) = work.part(erase::erase(ctx.log(), some, ctx.settings().limits())).await {
+        while let Err(error) = work
+            .part(erase::erase(ctx.log(), some, ctx.settings().limits()))
+            .await
+        {
             wait(ctx, worker, &error).await?;
         }
     }

@@ -28,7 +28,11 @@ impl Seen {
     ///
     /// # Errors
     /// They are not noted; a second attempt will.
-    pub async fn note(&self, connection: &mut PgConnection, batch: &Batch) -> Result<(), sqlx::Error> {
+    pub async fn note(
+        &self,
+        connection: &mut PgConnection,
+        batch: &Batch,
+    ) -> Result<(), sqlx::Error> {
         let now = Instant::now();
         let names = self.due(batch, now);
         if names.is_empty() {
@@ -45,8 +49,15 @@ impl Seen {
 
     fn due<'a>(&self, batch: &'a Batch, now: Instant) -> Vec<&'a str> {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let people = batch.rows.iter().flat_map(|row| [Some(row.message.user.as_str()), row.message.to.as_deref()]).flatten();
-        let due = people.filter(|name| seen.get(*name).is_none_or(|at| now.duration_since(*at) >= MINUTE));
+        let people = batch
+            .rows
+            .iter()
+            .flat_map(|row| [Some(row.message.user.as_str()), row.message.to.as_deref()])
+            .flatten();
+        let due = people.filter(|name| {
+            seen.get(*name)
+                .is_none_or(|at| now.duration_since(*at) >= MINUTE)
+        });
         due.collect::<BTreeSet<&str>>().into_iter().collect()
     }
 }

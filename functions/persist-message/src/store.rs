@@ -112,7 +112,11 @@ pub struct Stored {
 ///
 /// # Errors
 /// Nothing more of the batch is stored then than a second attempt will find.
-pub async fn store(connection: &mut PgConnection, batch: &Batch, seen: &Seen) -> Result<Stored, sqlx::Error> {
+pub async fn store(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    seen: &Seen,
+) -> Result<Stored, sqlx::Error> {
     seen.note(connection, batch).await?;
     let rooms = rooms(connection, batch).await?;
     let mut stored = Stored::default();
@@ -153,8 +157,18 @@ async fn meet_deletions(
     copies: &[i64],
     stored: &mut Stored,
 ) -> Result<(), sqlx::Error> {
-    let rows: Vec<&Row> = batch.messages().filter(|row| [deleted, copies].iter().any(|seqs| seqs.contains(&row.seq()))).collect();
-    let letters = batch.letters.iter().filter_map(|letter| letter.named.clone());
+    let rows: Vec<&Row> = batch
+        .messages()
+        .filter(|row| {
+            [deleted, copies]
+                .iter()
+                .any(|seqs| seqs.contains(&row.seq()))
+        })
+        .collect();
+    let letters = batch
+        .letters
+        .iter()
+        .filter_map(|letter| letter.named.clone());
     let mut asked: Vec<Key> = rows.iter().map(|row| row.named()).chain(letters).collect();
     asked.sort_unstable();
     asked.dedup();
@@ -162,26 +176,48 @@ async fn meet_deletions(
         return Ok(());
     }
     let found: Vec<(String, String, bool, OffsetDateTime, bool)> = sqlx::query_as(DELETED)
-        .bind(asked.iter().map(|key| key.sender.as_str()).collect::<Vec<&str>>())
-        .bind(asked.iter().map(|key| key.id.as_str()).collect::<Vec<&str>>())
+        .bind(
+            asked
+                .iter()
+                .map(|key| key.sender.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            asked
+                .iter()
+                .map(|key| key.id.as_str())
+                .collect::<Vec<&str>>(),
+        )
         .bind(asked.iter().map(|key| key.derived).collect::<Vec<bool>>())
         .fetch_all(connection)
         .await?;
     let found: HashMap<Key, (Deleted, bool)> = found
         .into_iter()
         .map(|(sender, id, derived, received_at, hard)| {
-            let key = Key { sender, id, derived };
+            let key = Key {
+                sender,
+                id,
+                derived,
+            };
             (key.clone(), (Deleted { key, received_at }, hard))
         })
         .collect();
     for row in rows {
         // A copy says again what is deleted, so it goes; the message itself goes only when it is deleted for good.
-        if found.get(&row.named()).is_some_and(|(_, hard)| *hard || copies.contains(&row.seq())) {
-            stored.erase.push(Erasure::new(row.message.seq, row.named()));
+        if found
+            .get(&row.named())
+            .is_some_and(|(_, hard)| *hard || copies.contains(&row.seq()))
+        {
+            stored
+                .erase
+                .push(Erasure::new(row.message.seq, row.named()));
         }
     }
     for letter in &batch.letters {
-        let deleted = letter.named.as_ref().and_then(|key| Some((key, found.get(key)?)));
+        let deleted = letter
+            .named
+            .as_ref()
+            .and_then(|key| Some((key, found.get(key)?)));
         if let Some((key, (deleted, true))) = deleted
             && deleted.is(key, letter.original.received_at)
         {
@@ -191,30 +227,108 @@ async fn meet_deletions(
     Ok(())
 }
 
-async fn store_rows(connection: &mut PgConnection, batch: &Batch, rooms: &HashMap<String, i32>) -> Result<(u64, Vec<i64>), sqlx::Error> {
+async fn store_rows(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    rooms: &HashMap<String, i32>,
+) -> Result<(u64, Vec<i64>), sqlx::Error> {
     let (rows, letters) = (&batch.rows, &batch.letters);
-    let room_ids: Vec<Option<i32>> = rows.iter().map(|row| rooms.get(row.message.room.as_str()).copied()).collect();
-    let traced = || rows.iter().filter_map(|row| Some((row.message.seq.as_i64(), row.traceparent.as_deref()?)));
-    let named = |of: fn(&Key) -> &str| letters.iter().map(|letter| letter.named.as_ref().map_or("", of)).collect::<Vec<&str>>();
+    let room_ids: Vec<Option<i32>> = rows
+        .iter()
+        .map(|row| rooms.get(row.message.room.as_str()).copied())
+        .collect();
+    let traced = || {
+        rows.iter()
+            .filter_map(|row| Some((row.message.seq.as_i64(), row.traceparent.as_deref()?)))
+    };
+    let named = |of: fn(&Key) -> &str| {
+        letters
+            .iter()
+            .map(|letter| letter.named.as_ref().map_or("", of))
+            .collect::<Vec<&str>>()
+    };
     let store = sqlx::query_as(STORE)
         .bind(rows.iter().map(Row::seq).collect::<Vec<i64>>())
         .bind(room_ids)
-        .bind(rows.iter().map(|row| row.message.user.as_str()).collect::<Vec<&str>>())
-        .bind(rows.iter().map(|row| row.message.to.as_deref()).collect::<Vec<Option<&str>>>())
-        .bind(rows.iter().map(|row| row.id.as_str()).collect::<Vec<&str>>())
+        .bind(
+            rows.iter()
+                .map(|row| row.message.user.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|row| row.message.to.as_deref())
+                .collect::<Vec<Option<&str>>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|row| row.id.as_str())
+                .collect::<Vec<&str>>(),
+        )
         .bind(rows.iter().map(|row| row.derived()).collect::<Vec<bool>>())
-        .bind(rows.iter().map(|row| row.message.text.as_str()).collect::<Vec<&str>>())
-        .bind(rows.iter().map(|row| row.sent_at()).collect::<Vec<OffsetDateTime>>())
-        .bind(rows.iter().map(|row| row.received_at()).collect::<Vec<OffsetDateTime>>())
-        .bind(letters.iter().map(|letter| letter.original.seq).collect::<Vec<i64>>())
-        .bind(letters.iter().map(|letter| letter.original.subject.as_str()).collect::<Vec<&str>>())
-        .bind(letters.iter().map(|letter| letter.original.headers.as_slice()).collect::<Vec<&[u8]>>())
-        .bind(letters.iter().map(|letter| letter.original.payload.as_ref()).collect::<Vec<&[u8]>>())
-        .bind(letters.iter().map(|letter| letter.reason.as_str()).collect::<Vec<&str>>())
-        .bind(letters.iter().map(|letter| letter.detail.as_str()).collect::<Vec<&str>>())
-        .bind(letters.iter().map(|letter| letter.original.received_at).collect::<Vec<OffsetDateTime>>())
+        .bind(
+            rows.iter()
+                .map(|row| row.message.text.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|row| row.sent_at())
+                .collect::<Vec<OffsetDateTime>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|row| row.received_at())
+                .collect::<Vec<OffsetDateTime>>(),
+        )
+        .bind(
+            letters
+                .iter()
+                .map(|letter| letter.original.seq)
+                .collect::<Vec<i64>>(),
+        )
+        .bind(
+            letters
+                .iter()
+                .map(|letter| letter.original.subject.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            letters
+                .iter()
+                .map(|letter| letter.original.headers.as_slice())
+                .collect::<Vec<&[u8]>>(),
+        )
+        .bind(
+            letters
+                .iter()
+                .map(|letter| letter.original.payload.as_ref())
+                .collect::<Vec<&[u8]>>(),
+        )
+        .bind(
+            letters
+                .iter()
+                .map(|letter| letter.reason.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            letters
+                .iter()
+                .map(|letter| letter.detail.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            letters
+                .iter()
+                .map(|letter| letter.original.received_at)
+                .collect::<Vec<OffsetDateTime>>(),
+        )
         .bind(traced().map(|(seq, _)| seq).collect::<Vec<i64>>())
-        .bind(traced().map(|(_, traceparent)| traceparent).collect::<Vec<&str>>())
+        .bind(
+            traced()
+                .map(|(_, traceparent)| traceparent)
+                .collect::<Vec<&str>>(),
+        )
         .bind(named(|key| &key.sender))
         .bind(named(|key| &key.id))
         .fetch_one(connection);
@@ -223,25 +337,56 @@ async fn store_rows(connection: &mut PgConnection, batch: &Batch, rooms: &HashMa
 }
 
 /// What each message met that stood under its sender and id already.
-async fn met(connection: &mut PgConnection, batch: &Batch, rooms: &HashMap<String, i32>) -> Result<Vec<(i64, String)>, sqlx::Error> {
+async fn met(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    rooms: &HashMap<String, i32>,
+) -> Result<Vec<(i64, String)>, sqlx::Error> {
     let rows: Vec<&Row> = batch.messages().collect();
     sqlx::query_as(MET)
         .bind(rows.iter().map(|row| row.seq()).collect::<Vec<i64>>())
-        .bind(rows.iter().map(|row| row.message.user.as_str()).collect::<Vec<&str>>())
-        .bind(rows.iter().map(|row| row.id.as_str()).collect::<Vec<&str>>())
+        .bind(
+            rows.iter()
+                .map(|row| row.message.user.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|row| row.id.as_str())
+                .collect::<Vec<&str>>(),
+        )
         .bind(rows.iter().map(|row| row.derived()).collect::<Vec<bool>>())
-        .bind(rows.iter().map(|row| rooms.get(&row.message.room).copied()).collect::<Vec<Option<i32>>>())
-        .bind(rows.iter().map(|row| row.message.text.as_str()).collect::<Vec<&str>>())
-        .bind(rows.iter().map(|row| row.received_at()).collect::<Vec<OffsetDateTime>>())
+        .bind(
+            rows.iter()
+                .map(|row| rooms.get(&row.message.room).copied())
+                .collect::<Vec<Option<i32>>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|row| row.message.text.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|row| row.received_at())
+                .collect::<Vec<OffsetDateTime>>(),
+        )
         .fetch_all(connection)
         .await
 }
 
 /// The batch's rooms, made where they are new. Asked every time instead of remembered: a database that was
 /// restored or emptied meanwhile may give the same number to another room.
-async fn rooms(connection: &mut PgConnection, batch: &Batch) -> Result<HashMap<String, i32>, sqlx::Error> {
+async fn rooms(
+    connection: &mut PgConnection,
+    batch: &Batch,
+) -> Result<HashMap<String, i32>, sqlx::Error> {
     let changed = batch.changes.iter().map(|row| row.change.room.as_str());
-    let mut names: Vec<&str> = batch.messages().map(|row| row.message.room.as_str()).chain(changed).collect();
+    let mut names: Vec<&str> = batch
+        .messages()
+        .map(|row| row.message.room.as_str())
+        .chain(changed)
+        .collect();
     names.sort_unstable();
     names.dedup();
     if names.is_empty() {
@@ -250,13 +395,22 @@ async fn rooms(connection: &mut PgConnection, batch: &Batch) -> Result<HashMap<S
     let mut known = find_rooms(connection, &names).await?;
     names.retain(|name| !known.contains_key(*name));
     if !names.is_empty() {
-        sqlx::query(MAKE_ROOMS).bind(&names).execute(&mut *connection).await?;
+        sqlx::query(MAKE_ROOMS)
+            .bind(&names)
+            .execute(&mut *connection)
+            .await?;
         known.extend(find_rooms(connection, &names).await?);
     }
     Ok(known)
 }
 
-async fn find_rooms(connection: &mut PgConnection, names: &[&str]) -> Result<HashMap<String, i32>, sqlx::Error> {
-    let found: Vec<(String, i32)> = sqlx::query_as(FIND_ROOMS).bind(names).fetch_all(connection).await?;
+async fn find_rooms(
+    connection: &mut PgConnection,
+    names: &[&str],
+) -> Result<HashMap<String, i32>, sqlx::Error> {
+    let found: Vec<(String, i32)> = sqlx::query_as(FIND_ROOMS)
+        .bind(names)
+        .fetch_all(connection)
+        .await?;
     Ok(found.into_iter().collect())
 }

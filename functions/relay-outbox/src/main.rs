@@ -39,7 +39,8 @@ fn function() -> Function {
 
 async fn relay_outbox(ctx: Ctx, meter: Meter) -> Result<(), Fatal> {
     let subscribed = ctx.nats().client().subscribe(OUTBOX_WAKE).await;
-    let mut wakes = subscribed.map_err(|error| Fatal::new(format!("cannot listen to {OUTBOX_WAKE}: {error}")))?;
+    let mut wakes = subscribed
+        .map_err(|error| Fatal::new(format!("cannot listen to {OUTBOX_WAKE}: {error}")))?;
     let mut publisher = Publisher::new(ctx.nats().clone());
     let (mut pause, mut told) = (FIRST_PAUSE, String::new());
     while !ctx.stop().is_cancelled() {
@@ -68,7 +69,9 @@ async fn relay_outbox(ctx: Ctx, meter: Meter) -> Result<(), Fatal> {
                 meter.refused(trouble.to_string());
                 tell_once(&trouble, &mut told);
                 if let Some(objection) = ctx.nats().refused() {
-                    return Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf")));
+                    return Err(Fatal::new(format!(
+                        "NATS refuses this user what it needs: {objection}; check nats/accounts.conf"
+                    )));
                 }
                 pause
             }

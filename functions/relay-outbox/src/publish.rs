@@ -48,20 +48,38 @@ impl Outgoing {
     /// # Errors
     /// It cannot be written, which no event is known to cause.
     pub fn new(event: &Event, time: &str, traceparent: Option<&str>) -> Result<Outgoing, Trouble> {
-        let unwritable = |what: String| Trouble::Publish(format!("event {} cannot be written: {what}", event.id()));
+        let unwritable = |what: String| {
+            Trouble::Publish(format!("event {} cannot be written: {what}", event.id()))
+        };
         let mut headers = HeaderMap::new();
         for (name, value) in event.headers(time, traceparent) {
-            headers.insert(name, value.parse::<HeaderValue>().map_err(|error| unwritable(error.to_string()))?);
+            headers.insert(
+                name,
+                value
+                    .parse::<HeaderValue>()
+                    .map_err(|error| unwritable(error.to_string()))?,
+            );
         }
-        let payload = serde_json::to_vec(event).map_err(|error| unwritable(error.to_string()))?.into();
+        let payload = serde_json::to_vec(event)
+            .map_err(|error| unwritable(error.to_string()))?
+            .into();
         let subject = event.subject();
-        let span = headers.get(TRACEPARENT).is_some().then(|| send_span(&subject, event.seq(), &mut headers));
-        Ok(Outgoing { subject, headers, payload, _span: span })
+        let span = headers
+            .get(TRACEPARENT)
+            .is_some()
+            .then(|| send_span(&subject, event.seq(), &mut headers));
+        Ok(Outgoing {
+            subject,
+            headers,
+            payload,
+            _span: span,
+        })
     }
 
     /// For an event without a position of its own: says that everything up to `told` was told before.
     pub fn after(mut self, told: Seq) -> Outgoing {
-        self.headers.insert(header::TOLD, HeaderValue::from(told.get()));
+        self.headers
+            .insert(header::TOLD, HeaderValue::from(told.get()));
         self
     }
 }
@@ -193,15 +211,26 @@ impl Publisher {
     /// reply subject: those are passed over. With an event among them, another copy has published.
     async fn pass_over(&mut self) -> Result<(), Trouble> {
         let at = self.at.as_mut().ok_or(Trouble::Superseded)?;
-        at.events = at.events.without_new_events(&self.nats).await?.ok_or(Trouble::Superseded)?;
+        at.events = at
+            .events
+            .without_new_events(&self.nats)
+            .await?
+            .ok_or(Trouble::Superseded)?;
         Ok(())
     }
 
     /// All of them with one flush, or none, where one is known: false then.
     async fn batch(&mut self, events: &[Outgoing]) -> Result<bool, Trouble> {
-        let Some((last, before)) = events.split_last() else { return Ok(true) };
+        let Some((last, before)) = events.split_last() else {
+            return Ok(true);
+        };
         let client = self.nats.client().clone();
-        let id = client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned();
+        let id = client
+            .new_inbox()
+            .rsplit('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let mut expected = Some(self.last()?);
         let mut headers = |event: &Outgoing, sequence: usize| {
             let mut headers = event.headers.clone();
@@ -213,8 +242,13 @@ impl Publisher {
             headers
         };
         for (index, event) in before.iter().enumerate() {
-            let sent = client.publish_with_headers(event.subject.clone(), headers(event, index + 1), event.payload.clone());
-            sent.await.map_err(|error| Trouble::Publish(error.to_string()))?;
+            let sent = client.publish_with_headers(
+                event.subject.clone(),
+                headers(event, index + 1),
+                event.payload.clone(),
+            );
+            sent.await
+                .map_err(|error| Trouble::Publish(error.to_string()))?;
         }
         let mut commit = headers(last, events.len());
         commit.insert(BATCH_COMMIT, HeaderValue::from(1));
@@ -223,15 +257,27 @@ impl Publisher {
             return Ok(false);
         }
         if ack.count != events.len() {
-            return Err(Trouble::Publish(format!("a batch of {} was acknowledged as {}", events.len(), ack.count)));
+            return Err(Trouble::Publish(format!(
+                "a batch of {} was acknowledged as {}",
+                events.len(),
+                ack.count
+            )));
         }
         self.moved(ack.seq.get());
         Ok(true)
     }
 
     async fn ask(&self, event: &Outgoing, headers: HeaderMap) -> Result<PublishAck, Trouble> {
-        let request = Request::new().headers(headers).payload(event.payload.clone()).timeout(Some(ACK_TIMEOUT));
-        match self.nats.client().send_request(event.subject.clone(), request).await {
+        let request = Request::new()
+            .headers(headers)
+            .payload(event.payload.clone())
+            .timeout(Some(ACK_TIMEOUT));
+        match self
+            .nats
+            .client()
+            .send_request(event.subject.clone(), request)
+            .await
+        {
             Ok(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(no_stream()),
             Ok(reply) => read(&reply.payload),
             Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(no_stream()),
@@ -241,7 +287,10 @@ impl Publisher {
 
     /// The stream's last sequence, as far as we know.
     fn last(&self) -> Result<HeaderValue, Trouble> {
-        self.at.as_ref().map(|at| HeaderValue::from(at.events.last)).ok_or(Trouble::Superseded)
+        self.at
+            .as_ref()
+            .map(|at| HeaderValue::from(at.events.last))
+            .ok_or(Trouble::Superseded)
     }
 
     fn moved(&mut self, last: u64) {
@@ -257,12 +306,26 @@ fn no_stream() -> Trouble {
 
 /// Reads JetStream's answer; a batch with a known event reads as a duplicate.
 fn read(payload: &[u8]) -> Result<PublishAck, Trouble> {
-    let mut ack: PublishAck = serde_json::from_slice(payload).map_err(|_| Trouble::Publish("what answers is not JetStream".to_owned()))?;
+    let mut ack: PublishAck = serde_json::from_slice(payload)
+        .map_err(|_| Trouble::Publish("what answers is not JetStream".to_owned()))?;
     match ack.error.take() {
         None if ack.stream == EVENTS_STREAM => Ok(ack),
-        None => Err(Trouble::Publish(format!("stream {} took an event", ack.stream))),
-        Some(error) if error.err_code == code::KNOWN_EVENT => Ok(PublishAck { duplicate: true, ..ack }),
-        Some(error) if code::WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Trouble::Superseded),
-        Some(PublishError { err_code, description }) => Err(Trouble::Publish(format!("JetStream says: {description} ({err_code})"))),
+        None => Err(Trouble::Publish(format!(
+            "stream {} took an event",
+            ack.stream
+        ))),
+        Some(error) if error.err_code == code::KNOWN_EVENT => Ok(PublishAck {
+            duplicate: true,
+            ..ack
+        }),
+        Some(error) if code::WRONG_LAST_SEQUENCE.contains(&error.err_code) => {
+            Err(Trouble::Superseded)
+        }
+        Some(PublishError {
+            err_code,
+            description,
+        }) => Err(Trouble::Publish(format!(
+            "JetStream says: {description} ({err_code})"
+        ))),
     }
 }

@@ -92,7 +92,10 @@ pub enum Next {
 
 impl Next {
     const fn after_nothing(self) -> Round {
-        Round { published: 0, next: self }
+        Round {
+            published: 0,
+            next: self,
+        }
     }
 }
 
@@ -108,24 +111,38 @@ pub async fn round(ctx: &Ctx, publisher: &mut Publisher) -> Result<Round, Troubl
     // Before the outbox is read: everything up to here was committed before, so what the outbox shows is all there is.
     let floor = ctx.log().floor_now().await?;
     let mut outcome = Ok(Next::Elsewhere.after_nothing());
-    let ended = ctx.database().run_once(ROUND_LIMIT, async |connection: &mut PgConnection| {
-        let mut transaction = connection.begin().await?;
-        let mine: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(LOCK).fetch_one(&mut *transaction).await?;
-        if mine {
-            outcome = relay(&mut transaction, publisher, floor).await;
-        }
-        // What failed may be the session, such as one to a former primary: it is closed, which rolls back, and not used again.
-        if outcome.is_ok() { transaction.commit().await } else { Err(sqlx::Error::WorkerCrashed) }
-    });
+    let ended = ctx
+        .database()
+        .run_once(ROUND_LIMIT, async |connection: &mut PgConnection| {
+            let mut transaction = connection.begin().await?;
+            let mine: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)")
+                .bind(LOCK)
+                .fetch_one(&mut *transaction)
+                .await?;
+            if mine {
+                outcome = relay(&mut transaction, publisher, floor).await;
+            }
+            // What failed may be the session, such as one to a former primary: it is closed, which rolls back, and not used again.
+            if outcome.is_ok() {
+                transaction.commit().await
+            } else {
+                Err(sqlx::Error::WorkerCrashed)
+            }
+        });
     let ended = ended.await;
     let outcome = outcome?;
     ended?;
     Ok(outcome)
 }
 
-async fn relay(connection: &mut PgConnection, publisher: &mut Publisher, floor: Seq) -> Result<Round, Trouble> {
+async fn relay(
+    connection: &mut PgConnection,
+    publisher: &mut Publisher,
+    floor: Seq,
+) -> Result<Round, Trouble> {
     type Standing = (i64, Option<i64>, Option<i64>);
-    let (relayed, message, receipt): Standing = sqlx::query_as(STANDING).fetch_one(&mut *connection).await?;
+    let (relayed, message, receipt): Standing =
+        sqlx::query_as(STANDING).fetch_one(&mut *connection).await?;
     if message.is_none() && receipt.is_none() {
         return Ok(Next::Idle.after_nothing());
     }
@@ -140,11 +157,20 @@ async fn relay(connection: &mut PgConnection, publisher: &mut Publisher, floor: 
         false => (Next::Waiting.after_nothing(), Some(floor)),
     };
     let receipts = match through {
-        Some(through) if due(receipt) => receipts::relay(connection, publisher, watermark.max(through), through).await?,
+        Some(through) if due(receipt) => {
+            receipts::relay(connection, publisher, watermark.max(through), through).await?
+        }
         Some(_) | None => 0,
     };
-    let next = if receipts > 0 { Next::Again } else { messages.next };
-    Ok(Round { published: messages.published + receipts, next })
+    let next = if receipts > 0 {
+        Next::Again
+    } else {
+        messages.next
+    };
+    Ok(Round {
+        published: messages.published + receipts,
+        next,
+    })
 }
 
 /// Tells the next events of messages and changes; up to where all of them are told then, where this round has found out.
@@ -169,58 +195,125 @@ async fn relay_messages(
     let pending = pending(connection, watermark, through).await?;
     let Some((last, _)) = pending.last_key_value() else {
         // What is taken begins below the floor and goes on above it.
-        let next = if swept > 0 { Next::Again } else { Next::Waiting };
+        let next = if swept > 0 {
+            Next::Again
+        } else {
+            Next::Waiting
+        };
         return Ok((next.after_nothing(), Some(through)));
     };
     let last = Seq::from_i64(*last);
     let outgoing = events(connection, &pending).await?;
     publisher.publish(&outgoing).await?;
-    sqlx::query(NOTE).bind(last.as_i64()).execute(&mut *connection).await?;
+    sqlx::query(NOTE)
+        .bind(last.as_i64())
+        .execute(&mut *connection)
+        .await?;
     sweep(connection, last).await?;
     publisher.reached(last);
-    Ok((Round { published: outgoing.len() as u64, next: Next::Again }, Some(through)))
+    Ok((
+        Round {
+            published: outgoing.len() as u64,
+            next: Next::Again,
+        },
+        Some(through),
+    ))
 }
 
 /// Deletes rows of which everything is told; how many.
 async fn sweep(connection: &mut PgConnection, watermark: Seq) -> Result<u64, sqlx::Error> {
-    Ok(sqlx::query(SWEPT).bind(watermark.as_i64()).bind(SWEEP).execute(connection).await?.rows_affected())
+    Ok(sqlx::query(SWEPT)
+        .bind(watermark.as_i64())
+        .bind(SWEEP)
+        .execute(connection)
+        .await?
+        .rows_affected())
 }
 
 /// What the outbox holds above `after`, up to `through`.
-async fn pending(connection: &mut PgConnection, after: Seq, through: Seq) -> Result<Pending, sqlx::Error> {
+async fn pending(
+    connection: &mut PgConnection,
+    after: Seq,
+    through: Seq,
+) -> Result<Pending, sqlx::Error> {
     type Row = (Vec<i64>, Vec<i64>, Vec<String>, OffsetDateTime);
-    let rows: Vec<Row> = sqlx::query_as(TAKEN).bind(through.as_i64()).bind(after.as_i64()).fetch_all(connection).await?;
+    let rows: Vec<Row> = sqlx::query_as(TAKEN)
+        .bind(through.as_i64())
+        .bind(after.as_i64())
+        .fetch_all(connection)
+        .await?;
     let mut pending = Pending::new();
     for (seqs, traced, traceparents, created_at) in rows {
         let mut traces: HashMap<i64, String> = traced.into_iter().zip(traceparents).collect();
-        let due = seqs.into_iter().filter(|seq| *seq > after.as_i64() && *seq <= through.as_i64());
+        let due = seqs
+            .into_iter()
+            .filter(|seq| *seq > after.as_i64() && *seq <= through.as_i64());
         pending.extend(due.map(|seq| (seq, (created_at, traces.remove(&seq)))));
     }
     Ok(pending)
 }
 
 /// The events, in the order of the log.
-async fn events(connection: &mut PgConnection, pending: &Pending) -> Result<Vec<Outgoing>, Trouble> {
+async fn events(
+    connection: &mut PgConnection,
+    pending: &Pending,
+) -> Result<Vec<Outgoing>, Trouble> {
     type Message = (i64, String, String, String, Option<String>, OffsetDateTime);
     type Change = (i64, i64, String, String, String, String, String);
     let seqs: Vec<i64> = pending.keys().copied().collect();
-    let messages: Vec<Message> = sqlx::query_as(MESSAGES).bind(&seqs).fetch_all(&mut *connection).await?;
-    let changes: Vec<Change> = sqlx::query_as(CHANGES).bind(&seqs).fetch_all(&mut *connection).await?;
-    let stored = messages.into_iter().map(|(seq, id, room, user, to, sent_at)| {
-        Event::Stored(StoredEvent { seq: Seq::from_i64(seq), id, room, user, to, timestamp: unix_ms(sent_at) })
-    });
-    let deleted = changes.into_iter().filter_map(|(seq, target, id, room, user, mode, by)| {
-        let (seq, target, mode) = (Seq::from_i64(seq), Seq::from_i64(target), Mode::parse(&mode)?);
-        Some(Event::Deleted(DeletedEvent { seq, target, id, room, user, mode, by }))
-    });
+    let messages: Vec<Message> = sqlx::query_as(MESSAGES)
+        .bind(&seqs)
+        .fetch_all(&mut *connection)
+        .await?;
+    let changes: Vec<Change> = sqlx::query_as(CHANGES)
+        .bind(&seqs)
+        .fetch_all(&mut *connection)
+        .await?;
+    let stored = messages
+        .into_iter()
+        .map(|(seq, id, room, user, to, sent_at)| {
+            Event::Stored(StoredEvent {
+                seq: Seq::from_i64(seq),
+                id,
+                room,
+                user,
+                to,
+                timestamp: unix_ms(sent_at),
+            })
+        });
+    let deleted = changes
+        .into_iter()
+        .filter_map(|(seq, target, id, room, user, mode, by)| {
+            let (seq, target, mode) = (
+                Seq::from_i64(seq),
+                Seq::from_i64(target),
+                Mode::parse(&mode)?,
+            );
+            Some(Event::Deleted(DeletedEvent {
+                seq,
+                target,
+                id,
+                room,
+                user,
+                mode,
+                by,
+            }))
+        });
     let mut events: Vec<Event> = stored.chain(deleted).collect();
     events.sort_unstable_by_key(Event::seq);
-    events.iter().map(|event| outgoing(event, pending)).collect()
+    events
+        .iter()
+        .map(|event| outgoing(event, pending))
+        .collect()
 }
 
 fn outgoing(event: &Event, pending: &Pending) -> Result<Outgoing, Trouble> {
-    let (created_at, traceparent) = pending.get(&event.seq().as_i64()).map_or((OffsetDateTime::UNIX_EPOCH, None), Clone::clone);
-    let time = created_at.format(&Rfc3339).map_err(|error| Trouble::Publish(error.to_string()))?;
+    let (created_at, traceparent) = pending
+        .get(&event.seq().as_i64())
+        .map_or((OffsetDateTime::UNIX_EPOCH, None), Clone::clone);
+    let time = created_at
+        .format(&Rfc3339)
+        .map_err(|error| Trouble::Publish(error.to_string()))?;
     Outgoing::new(event, &time, traceparent.as_deref())
 }
 

@@ -82,8 +82,17 @@ pub struct Appender {
 
 impl Appender {
     pub fn new(client: Client) -> Appender {
-        let name = client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned();
-        Appender { client, name, batches: AtomicU64::new(0) }
+        let name = client
+            .new_inbox()
+            .rsplit('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        Appender {
+            client,
+            name,
+            batches: AtomicU64::new(0),
+        }
     }
 
     /// Appends one message by itself.
@@ -91,8 +100,18 @@ impl Appender {
     /// # Errors
     /// [`Trouble`]; the log may have taken it when that is [`Trouble::Passing`].
     pub async fn one(&self, message: &Outgoing, until: Instant) -> Result<Appended, Trouble> {
-        let ack = self.ask(message, message.headers.clone(), message.payload.clone(), until).await?;
-        Ok(Appended { seq: ack.seq, known: ack.duplicate })
+        let ack = self
+            .ask(
+                message,
+                message.headers.clone(),
+                message.payload.clone(),
+                until,
+            )
+            .await?;
+        Ok(Appended {
+            seq: ack.seq,
+            known: ack.duplicate,
+        })
     }
 
     /// Where the log has this message's id, as long as it remembers; stores nothing.
@@ -114,8 +133,14 @@ impl Appender {
     /// # Errors
     /// [`Trouble`]; the log may have taken all of them when that is [`Trouble::Passing`].
     pub async fn batch(&self, messages: &[&Outgoing], until: Instant) -> Result<Seq, Trouble> {
-        let Some((last, before)) = messages.split_last() else { return Err(Trouble::Passing("nothing to append".to_owned())) };
-        let id = value(format!("{}-{}", self.name, self.batches.fetch_add(1, Ordering::Relaxed)));
+        let Some((last, before)) = messages.split_last() else {
+            return Err(Trouble::Passing("nothing to append".to_owned()));
+        };
+        let id = value(format!(
+            "{}-{}",
+            self.name,
+            self.batches.fetch_add(1, Ordering::Relaxed)
+        ));
         let headers = |message: &Outgoing, sequence: usize| {
             let mut headers = message.headers.clone();
             headers.insert(BATCH_ID, id.clone());
@@ -123,23 +148,53 @@ impl Appender {
             headers
         };
         for (index, message) in before.iter().enumerate() {
-            let sent = self.client.publish_with_headers(message.subject.clone(), headers(message, index + 1), message.payload.clone());
-            sent.await.map_err(|error| Trouble::Passing(error.to_string()))?;
+            let sent = self.client.publish_with_headers(
+                message.subject.clone(),
+                headers(message, index + 1),
+                message.payload.clone(),
+            );
+            sent.await
+                .map_err(|error| Trouble::Passing(error.to_string()))?;
         }
         let mut commit = headers(last, messages.len());
         commit.insert(BATCH_COMMIT, value(1));
-        let ack = self.ask(last, commit, last.payload.clone(), until.min(Instant::now() + BATCH_TIMEOUT)).await?;
-        let first = (ack.seq.get() + 1).checked_sub(messages.len() as u64).and_then(Seq::new);
+        let ack = self
+            .ask(
+                last,
+                commit,
+                last.payload.clone(),
+                until.min(Instant::now() + BATCH_TIMEOUT),
+            )
+            .await?;
+        let first = (ack.seq.get() + 1)
+            .checked_sub(messages.len() as u64)
+            .and_then(Seq::new);
         match first {
             Some(first) if ack.count == messages.len() => Ok(first),
-            _ => Err(Trouble::Passing(format!("a batch of {} was acknowledged as {}", messages.len(), ack.count))),
+            _ => Err(Trouble::Passing(format!(
+                "a batch of {} was acknowledged as {}",
+                messages.len(),
+                ack.count
+            ))),
         }
     }
 
-    async fn ask(&self, message: &Outgoing, headers: async_nats::HeaderMap, payload: Bytes, until: Instant) -> Result<PublishAck, Trouble> {
+    async fn ask(
+        &self,
+        message: &Outgoing,
+        headers: async_nats::HeaderMap,
+        payload: Bytes,
+        until: Instant,
+    ) -> Result<PublishAck, Trouble> {
         let time = until.saturating_duration_since(Instant::now());
-        let request = Request::new().headers(headers).payload(payload).timeout(Some(time));
-        let reply = self.client.send_request(message.subject.clone(), request).await;
+        let request = Request::new()
+            .headers(headers)
+            .payload(payload)
+            .timeout(Some(time));
+        let reply = self
+            .client
+            .send_request(message.subject.clone(), request)
+            .await;
         let reply = match reply {
             Ok(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => return Err(no_stream()),
             Ok(reply) => reply,
@@ -151,30 +206,50 @@ impl Appender {
 }
 
 fn no_stream() -> Trouble {
-    let reason = "the log is not there: JetStream is away, or being set up; nothing was stored, try again";
+    let reason =
+        "the log is not there: JetStream is away, or being set up; nothing was stored, try again";
     Trouble::Final(Error::new(Code::Unavailable, reason))
 }
 
 /// Reads JetStream's answer; one that refuses what was only asked for is no trouble.
 fn read(payload: &[u8]) -> Result<PublishAck, Trouble> {
-    let ack: PublishAck = serde_json::from_slice(payload)
-        .map_err(|_| Trouble::Final(Error::internal("what answers is not JetStream: another service listens on the log's subjects")))?;
+    let ack: PublishAck = serde_json::from_slice(payload).map_err(|_| {
+        Trouble::Final(Error::internal(
+            "what answers is not JetStream: another service listens on the log's subjects",
+        ))
+    })?;
     match &ack.error {
         None if ack.stream == STREAM => Ok(ack),
-        None => Err(Trouble::Final(Error::internal(format!("stream {} took a message of the log", ack.stream)))),
-        Some(PublishError { err_code: code::NOT_EXPECTED, .. }) => Ok(ack),
-        Some(PublishError { err_code: code::KNOWN_MESSAGE, .. }) => Err(Trouble::Known),
-        Some(PublishError { err_code, description }) => Err(refused(*err_code, description)),
+        None => Err(Trouble::Final(Error::internal(format!(
+            "stream {} took a message of the log",
+            ack.stream
+        )))),
+        Some(PublishError {
+            err_code: code::NOT_EXPECTED,
+            ..
+        }) => Ok(ack),
+        Some(PublishError {
+            err_code: code::KNOWN_MESSAGE,
+            ..
+        }) => Err(Trouble::Known),
+        Some(PublishError {
+            err_code,
+            description,
+        }) => Err(refused(*err_code, description)),
     }
 }
 
 fn refused(err_code: u64, description: &str) -> Trouble {
     let detail = format!("JetStream says: {description} ({err_code})");
     if code::FULL.contains(&err_code) {
-        let reason = "the log is full; nothing was stored, try again when the operator has made room";
+        let reason =
+            "the log is full; nothing was stored, try again when the operator has made room";
         Trouble::Final(Error::new(Code::Unavailable, reason).with_detail(detail))
     } else if err_code == code::TOO_LARGE {
-        Trouble::Final(Error::new(Code::TooLarge, "this message is larger than the log takes").with_detail(detail))
+        Trouble::Final(
+            Error::new(Code::TooLarge, "this message is larger than the log takes")
+                .with_detail(detail),
+        )
     } else if code::PASSING.contains(&err_code) {
         Trouble::Passing(detail)
     } else {

@@ -75,12 +75,28 @@ impl Committer {
     ///
     /// Fewer than `min_batch` go one by one, side by side.
     pub fn start(ctx: Ctx, min_batch: usize) -> Committer {
-        let ((given, to_look_up), (ready, to_append)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let (appender, known) = (Appender::new(ctx.nats().client().clone()), Known::new(ctx.clone()));
-        let line = Arc::new(Line { appender, known, ctx, min_batch, sequencer: Sequencer::new(&ready) });
-        line.ctx.spawn_essential("looks ids up", line.clone().look_up(to_look_up));
-        line.ctx.spawn_essential("appends messages", line.clone().append_all(to_append));
-        Committer { line, given, _ready: ready }
+        let ((given, to_look_up), (ready, to_append)) =
+            (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (appender, known) = (
+            Appender::new(ctx.nats().client().clone()),
+            Known::new(ctx.clone()),
+        );
+        let line = Arc::new(Line {
+            appender,
+            known,
+            ctx,
+            min_batch,
+            sequencer: Sequencer::new(&ready),
+        });
+        line.ctx
+            .spawn_essential("looks ids up", line.clone().look_up(to_look_up));
+        line.ctx
+            .spawn_essential("appends messages", line.clone().append_all(to_append));
+        Committer {
+            line,
+            given,
+            _ready: ready,
+        }
     }
 
     /// Appends `message`; when `until` is over, with an error.
@@ -99,20 +115,33 @@ impl Committer {
         let slot = sequencer.enter(key);
         let (answer, answered) = oneshot::channel();
         let given = message.given;
-        let waiting = Waiting { message, until, span: Span::current(), answer, slot };
+        let waiting = Waiting {
+            message,
+            until,
+            span: Span::current(),
+            answer,
+            slot,
+        };
         // Never more than MAX_CONCURRENT_REQUESTS of them wait, here or there.
         if given {
-            self.given.send(waiting).map_err(|_| Error::internal("the task that looks ids up is gone"))?;
+            self.given
+                .send(waiting)
+                .map_err(|_| Error::internal("the task that looks ids up is gone"))?;
         } else {
             sequencer.ready(waiting);
         }
-        answered.await.map_err(|_| Error::internal("the task that appends ended badly"))?
+        answered
+            .await
+            .map_err(|_| Error::internal("the task that appends ended badly"))?
     }
 
     /// Whether a message that came now would go at once.
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
-        self.line.sequencer.enter_alone(&"nobody nowhere".into()).is_some()
+        self.line
+            .sequencer
+            .enter_alone(&"nobody nowhere".into())
+            .is_some()
     }
 }
 
@@ -213,11 +242,18 @@ impl Line {
             let line = self.clone();
             tokio::spawn(async move {
                 // It shows in the trace of the first.
-                let span = batch.first().map_or_else(Span::none, |first| first.span.clone());
+                let span = batch
+                    .first()
+                    .map_or_else(Span::none, |first| first.span.clone());
                 let known = line.pass_on_new(in_time(batch)).instrument(span).await;
                 drop(permit);
                 // Reading what stands there may take long; nobody else waits for it.
-                futures::future::join_all(known.into_iter().map(|(waiting, stored)| line.settle_waiting(waiting, stored))).await;
+                futures::future::join_all(
+                    known
+                        .into_iter()
+                        .map(|(waiting, stored)| line.settle_waiting(waiting, stored)),
+                )
+                .await;
             });
         }
     }
@@ -227,7 +263,11 @@ impl Line {
         let mut ready = Ready { queues, left: None };
         let mut expected = 0;
         while let Some(batch) = ready.gather(&self.sequencer, expected).await {
-            expected = if batch.len() < self.min_batch { 0 } else { batch.len() * 3 / 4 };
+            expected = if batch.len() < self.min_batch {
+                0
+            } else {
+                batch.len() * 3 / 4
+            };
             self.sequencer.expect(expected);
             // A task of its own, so that a panic costs this batch only: its senders hear of it.
             let appending = tokio::spawn(self.clone().append(in_time(batch)));
@@ -243,7 +283,9 @@ impl Line {
         }
         // One by one each learns what is wrong with it alone. What the batch stored after all is answered as known.
         batch.extend(repeated);
-        let runs = by_queue(batch).into_iter().map(|run| self.clone().append_run(run));
+        let runs = by_queue(batch)
+            .into_iter()
+            .map(|run| self.clone().append_run(run));
         futures::future::join_all(runs).await;
     }
 
@@ -255,7 +297,10 @@ impl Line {
             *count += 1;
             *count
         });
-        batch.len() >= self.min_batch || longest.max().is_some_and(|run| run > 1 && run * SEQUENTIAL_COST >= self.min_batch)
+        batch.len() >= self.min_batch
+            || longest
+                .max()
+                .is_some_and(|run| run > 1 && run * SEQUENTIAL_COST >= self.min_batch)
     }
 
     /// Appends all or nothing; returns those that are not answered.
@@ -267,7 +312,9 @@ impl Line {
                 if !self.is_worth_a_batch(&unknown) {
                     return unknown;
                 }
-                self.try_batch(unknown).await.map_or_else(|(batch, _)| batch, |()| Vec::new())
+                self.try_batch(unknown)
+                    .await
+                    .map_or_else(|(batch, _)| batch, |()| Vec::new())
             }
             Err((batch, _)) => batch,
             Ok(()) => Vec::new(),
@@ -278,7 +325,12 @@ impl Line {
     /// they go on by themselves, and whoever waits for this does not wait for them.
     async fn append_run(self: Arc<Self>, mut run: VecDeque<Waiting>) {
         while let Some(waiting) = run.pop_front() {
-            match self.try_one(&waiting.message, waiting.until, || !waiting.answer.is_closed()).await {
+            match self
+                .try_one(&waiting.message, waiting.until, || {
+                    !waiting.answer.is_closed()
+                })
+                .await
+            {
                 Some(sent) => waiting.answer(sent),
                 None => {
                     run.push_front(waiting);
@@ -292,7 +344,11 @@ impl Line {
     async fn retry_run(self: Arc<Self>, run: VecDeque<Waiting>) {
         tokio::time::sleep(RETRY_PAUSE).await;
         for waiting in run {
-            let sent = self.one(&waiting.message, waiting.until, || !waiting.answer.is_closed()).await;
+            let sent = self
+                .one(&waiting.message, waiting.until, || {
+                    !waiting.answer.is_closed()
+                })
+                .await;
             waiting.answer(sent);
         }
     }
@@ -324,7 +380,9 @@ impl Line {
     /// does not may be an older one, and is refused rather than appended twice.
     async fn without_index(&self, mut batch: Vec<Waiting>, error: &Error) {
         if let Some(secret) = self.known.secret() {
-            batch.iter_mut().for_each(|waiting| waiting.message.named_by(&secret));
+            batch
+                .iter_mut()
+                .for_each(|waiting| waiting.message.named_by(&secret));
             batch = self.settle_remembered(batch).await;
         }
         for waiting in batch {
@@ -334,9 +392,14 @@ impl Line {
 
     /// Answers those whose id JetStream remembers; returns the others.
     async fn settle_remembered(&self, batch: Vec<Waiting>) -> Vec<Waiting> {
-        let ask = async |waiting: Waiting| match self.appender.known(&waiting.message, waiting.until).await {
+        let ask = async |waiting: Waiting| match self
+            .appender
+            .known(&waiting.message, waiting.until)
+            .await
+        {
             Ok(Some(seq)) => {
-                self.settle_waiting(waiting, Stored { seq, content: None }).await;
+                self.settle_waiting(waiting, Stored { seq, content: None })
+                    .await;
                 None
             }
             Ok(None) => Some(waiting),
@@ -345,19 +408,30 @@ impl Line {
                 None
             }
         };
-        futures::future::join_all(batch.into_iter().map(ask)).await.into_iter().flatten().collect()
+        futures::future::join_all(batch.into_iter().map(ask))
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// One attempt to append all or nothing; returns them when that was not possible.
     async fn try_batch(&self, batch: Vec<Waiting>) -> Result<(), (Vec<Waiting>, Trouble)> {
         // Of the one that has longest: one whose time is nearly over must not end the attempt for all.
-        let until = batch.iter().map(|waiting| waiting.until).max().unwrap_or_else(Instant::now);
+        let until = batch
+            .iter()
+            .map(|waiting| waiting.until)
+            .max()
+            .unwrap_or_else(Instant::now);
         let messages: Vec<&Outgoing> = batch.iter().map(|waiting| &waiting.message).collect();
         match self.appender.batch(&messages, until).await {
             Ok(first) => {
                 let mut seq = first;
                 for waiting in batch {
-                    waiting.answer(Ok(Sent { seq, duplicate: false }));
+                    waiting.answer(Ok(Sent {
+                        seq,
+                        duplicate: false,
+                    }));
                     seq = seq.next();
                 }
                 Ok(())
@@ -370,7 +444,12 @@ impl Line {
     }
 
     /// Appends one message, as often as its time allows and somebody is `wanted` to hear of it.
-    async fn one(&self, message: &Outgoing, until: Instant, wanted: impl Fn() -> bool) -> Result<Sent> {
+    async fn one(
+        &self,
+        message: &Outgoing,
+        until: Instant,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Sent> {
         loop {
             if let Some(sent) = self.try_one(message, until, &wanted).await {
                 return sent;
@@ -380,10 +459,20 @@ impl Line {
     }
 
     /// One attempt to append one message; `None` when another one is worth its while.
-    async fn try_one(&self, message: &Outgoing, until: Instant, wanted: impl Fn() -> bool) -> Option<Result<Sent>> {
+    async fn try_one(
+        &self,
+        message: &Outgoing,
+        until: Instant,
+        wanted: impl Fn() -> bool,
+    ) -> Option<Result<Sent>> {
         match self.appender.one(message, until).await {
-            Ok(Appended { seq, known: false }) => Some(Ok(Sent { seq, duplicate: false })),
-            Ok(Appended { seq, known: true }) => Some(self.settle(message, Stored { seq, content: None }).await),
+            Ok(Appended { seq, known: false }) => Some(Ok(Sent {
+                seq,
+                duplicate: false,
+            })),
+            Ok(Appended { seq, known: true }) => {
+                Some(self.settle(message, Stored { seq, content: None }).await)
+            }
             Err(Trouble::Passing(_)) if Instant::now() + RETRY_PAUSE < until && wanted() => None,
             Err(trouble) => Some(Err(trouble.into_error())),
         }
@@ -399,10 +488,16 @@ impl Line {
     async fn settle(&self, message: &Outgoing, stored: Stored) -> Result<Sent> {
         if !message.given {
             // Nobody else has an id that was made here: an earlier attempt of ours was taken.
-            return Ok(Sent { seq: stored.seq, duplicate: false });
+            return Ok(Sent {
+                seq: stored.seq,
+                duplicate: false,
+            });
         }
         if self.is_same(message, &stored).await? {
-            return Ok(Sent { seq: stored.seq, duplicate: true });
+            return Ok(Sent {
+                seq: stored.seq,
+                duplicate: true,
+            });
         }
         let reason = "this id belongs to another message of yours, with another text or in another place; take a new one";
         Err(Error::new(Code::Conflict, reason))
@@ -443,7 +538,9 @@ fn split_repeated(batch: Vec<Waiting>) -> (Vec<Waiting>, Vec<Waiting>) {
 fn by_queue(batch: Vec<Waiting>) -> Vec<VecDeque<Waiting>> {
     let (mut index, mut runs) = (HashMap::new(), Vec::<VecDeque<Waiting>>::new());
     for waiting in batch {
-        let place = *index.entry(waiting.slot.key().clone()).or_insert(runs.len());
+        let place = *index
+            .entry(waiting.slot.key().clone())
+            .or_insert(runs.len());
         match runs.get_mut(place) {
             Some(run) => run.push_back(waiting),
             None => runs.push(VecDeque::from([waiting])),
@@ -455,10 +552,15 @@ fn by_queue(batch: Vec<Waiting>) -> Vec<VecDeque<Waiting>> {
 /// Those whose sender still waits; the time of the others is answered as over.
 fn in_time(batch: Vec<Waiting>) -> Vec<Waiting> {
     let now = Instant::now();
-    let (live, late): (Vec<_>, Vec<_>) =
-        batch.into_iter().filter(|waiting| !waiting.answer.is_closed()).partition(|waiting| waiting.until > now);
+    let (live, late): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .filter(|waiting| !waiting.answer.is_closed())
+        .partition(|waiting| waiting.until > now);
     for waiting in late {
-        waiting.answer(Err(Error::new(Code::Unavailable, "there was no time left to append this; it was not stored, try again")));
+        waiting.answer(Err(Error::new(
+            Code::Unavailable,
+            "there was no time left to append this; it was not stored, try again",
+        )));
     }
     live
 }
@@ -466,8 +568,18 @@ fn in_time(batch: Vec<Waiting>) -> Vec<Waiting> {
 /// A message of no importance in this slot, for tests.
 #[cfg(test)]
 pub fn waiting(slot: Slot) -> Waiting {
-    let draft = wire::Draft { text: "x".to_owned(), id: None, timestamp: None };
+    let draft = wire::Draft {
+        text: "x".to_owned(),
+        id: None,
+        timestamp: None,
+    };
     let user = wire::User::parse("ann").unwrap_or_else(|refusal| unreachable!("{refusal:?}"));
     let message = Outgoing::new(user, "subject".to_owned(), "room".to_owned(), draft, 0);
-    Waiting { message, until: Instant::now(), span: Span::none(), answer: oneshot::channel().0, slot }
+    Waiting {
+        message,
+        until: Instant::now(),
+        span: Span::none(),
+        answer: oneshot::channel().0,
+        slot,
+    }
 }

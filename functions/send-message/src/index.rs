@@ -100,8 +100,17 @@ struct Standing {
 
 impl Index {
     pub fn new(ctx: Ctx) -> Index {
-        let state = State { secret: None, secret_since: Instant::now(), witness: Seq::ZERO, gap: None, generation: 0 };
-        Index { ctx, state: Mutex::new(state) }
+        let state = State {
+            secret: None,
+            secret_since: Instant::now(),
+            witness: Seq::ZERO,
+            gap: None,
+            generation: 0,
+        };
+        Index {
+            ctx,
+            state: Mutex::new(state),
+        }
     }
 
     /// The secret of the database that was looked into last; `None` before the first look.
@@ -125,7 +134,9 @@ impl Index {
                 state.gap.map_or(state.witness, |gap| gap.witness)
             };
             let (standing, found) = self.ask(keys, witness).await?;
-            let Some(secret) = standing.secret.clone() else { continue };
+            let Some(secret) = standing.secret.clone() else {
+                continue;
+            };
             if !standing.witnessed && self.lock().gap.is_none() {
                 let floor = self.ctx.log().floor_now().await?;
                 self.lost(&standing, witness, floor);
@@ -144,14 +155,23 @@ impl Index {
                 Some(_) => {}
                 None => state.witness = state.witness.max(standing.top),
             }
-            return Ok(Looked { found, secret, top: standing.top, generation: state.generation });
+            return Ok(Looked {
+                found,
+                secret,
+                top: standing.top,
+                generation: state.generation,
+            });
         }
         Err(Error::internal("table send_secret does not keep its row"))
     }
 
     /// The log was stored up to `floor`, and the database has nothing above `top`, although the log still has `first`.
     pub fn missing(&self, top: Seq, first: Seq, floor: Seq) {
-        self.open(Gap { after: top, through: floor, witness: first });
+        self.open(Gap {
+            after: top,
+            through: floor,
+            witness: first,
+        });
     }
 
     /// What was missing is to be stored again: the ack floor says so, and from now on it is right.
@@ -174,8 +194,16 @@ impl Index {
     }
 
     fn lost(&self, standing: &Standing, witness: Seq, floor: Seq) {
-        let after = standing.below.min(standing.top).get().saturating_sub(UNORDERED);
-        self.open(Gap { after: Seq::new(after).unwrap_or(Seq::ZERO), through: witness.max(floor), witness });
+        let after = standing
+            .below
+            .min(standing.top)
+            .get()
+            .saturating_sub(UNORDERED);
+        self.open(Gap {
+            after: Seq::new(after).unwrap_or(Seq::ZERO),
+            through: witness.max(floor),
+            witness,
+        });
     }
 
     fn open(&self, gap: Gap) {
@@ -193,7 +221,13 @@ impl Index {
 
     async fn ask(&self, keys: &[Key], witness: Seq) -> Result<(Standing, HashMap<Key, Stored>)> {
         const AWAY: &str = "the database is away, so nobody can tell whether this id is new: try again, or send without an id";
-        let looked = self.ctx.database().run_if_there(DEADLINE, async |connection| select(connection, keys, witness).await).await?;
+        let looked = self
+            .ctx
+            .database()
+            .run_if_there(DEADLINE, async |connection| {
+                select(connection, keys, witness).await
+            })
+            .await?;
         looked.ok_or_else(|| Error::new(Code::Unavailable, AWAY))
     }
 
@@ -202,9 +236,19 @@ impl Index {
     }
 }
 
-async fn select(connection: &mut PgConnection, keys: &[Key], witness: Seq) -> Result<(Standing, HashMap<Key, Stored>), sqlx::Error> {
-    let (senders, ids): (Vec<&str>, Vec<&str>) = keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-    let query = sqlx::query(LOOK).bind(senders).bind(ids).bind(witness.as_i64());
+async fn select(
+    connection: &mut PgConnection,
+    keys: &[Key],
+    witness: Seq,
+) -> Result<(Standing, HashMap<Key, Stored>), sqlx::Error> {
+    let (senders, ids): (Vec<&str>, Vec<&str>) = keys
+        .iter()
+        .map(|(sender, id)| (sender.as_str(), id.as_str()))
+        .unzip();
+    let query = sqlx::query(LOOK)
+        .bind(senders)
+        .bind(ids)
+        .bind(witness.as_i64());
     let rows = query_span("select", "messages", query.fetch_all(&mut *connection)).await?;
     let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     let secret: Option<Vec<u8>> = first.try_get("secret")?;
@@ -217,16 +261,28 @@ async fn select(connection: &mut PgConnection, keys: &[Key], witness: Seq) -> Re
         below: Seq::from_i64(first.try_get("below")?),
         witnessed: first.try_get("witnessed")?,
     };
-    let found = rows.iter().map(stored).filter_map(Result::transpose).collect::<Result<_, sqlx::Error>>()?;
+    let found = rows
+        .iter()
+        .map(stored)
+        .filter_map(Result::transpose)
+        .collect::<Result<_, sqlx::Error>>()?;
     Ok((standing, found))
 }
 
 /// `None` in the one row of a look-up that found nothing.
 fn stored(row: &PgRow) -> Result<Option<(Key, Stored)>, sqlx::Error> {
-    let Some(seq) = row.try_get::<Option<i64>, _>("seq")? else { return Ok(None) };
+    let Some(seq) = row.try_get::<Option<i64>, _>("seq")? else {
+        return Ok(None);
+    };
     let room: Option<String> = row.try_get("room")?;
     let text: String = row.try_get("text")?;
     let deleted: bool = row.try_get("deleted")?;
     let content = (!deleted).then_some((room.unwrap_or_default(), text));
-    Ok(Some(((row.try_get("sender")?, row.try_get("id")?), Stored { seq: Seq::from_i64(seq), content })))
+    Ok(Some((
+        (row.try_get("sender")?, row.try_get("id")?),
+        Stored {
+            seq: Seq::from_i64(seq),
+            content,
+        },
+    )))
 }

@@ -81,7 +81,12 @@ pub struct Found {
 
 impl Known {
     pub fn new(ctx: Ctx) -> Known {
-        Known { index: Index::new(ctx.clone()), ctx, stored_before: Mutex::default(), backlog: Mutex::default() }
+        Known {
+            index: Index::new(ctx.clone()),
+            ctx,
+            stored_before: Mutex::default(),
+            backlog: Mutex::default(),
+        }
     }
 
     /// Which of `keys` were used before. What JetStream's window still covers may be missing.
@@ -101,7 +106,10 @@ impl Known {
                 }
             }
         }
-        Ok(Found { ids, secret: looked.secret })
+        Ok(Found {
+            ids,
+            secret: looked.secret,
+        })
     }
 
     /// What the index has under `keys`.
@@ -131,11 +139,15 @@ impl Known {
     async fn look_at_floor(&self) -> Result<StoredBefore> {
         let (nats, log) = (self.ctx.nats(), self.ctx.log());
         let asked = Instant::now();
-        let info: Info = nats.api(jetstream::STREAM_INFO, &json!({})).await.map_err(runtime::LogError::from)?;
+        let info: Info = nats
+            .api(jetstream::STREAM_INFO, &json!({}))
+            .await
+            .map_err(runtime::LogError::from)?;
         let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
         // In this order: what was stored when the floor was is there, unless the database lost it.
         let floor = log.floor().await?;
-        self.index.is_trimmed(Seq::new(info.state.first_seq).unwrap_or(Seq::MAX));
+        self.index
+            .is_trimmed(Seq::new(info.state.first_seq).unwrap_or(Seq::MAX));
         self.index.is_replayed(floor);
         let top = self.index.look(&[]).await?.top;
         if top < floor
@@ -144,21 +156,35 @@ impl Known {
         {
             self.index.missing(top, first.message.seq, floor);
         }
-        let unstored = log.next(EVERYTHING, self.stored_through(floor).next()).await?;
+        let unstored = log
+            .next(EVERYTHING, self.stored_through(floor).next())
+            .await?;
         let age = unstored.map_or(Duration::ZERO, |first| {
             let now_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
-            Duration::from_millis(u64::try_from(now_ms.saturating_sub(first.message.received_ms)).unwrap_or(0))
+            Duration::from_millis(
+                u64::try_from(now_ms.saturating_sub(first.message.received_ms)).unwrap_or(0),
+            )
         });
         let window = Duration::from_nanos(info.config.duplicate_window);
         // Where the clock does not reach back that far: not fresh, whatever the window.
-        let (moment, window) = asked.checked_sub(age).map_or((asked, Duration::ZERO), |moment| (moment, window));
+        let (moment, window) = asked
+            .checked_sub(age)
+            .map_or((asked, Duration::ZERO), |moment| (moment, window));
         let standing = self.index.standing();
-        Ok(StoredBefore { moment, window, generation: standing.generation, secret_since: standing.secret_since })
+        Ok(StoredBefore {
+            moment,
+            window,
+            generation: standing.generation,
+            secret_since: standing.secret_since,
+        })
     }
 
     /// The ack floor, unless the database lost what it had stored.
     fn stored_through(&self, floor: Seq) -> Seq {
-        self.index.standing().gap.map_or(floor, |gap| floor.min(gap.after))
+        self.index
+            .standing()
+            .gap
+            .map_or(floor, |gap| floor.min(gap.after))
     }
 
     /// Which of `keys` stand in the log above what is stored.
@@ -169,15 +195,26 @@ impl Known {
         let (stored_through, gap) = (self.stored_through(floor), self.index.standing().gap);
         let mut backlog = self.backlog.lock().await;
         if backlog.generation != generation {
-            *backlog = Backlog { generation, ..Backlog::default() };
+            *backlog = Backlog {
+                generation,
+                ..Backlog::default()
+            };
         }
         if backlog.ids.len() >= MAX_BACKLOG {
-            backlog.ids.retain(|_, seq| *seq > floor || gap.is_some_and(|gap| *seq <= gap.through));
+            backlog
+                .ids
+                .retain(|_, seq| *seq > floor || gap.is_some_and(|gap| *seq <= gap.through));
         }
         // A request that runs out of time leaves its progress to the next.
         while backlog.ids.len() < MAX_BACKLOG {
             let from = backlog.through.max(stored_through).next();
-            let window = log.first(EVERYTHING, from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
+            let window = log
+                .first(
+                    EVERYTHING,
+                    from,
+                    Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME),
+                )
+                .await?;
             if let Some(last) = window.messages.last() {
                 backlog.through = last.seq;
             }
@@ -187,7 +224,10 @@ impl Known {
                 }
             }
             if window.complete || window.messages.is_empty() {
-                return Ok(keys.iter().filter_map(|key| Some((key.clone(), *backlog.ids.get(key)?))).collect());
+                return Ok(keys
+                    .iter()
+                    .filter_map(|key| Some((key.clone(), *backlog.ids.get(key)?)))
+                    .collect());
             }
         }
         Err(Error::new(Code::Unavailable, TOO_FAR))
@@ -197,7 +237,14 @@ impl Known {
 /// Which id a message of the log uses, and where it stands: its own, or, of a deletion, that of the message, which may be erased.
 fn names(message: &LogMessage, limits: Limits) -> Option<(Key, Seq)> {
     if Change::is_on(&message.subject) {
-        let deletion = Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok()?.deletion;
+        let deletion = Change::parse(
+            &message.subject,
+            &message.payload,
+            message.seq,
+            message.received_ms,
+        )
+        .ok()?
+        .deletion;
         return (!deletion.derived).then_some(((deletion.user, deletion.id), deletion.target));
     }
     let Incoming { user, id, seq, .. } = parse(message, limits)?;
@@ -206,7 +253,15 @@ fn names(message: &LogMessage, limits: Limits) -> Option<(Key, Seq)> {
 
 /// A message of the log as `persist-message` reads it; `None` when it becomes a dead letter.
 pub fn parse(message: &LogMessage, limits: Limits) -> Option<Incoming> {
-    Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()
+    Incoming::parse(
+        &message.subject,
+        message.message_id(),
+        &message.payload,
+        message.seq,
+        message.received_ms,
+        limits,
+    )
+    .ok()
 }
 
 impl StoredBefore {

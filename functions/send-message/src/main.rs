@@ -21,7 +21,10 @@ use rate::Rate;
 use runtime::{Ctx, Error, Failing, Fatal, Function, Reply, Request, Result, inject_trace, this};
 use serde::Deserialize;
 use tracing::Instrument;
-use wire::{Code, DM_SEND, Draft, LogSubject, Room, SEND, SendAck, SendRequest, SentStatus, User, direct_subject};
+use wire::{
+    Code, DM_SEND, Draft, LogSubject, Room, SEND, SendAck, SendRequest, SentStatus, User,
+    direct_subject,
+};
 
 /// What this function reads beyond what every function reads.
 #[derive(Debug, Deserialize)]
@@ -47,10 +50,14 @@ impl Settings {
     fn check(&self) -> Result<(), Fatal> {
         // Written so that NaN, which is in no range, is refused.
         if !(SLOWEST_RATE..=FASTEST_RATE).contains(&self.send_rate_per_second) {
-            return Err(Fatal::new(format!("configuration: SEND_RATE_PER_SECOND must be from {SLOWEST_RATE} to {FASTEST_RATE}")));
+            return Err(Fatal::new(format!(
+                "configuration: SEND_RATE_PER_SECOND must be from {SLOWEST_RATE} to {FASTEST_RATE}"
+            )));
         }
         if !(1..=LARGEST_BURST).contains(&self.send_burst) {
-            return Err(Fatal::new(format!("configuration: SEND_BURST must be from 1 to {LARGEST_BURST}")));
+            return Err(Fatal::new(format!(
+                "configuration: SEND_BURST must be from 1 to {LARGEST_BURST}"
+            )));
         }
         Ok(())
     }
@@ -82,7 +89,10 @@ fn function() -> Function<Shared> {
         let settings: Settings = ctx.vars().read()?;
         settings.check()?;
         let rate = Rate::new(settings.send_rate_per_second, settings.send_burst);
-        Ok(Shared { rate, committer: Committer::start(ctx, settings.send_min_batch.max(2)) })
+        Ok(Shared {
+            rate,
+            committer: Committer::start(ctx, settings.send_min_batch.max(2)),
+        })
     })
     .settings(
         "
@@ -94,25 +104,39 @@ fn function() -> Function<Shared> {
     .answer(DM_SEND, send_to_user)
 }
 
-async fn send_to_room(ctx: Ctx<Shared>, request: Request<SendRequest<Room>>) -> Result<Reply<SendAck>> {
+async fn send_to_room(
+    ctx: Ctx<Shared>,
+    request: Request<SendRequest<Room>>,
+) -> Result<Reply<SendAck>> {
     let SendRequest { user, to, draft } = request.ask;
     // The admin room was refused when the request was read, so the name after the subject's last dot is never needed.
     send(ctx, user, to.log_subject(), draft).await
 }
 
-async fn send_to_user(ctx: Ctx<Shared>, request: Request<SendRequest<User>>) -> Result<Reply<SendAck>> {
+async fn send_to_user(
+    ctx: Ctx<Shared>,
+    request: Request<SendRequest<User>>,
+) -> Result<Reply<SendAck>> {
     let SendRequest { user, to, draft } = request.ask;
     let subject = direct_subject(&user, &to);
     send(ctx, user, subject, draft).await
 }
 
-async fn send(ctx: Ctx<Shared>, user: User, subject: String, draft: Draft) -> Result<Reply<SendAck>> {
+async fn send(
+    ctx: Ctx<Shared>,
+    user: User,
+    subject: String,
+    draft: Draft,
+) -> Result<Reply<SendAck>> {
     if let Err(wait) = ctx.rate.take(user.as_str(), Instant::now()) {
         return Err(Error::new(Code::TooFast, ctx.rate.sentence(wait)));
     }
     let limit = ctx.settings().limits().text_bytes;
     if draft.text.len() > limit {
-        return Err(Error::new(Code::TooLarge, format!("text is longer than {limit} bytes")));
+        return Err(Error::new(
+            Code::TooLarge,
+            format!("text is longer than {limit} bytes"),
+        ));
     }
     let room = LogSubject::parse(&subject).map_err(Error::internal)?.room();
     let span = tracing::info_span!(
@@ -131,11 +155,18 @@ async fn send(ctx: Ctx<Shared>, user: User, subject: String, draft: Draft) -> Re
     let mut message = Outgoing::new(user, subject, room, draft, now_ms());
     inject_trace(&span, &mut message.headers);
     if message.weight() > ctx.nats().client().server_info().max_payload {
-        return Err(Error::new(Code::TooLarge, "this message is larger than the server's max_payload"));
+        return Err(Error::new(
+            Code::TooLarge,
+            "this message is larger than the server's max_payload",
+        ));
     }
     let message_id = message.id.clone();
     let failing = Failing::new(&span);
-    let sent = ctx.committer.commit(message, give_up(&ctx)).instrument(span.clone()).await;
+    let sent = ctx
+        .committer
+        .commit(message, give_up(&ctx))
+        .instrument(span.clone())
+        .await;
     match &sent {
         Ok(sent) => {
             span.record("messaging.message.id", sent.seq.get());
@@ -145,7 +176,12 @@ async fn send(ctx: Ctx<Shared>, user: User, subject: String, draft: Draft) -> Re
         Err(error) => failing.failed(error.code.number().to_string()),
     }
     let sent = sent?;
-    Reply::json(&SendAck { message_id, seq: sent.seq, status: SentStatus::Sent, duplicate: sent.duplicate })
+    Reply::json(&SendAck {
+        message_id,
+        seq: sent.seq,
+        status: SentStatus::Sent,
+        duplicate: sent.duplicate,
+    })
 }
 
 /// Before the request's deadline: what is wrong shall be said by whoever knows it.
@@ -155,6 +191,8 @@ fn give_up(ctx: &Ctx<Shared>) -> tokio::time::Instant {
 
 /// Unix milliseconds.
 fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

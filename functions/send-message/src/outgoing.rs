@@ -40,20 +40,35 @@ impl Outgoing {
         let given = draft.id.is_some();
         let id = draft.id.unwrap_or_else(|| Uuid::now_v7().to_string());
         let timestamp = believable(draft.timestamp, now_ms);
-        let payload = json!({"user": user.as_str(), "text": draft.text, "timestamp": timestamp, "id": id}).to_string().into();
+        let payload =
+            json!({"user": user.as_str(), "text": draft.text, "timestamp": timestamp, "id": id})
+                .to_string()
+                .into();
         let mut headers = HeaderMap::new();
         if !given {
             // Nobody knew it a moment ago.
             headers.insert(header::MESSAGE_ID, value(format!("{}:{id}", user.as_str())));
         }
-        Outgoing { user: user.as_str().to_owned(), id, given, room, text: draft.text, subject, headers, payload }
+        Outgoing {
+            user: user.as_str().to_owned(),
+            id,
+            given,
+            room,
+            text: draft.text,
+            subject,
+            headers,
+            payload,
+        }
     }
 
     /// Adds the `Nats-Msg-Id` of a message with an id of the sender's own. A publisher may choose any `Nats-Msg-Id`: this
     /// one nobody can guess, so nobody can have used it before.
     pub fn named_by(&mut self, secret: &Secret) {
         if self.given {
-            self.headers.insert(header::MESSAGE_ID, value(secret.message_id(&self.user, &self.id)));
+            self.headers.insert(
+                header::MESSAGE_ID,
+                value(secret.message_id(&self.user, &self.id)),
+            );
         }
     }
 
@@ -76,7 +91,9 @@ impl Outgoing {
     /// Whether what the log has is this very message, and not another one under the same id. Its time is not looked
     /// at: a client that gives none sends another one each time.
     pub fn is(&self, stored: &Incoming) -> bool {
-        stored.user == self.user && stored.id.as_deref() == Some(&self.id) && self.says(&stored.room, &stored.text)
+        stored.user == self.user
+            && stored.id.as_deref() == Some(&self.id)
+            && self.says(&stored.room, &stored.text)
     }
 
     /// Whether a message of the same sender and id, in this room and with this text, is the same.

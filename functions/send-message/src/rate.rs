@@ -27,7 +27,14 @@ struct Buckets {
 impl Rate {
     /// `per_second` and `burst` as the settings allow them: what a bucket takes to fill is far below what a moment can hold.
     pub fn new(per_second: f64, burst: u32) -> Rate {
-        Rate { per_second, burst, buckets: Mutex::new(Buckets { full_at: HashMap::new(), sweep_at: SWEEP_FROM }) }
+        Rate {
+            per_second,
+            burst,
+            buckets: Mutex::new(Buckets {
+                full_at: HashMap::new(),
+                sweep_at: SWEEP_FROM,
+            }),
+        }
     }
 
     /// Takes a token of `user`'s.
@@ -76,22 +83,39 @@ mod tests {
         }
         assert_eq!(rate.take("ann", start), Err(Duration::from_millis(100)));
         rate.take("bob", start).unwrap();
-        assert_eq!(rate.take("ann", start + Duration::from_millis(40)), Err(Duration::from_millis(60)));
-        rate.take("ann", start + Duration::from_millis(100)).unwrap();
-        assert!(rate.take("ann", start + Duration::from_millis(100)).is_err());
+        assert_eq!(
+            rate.take("ann", start + Duration::from_millis(40)),
+            Err(Duration::from_millis(60))
+        );
+        rate.take("ann", start + Duration::from_millis(100))
+            .unwrap();
+        assert!(
+            rate.take("ann", start + Duration::from_millis(100))
+                .is_err()
+        );
         let later = start + Duration::from_secs(60);
         for _ in 0..3 {
             rate.take("ann", later).unwrap();
         }
-        assert!(rate.take("ann", later).is_err(), "a long pause fills the bucket, no further");
-        assert_eq!(rate.sentence(Duration::from_micros(60_100)), "too fast: at most 3 at once and 10 a second; wait 0.061 s");
+        assert!(
+            rate.take("ann", later).is_err(),
+            "a long pause fills the bucket, no further"
+        );
+        assert_eq!(
+            rate.sentence(Duration::from_micros(60_100)),
+            "too fast: at most 3 at once and 10 a second; wait 0.061 s"
+        );
     }
 
     #[test]
     fn invented_names_do_not_fill_the_memory() {
         let (rate, start) = (Rate::new(1_000.0, 10), Instant::now());
         for number in 0..100_000_u32 {
-            rate.take(&format!("user-{number}"), start + Duration::from_micros(u64::from(number) * 100)).unwrap();
+            rate.take(
+                &format!("user-{number}"),
+                start + Duration::from_micros(u64::from(number) * 100),
+            )
+            .unwrap();
         }
         assert!(rate.buckets.lock().unwrap().full_at.len() <= 2 * SWEEP_FROM);
     }

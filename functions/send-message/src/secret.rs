@@ -28,7 +28,11 @@ impl Secret {
     pub fn message_id(&self, user: &str, id: &str) -> String {
         // No name holds U+0000, so no two pairs are one text.
         let code = self.hmac(&[user.as_bytes(), &[0], id.as_bytes()].concat());
-        let hex: String = code.iter().take(LENGTH).map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = code
+            .iter()
+            .take(LENGTH)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         format!("{user}:{hex}")
     }
 
@@ -40,8 +44,15 @@ impl Secret {
         } else {
             key[..self.0.len()].copy_from_slice(&self.0);
         }
-        let inner = Sha256::new().chain_update(key.map(|byte| byte ^ 0x36)).chain_update(text).finalize();
-        Sha256::new().chain_update(key.map(|byte| byte ^ 0x5c)).chain_update(inner).finalize().into()
+        let inner = Sha256::new()
+            .chain_update(key.map(|byte| byte ^ 0x36))
+            .chain_update(text)
+            .finalize();
+        Sha256::new()
+            .chain_update(key.map(|byte| byte ^ 0x5c))
+            .chain_update(inner)
+            .finalize()
+            .into()
     }
 }
 
@@ -57,9 +68,16 @@ mod tests {
     #[test]
     fn the_code_is_hmac_sha_256() {
         let code = Secret::new(b"Jefe".to_vec()).hmac(b"what do ya want for nothing?");
-        assert_eq!(hex(&code), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
-        let code = Secret::new(vec![0xaa; 131]).hmac(b"Test Using Larger Than Block-Size Key - Hash Key First");
-        assert_eq!(hex(&code), "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+        assert_eq!(
+            hex(&code),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        let code = Secret::new(vec![0xaa; 131])
+            .hmac(b"Test Using Larger Than Block-Size Key - Hash Key First");
+        assert_eq!(
+            hex(&code),
+            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
+        );
     }
 
     #[test]
@@ -68,7 +86,11 @@ mod tests {
         let id = one.message_id("ann", "a");
         assert!(id.starts_with("ann:") && id.len() == 4 + 2 * LENGTH, "{id}");
         assert_eq!(one.message_id("ann", "a"), id);
-        for another in [one.message_id("ann", "b"), one.message_id("bob", "a"), other.message_id("ann", "a")] {
+        for another in [
+            one.message_id("ann", "b"),
+            one.message_id("bob", "a"),
+            other.message_id("ann", "a"),
+        ] {
             assert_ne!(another, id);
         }
         assert!(one.message_id("ann", "\r\nX: \u{e9}\u{1}").is_ascii());

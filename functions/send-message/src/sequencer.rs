@@ -57,7 +57,9 @@ pub struct Slot {
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Slot")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,15 +78,27 @@ impl Drop for Slot {
 
 impl Sequencer {
     pub fn new(ready: &mpsc::UnboundedSender<Key>) -> Arc<Sequencer> {
-        Arc::new(Sequencer { state: Mutex::default(), ready: ready.downgrade() })
+        Arc::new(Sequencer {
+            state: Mutex::default(),
+            ready: ready.downgrade(),
+        })
     }
 
     /// The next slot in this queue.
     pub fn enter(self: &Arc<Self>, key: Key) -> Slot {
         let mut state = self.lock();
         let number = state.number();
-        state.queues.entry(key.clone()).or_default().waiting.push_back((number, None));
-        Slot { sequencer: self.clone(), key, number }
+        state
+            .queues
+            .entry(key.clone())
+            .or_default()
+            .waiting
+            .push_back((number, None));
+        Slot {
+            sequencer: self.clone(),
+            key,
+            number,
+        }
     }
 
     /// A slot for a message that goes to the log at once: when there is no other message in any queue, and none to
@@ -95,8 +109,18 @@ impl Sequencer {
             return None;
         }
         let number = state.number();
-        state.queues.insert(key.clone(), Queue { in_flight: 1, ..Queue::default() });
-        Some(Slot { sequencer: self.clone(), key: key.clone(), number })
+        state.queues.insert(
+            key.clone(),
+            Queue {
+                in_flight: 1,
+                ..Queue::default()
+            },
+        );
+        Some(Slot {
+            sequencer: self.clone(),
+            key: key.clone(),
+            number,
+        })
     }
 
     /// So many messages are to be expected.
@@ -109,8 +133,12 @@ impl Sequencer {
         let key = waiting.slot.key.clone();
         let number = waiting.slot.number;
         let mut state = self.lock();
-        let Some(queue) = state.queues.get_mut(&key) else { return };
-        if let Ok(index) = queue.waiting.binary_search_by_key(&number, |(number, _)| *number)
+        let Some(queue) = state.queues.get_mut(&key) else {
+            return;
+        };
+        if let Ok(index) = queue
+            .waiting
+            .binary_search_by_key(&number, |(number, _)| *number)
             && let Some((_, slot)) = queue.waiting.get_mut(index)
         {
             *slot = Some(waiting);
@@ -121,7 +149,9 @@ impl Sequencer {
     /// Takes what is ready at the front of this queue, in order, until `fits` says no.
     pub fn take(&self, key: &Key, mut fits: impl FnMut(&Waiting) -> bool) -> Vec<Waiting> {
         let mut state = self.lock();
-        let Some(queue) = state.queues.get_mut(key) else { return Vec::new() };
+        let Some(queue) = state.queues.get_mut(key) else {
+            return Vec::new();
+        };
         let mut taken = Vec::new();
         while let Some((_, Some(waiting))) = queue.waiting.front()
             && fits(waiting)
@@ -136,8 +166,13 @@ impl Sequencer {
 
     fn leave(&self, key: &Key, number: u64) {
         let mut state = self.lock();
-        let Some(queue) = state.queues.get_mut(key) else { return };
-        match queue.waiting.binary_search_by_key(&number, |(number, _)| *number) {
+        let Some(queue) = state.queues.get_mut(key) else {
+            return;
+        };
+        match queue
+            .waiting
+            .binary_search_by_key(&number, |(number, _)| *number)
+        {
             // A message inside the queue owns its slot, so this one is empty.
             Ok(index) => drop(queue.waiting.remove(index)),
             Err(_) => queue.in_flight = queue.in_flight.saturating_sub(1),
@@ -152,9 +187,14 @@ impl Sequencer {
     /// Tells whoever appends when the first message of the queue is ready. When nobody appends any more, the messages are
     /// dropped, so that their senders hear of it.
     fn announce(&self, mut state: MutexGuard<'_, State>, key: &Key) {
-        let Some(queue) = state.queues.get_mut(key).filter(|queue| queue.is_due()) else { return };
+        let Some(queue) = state.queues.get_mut(key).filter(|queue| queue.is_due()) else {
+            return;
+        };
         queue.announced = true;
-        let sent = self.ready.upgrade().is_some_and(|ready| ready.send(key.clone()).is_ok());
+        let sent = self
+            .ready
+            .upgrade()
+            .is_some_and(|ready| ready.send(key.clone()).is_ok());
         if !sent {
             let lost = state.queues.remove(key);
             drop(state);
@@ -180,7 +220,11 @@ mod tests {
     use super::*;
     use crate::commit::waiting;
 
-    fn sequencer() -> (Arc<Sequencer>, mpsc::UnboundedReceiver<Key>, mpsc::UnboundedSender<Key>) {
+    fn sequencer() -> (
+        Arc<Sequencer>,
+        mpsc::UnboundedReceiver<Key>,
+        mpsc::UnboundedSender<Key>,
+    ) {
         let (ready, queues) = mpsc::unbounded_channel();
         (Sequencer::new(&ready), queues, ready)
     }
@@ -214,7 +258,10 @@ mod tests {
         drop(taken.next());
         assert_eq!(queues.try_recv().unwrap(), ann);
         assert_eq!(numbers(&sequencer.take(&ann, |_| true)), [3]);
-        assert!(sequencer.lock().queues.is_empty(), "nothing is kept of whoever is done");
+        assert!(
+            sequencer.lock().queues.is_empty(),
+            "nothing is kept of whoever is done"
+        );
     }
 
     #[test]
@@ -241,7 +288,10 @@ mod tests {
             assert!(sequencer.enter_alone(&bob).is_none());
         }
         sequencer.ready(waiting(sequencer.enter(ann.clone())));
-        assert!(queues.try_recv().is_err(), "the one before it is on its way");
+        assert!(
+            queues.try_recv().is_err(),
+            "the one before it is on its way"
+        );
         drop(alone);
         assert_eq!(queues.try_recv().unwrap(), ann);
         drop(sequencer.take(&ann, |_| true));

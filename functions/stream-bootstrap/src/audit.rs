@@ -18,7 +18,9 @@ const CHUNK_TIME: Duration = Duration::from_secs(20);
 /// Of the request's deadline, in percent: the rest is for the last chunk and the way back.
 const PART_OF_DEADLINE: u32 = 60;
 /// Any text: what was stored under another limit is stored.
-const NO_LIMITS: Limits = Limits { text_bytes: 1 << 30 };
+const NO_LIMITS: Limits = Limits {
+    text_bytes: 1 << 30,
+};
 
 const ROWS: &str = "
     select seq, sender, id, derived, received_at, deleted from messages where seq between $1 and $2";
@@ -52,7 +54,11 @@ pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Troubl
     let enough = deadline * PART_OF_DEADLINE / 100;
     let (first, last) = ctx.log().range().await?;
     let from = asked.from.max(first);
-    let mut page = Page { counts: AuditCounts::default(), offenders: Vec::new(), room: asked.offenders };
+    let mut page = Page {
+        counts: AuditCounts::default(),
+        offenders: Vec::new(),
+        room: asked.offenders,
+    };
     let mut next = from;
     while next <= last {
         let messages = read(ctx.log(), next, last).await?;
@@ -62,22 +68,43 @@ pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Troubl
         };
         // Before the index is looked at: what lies at or below this floor was committed before.
         let floor = ctx.log().floor().await?;
-        let left = deadline.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
-        let index = ctx.database().run(left, async |connection| Index::read(connection, &messages).await).await?;
-        messages.iter().for_each(|found| page.count(found, &index, floor));
+        let left = deadline
+            .saturating_sub(begun.elapsed())
+            .max(Duration::from_millis(1));
+        let index = ctx
+            .database()
+            .run(left, async |connection| {
+                Index::read(connection, &messages).await
+            })
+            .await?;
+        messages
+            .iter()
+            .for_each(|found| page.count(found, &index, floor));
         next = end.next();
         if begun.elapsed() >= enough {
             break;
         }
     }
-    Ok(Audit { from, through: next.previous().min(last), more: next <= last, counts: page.counts, offenders: page.offenders })
+    Ok(Audit {
+        from,
+        through: next.previous().min(last),
+        more: next <= last,
+        counts: page.counts,
+        offenders: page.offenders,
+    })
 }
 
 /// The next messages up to `last`. What is appended meanwhile is for another part, or an audit would never end while
 /// people talk.
 async fn read(log: &Log, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
-    let found = log.every(from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
-    Ok(found.into_iter().filter(|(message, _)| message.seq <= last).map(Found::read).collect())
+    let found = log
+        .every(from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
+        .await?;
+    Ok(found
+        .into_iter()
+        .filter(|(message, _)| message.seq <= last)
+        .map(Found::read)
+        .collect())
 }
 
 /// A message of the log, as far as the index would know it.
@@ -105,23 +132,56 @@ enum Content {
 
 impl Found {
     fn read((message, malformed): (LogMessage, bool)) -> Found {
-        let LogMessage { seq, ref subject, ref payload, received_ms, .. } = message;
+        let LogMessage {
+            seq,
+            ref subject,
+            ref payload,
+            received_ms,
+            ..
+        } = message;
         let (content, age) = if malformed {
             (Content::Unfit, None)
-        } else if let Ok(Change { deletion, room, .. }) = Change::parse(subject, payload, seq, received_ms) {
+        } else if let Ok(Change { deletion, room, .. }) =
+            Change::parse(subject, payload, seq, received_ms)
+        {
             let age = (room, deletion.received);
-            (Content::Change { target: deletion.target.as_i64(), sender: deletion.user, id: deletion.id }, Some(age))
+            (
+                Content::Change {
+                    target: deletion.target.as_i64(),
+                    sender: deletion.user,
+                    id: deletion.id,
+                },
+                Some(age),
+            )
         } else {
-            match Incoming::parse(subject, message.message_id(), payload, seq, received_ms, NO_LIMITS) {
+            match Incoming::parse(
+                subject,
+                message.message_id(),
+                payload,
+                seq,
+                received_ms,
+                NO_LIMITS,
+            ) {
                 Ok(incoming) => {
                     let age = (incoming.room.clone(), received_ms);
                     let (id, derived) = (incoming.shown_id(), incoming.id.is_none());
-                    (Content::Message { id, derived, sender: incoming.user }, Some(age))
+                    (
+                        Content::Message {
+                            id,
+                            derived,
+                            sender: incoming.user,
+                        },
+                        Some(age),
+                    )
                 }
                 Err(_) => (Content::Unfit, None),
             }
         };
-        Found { message, content, age }
+        Found {
+            message,
+            content,
+            age,
+        }
     }
 }
 
@@ -146,10 +206,25 @@ struct Index {
 
 impl Index {
     async fn read(connection: &mut PgConnection, messages: &[Found]) -> Result<Index, sqlx::Error> {
-        let ends = [messages.first(), messages.last()].map(|found| found.map_or(0, |found| found.message.seq.as_i64()));
-        let rows: Vec<(i64, String, String, bool, OffsetDateTime, bool)> =
-            sqlx::query_as(ROWS).bind(ends[0]).bind(ends[1]).fetch_all(&mut *connection).await?;
-        let row = |(seq, sender, id, derived, received_at, deleted)| (seq, Row { sender, id, derived, received_at, deleted });
+        let ends = [messages.first(), messages.last()]
+            .map(|found| found.map_or(0, |found| found.message.seq.as_i64()));
+        let rows: Vec<(i64, String, String, bool, OffsetDateTime, bool)> = sqlx::query_as(ROWS)
+            .bind(ends[0])
+            .bind(ends[1])
+            .fetch_all(&mut *connection)
+            .await?;
+        let row = |(seq, sender, id, derived, received_at, deleted)| {
+            (
+                seq,
+                Row {
+                    sender,
+                    id,
+                    derived,
+                    received_at,
+                    deleted,
+                },
+            )
+        };
         let mut index = Index {
             rows: rows.into_iter().map(row).collect(),
             changes: HashMap::new(),
@@ -158,32 +233,63 @@ impl Index {
             cutoffs: HashMap::new(),
         };
         // Nearly always that is all.
-        let left: Vec<&Found> = messages.iter().filter(|found| index.stored(found).is_none()).collect();
+        let left: Vec<&Found> = messages
+            .iter()
+            .filter(|found| index.stored(found).is_none())
+            .collect();
         if left.is_empty() {
             return Ok(index);
         }
-        let changes: Vec<(i64, i64, String, String)> =
-            sqlx::query_as(CHANGES).bind(ends[0]).bind(ends[1]).fetch_all(&mut *connection).await?;
-        let letters: Vec<(i64, String)> = sqlx::query_as(LETTERS).bind(ends[0]).bind(ends[1]).fetch_all(&mut *connection).await?;
+        let changes: Vec<(i64, i64, String, String)> = sqlx::query_as(CHANGES)
+            .bind(ends[0])
+            .bind(ends[1])
+            .fetch_all(&mut *connection)
+            .await?;
+        let letters: Vec<(i64, String)> = sqlx::query_as(LETTERS)
+            .bind(ends[0])
+            .bind(ends[1])
+            .fetch_all(&mut *connection)
+            .await?;
         let named: Vec<(i64, &str, &str)> = left
             .iter()
             .filter_map(|found| match &found.content {
-                Content::Message { sender, id, derived: false } => Some((found.message.seq.as_i64(), sender.as_str(), id.as_str())),
+                Content::Message {
+                    sender,
+                    id,
+                    derived: false,
+                } => Some((found.message.seq.as_i64(), sender.as_str(), id.as_str())),
                 _ => None,
             })
             .collect();
         let elsewhere: Vec<i64> = sqlx::query_scalar(ELSEWHERE)
             .bind(named.iter().map(|(seq, _, _)| *seq).collect::<Vec<i64>>())
-            .bind(named.iter().map(|(_, sender, _)| *sender).collect::<Vec<&str>>())
+            .bind(
+                named
+                    .iter()
+                    .map(|(_, sender, _)| *sender)
+                    .collect::<Vec<&str>>(),
+            )
             .bind(named.iter().map(|(_, _, id)| *id).collect::<Vec<&str>>())
             .fetch_all(&mut *connection)
             .await?;
-        let mut rooms: Vec<&str> = left.iter().filter_map(|found| Some(found.age.as_ref()?.0.as_str())).collect();
+        let mut rooms: Vec<&str> = left
+            .iter()
+            .filter_map(|found| Some(found.age.as_ref()?.0.as_str()))
+            .collect();
         rooms.sort_unstable();
         rooms.dedup();
-        let cutoffs: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(rooms).fetch_all(connection).await?;
-        index.cutoffs = cutoffs.into_iter().filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?))).collect();
-        index.changes = changes.into_iter().map(|(seq, target, sender, id)| (seq, (target, sender, id))).collect();
+        let cutoffs: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS)
+            .bind(rooms)
+            .fetch_all(connection)
+            .await?;
+        index.cutoffs = cutoffs
+            .into_iter()
+            .filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?)))
+            .collect();
+        index.changes = changes
+            .into_iter()
+            .map(|(seq, target, sender, id)| (seq, (target, sender, id)))
+            .collect();
         index.letters = letters.into_iter().collect();
         index.elsewhere = elsewhere.into_iter().collect();
         Ok(index)
@@ -191,7 +297,14 @@ impl Index {
 
     /// The message's own row. The time of receipt tells it from one of the same sender in the same place of a lost log.
     fn stored(&self, found: &Found) -> Option<&Row> {
-        let Content::Message { sender, id, derived } = &found.content else { return None };
+        let Content::Message {
+            sender,
+            id,
+            derived,
+        } = &found.content
+        else {
+            return None;
+        };
         let row = self.rows.get(&found.message.seq.as_i64())?;
         let same = row.sender == *sender && row.id == *id && row.derived == *derived;
         (same && row.received_at == instant(found.message.received_ms)).then_some(row)
@@ -199,14 +312,22 @@ impl Index {
 
     /// Its room keeps messages for less long than this.
     fn has_expired(&self, found: &Found) -> bool {
-        let Some((room, received_ms)) = &found.age else { return false };
-        self.cutoffs.get(room).is_some_and(|cutoff_ms| received_ms <= cutoff_ms)
+        let Some((room, received_ms)) = &found.age else {
+            return false;
+        };
+        self.cutoffs
+            .get(room)
+            .is_some_and(|cutoff_ms| received_ms <= cutoff_ms)
     }
 
     fn has_change(&self, found: &Found) -> bool {
-        let Content::Change { target, sender, id } = &found.content else { return false };
+        let Content::Change { target, sender, id } = &found.content else {
+            return false;
+        };
         let row = self.changes.get(&found.message.seq.as_i64());
-        row.is_some_and(|(row_target, row_sender, row_id)| (row_target, row_sender, row_id) == (target, sender, id))
+        row.is_some_and(|(row_target, row_sender, row_id)| {
+            (row_target, row_sender, row_id) == (target, sender, id)
+        })
     }
 }
 
@@ -222,7 +343,11 @@ impl Page {
         let seq = found.message.seq;
         let counts = &mut self.counts;
         if let Some(row) = index.stored(found) {
-            *(if row.deleted { &mut counts.deleted } else { &mut counts.stored }) += 1;
+            *(if row.deleted {
+                &mut counts.deleted
+            } else {
+                &mut counts.stored
+            }) += 1;
             return;
         }
         if index.has_change(found) {
@@ -245,14 +370,19 @@ impl Page {
             missing = true;
         }
         // Whatever became of the message itself, nobody may find another one in its place.
-        let taken = index.rows.contains_key(&seq.as_i64()) || index.changes.contains_key(&seq.as_i64());
+        let taken =
+            index.rows.contains_key(&seq.as_i64()) || index.changes.contains_key(&seq.as_i64());
         let what = match (taken, missing) {
             (true, _) => "another message is stored here",
             (false, true) => "acknowledged, and neither stored nor a dead letter",
             (false, false) => return,
         };
         if self.offenders.len() < self.room {
-            self.offenders.push(Offender { seq, subject: found.message.subject.clone(), what: what.to_owned() });
+            self.offenders.push(Offender {
+                seq,
+                subject: found.message.subject.clone(),
+                what: what.to_owned(),
+            });
         }
     }
 }

@@ -38,7 +38,11 @@ pub struct Bootstrap {
 impl Bootstrap {
     /// `shipped` on the servers of `ctx`.
     pub fn new(ctx: Ctx, shipped: Shipped) -> Bootstrap {
-        Bootstrap { ctx, shipped, foreign: Foreign::default() }
+        Bootstrap {
+            ctx,
+            shipped,
+            foreign: Foreign::default(),
+        }
     }
 
     /// What differs; changes nothing.
@@ -53,8 +57,16 @@ impl Bootstrap {
             found.extend(object.check(nats).await?);
         }
         found.extend(self.foreign.check(nats).await?);
-        let swallowed = streams(nats).await?.iter().flat_map(Stream::swallowed).collect::<Vec<String>>();
-        let (standing, stored, waiting) = self.ctx.database().run(CHECK_LIMIT, look_at_database).await?;
+        let swallowed = streams(nats)
+            .await?
+            .iter()
+            .flat_map(Stream::swallowed)
+            .collect::<Vec<String>>();
+        let (standing, stored, waiting) = self
+            .ctx
+            .database()
+            .run(CHECK_LIMIT, look_at_database)
+            .await?;
         found.extend(standing.differences);
         if waiting > 0 {
             found.push(Difference {
@@ -70,7 +82,13 @@ impl Bootstrap {
         };
         let holds = fence.is_none_or(|fence| fence.last >= fence.stored);
         let ok = found.is_empty() && swallowed.is_empty() && standing.missing.is_empty() && holds;
-        Ok(Check { ok, differences: found, swallowed, migrations: standing.missing, fence })
+        Ok(Check {
+            ok,
+            differences: found,
+            swallowed,
+            migrations: standing.missing,
+            fence,
+        })
     }
 
     /// Applies everything; says what was done. [`Trouble::Busy`] when another copy is at it.
@@ -78,7 +96,8 @@ impl Bootstrap {
     /// # Errors
     /// A server does not answer, or refuses.
     pub async fn apply(&self) -> Result<Vec<String>, Trouble> {
-        self.alone(async |connection| self.apply_locked(connection).await).await
+        self.alone(async |connection| self.apply_locked(connection).await)
+            .await
     }
 
     /// Applies everything, so that a database that was lost has its tables again, and delivers the log again from
@@ -92,28 +111,40 @@ impl Bootstrap {
                 Err(Trouble::LettersWait(_)) => Vec::new(),
                 outcome => outcome?,
             };
-            Ok((done, replay::replay(self.ctx.log(), self.ctx.nats(), connection, from).await?))
+            Ok((
+                done,
+                replay::replay(self.ctx.log(), self.ctx.nats(), connection, from).await?,
+            ))
         })
         .await
     }
 
     /// Runs `work` on a connection that holds the lock. [`Trouble::Busy`] when another copy holds it.
-    async fn alone<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Trouble>) -> Result<T, Trouble> {
+    async fn alone<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
         // Asked first with a short limit: waiting for a connection may take half a minute, without a word.
         self.ctx.database().run(PING_LIMIT, ping).await?;
         let mut outcome = Err(Trouble::Busy);
-        let released = self.ctx.database().run_once(APPLY_LIMIT, async |connection: &mut PgConnection| {
-            let locked: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await?;
-            if locked {
-                outcome = work(connection).await;
-            }
-            // What failed may be the session, such as one to a former primary: it is closed, which gives the lock up, and
-            // not used again.
-            if matches!(outcome, Err(Trouble::Database(_))) {
-                return Err(sqlx::Error::WorkerCrashed);
-            }
-            unlock(connection).await
-        });
+        let released =
+            self.ctx
+                .database()
+                .run_once(APPLY_LIMIT, async |connection: &mut PgConnection| {
+                    let locked: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
+                        .bind(LOCK)
+                        .fetch_one(&mut *connection)
+                        .await?;
+                    if locked {
+                        outcome = work(connection).await;
+                    }
+                    // What failed may be the session, such as one to a former primary: it is closed, which gives the lock up, and
+                    // not used again.
+                    if matches!(outcome, Err(Trouble::Database(_))) {
+                        return Err(sqlx::Error::WorkerCrashed);
+                    }
+                    unlock(connection).await
+                });
         match (released.await, outcome) {
             (Err(error), Err(Trouble::Busy)) => Err(error.into()),
             (_, outcome) => outcome,
@@ -124,10 +155,17 @@ impl Bootstrap {
     async fn apply_locked(&self, connection: &mut PgConnection) -> Result<Vec<String>, Trouble> {
         let (nats, limits) = (self.ctx.nats(), self.ctx.settings().limits());
         if let Some(Difference { wanted, actual, .. }) = old_server(nats) {
-            return Err(Trouble::Refused(format!("nats-server {actual} is too old: {wanted} is needed")));
+            return Err(Trouble::Refused(format!(
+                "nats-server {actual} is too old: {wanted} is needed"
+            )));
         }
         // Ours is about to be made as shipped, and what is shipped swallows nothing.
-        let foreign = |stream: &&Stream| !self.shipped.streams().any(|object| object.kind.to_string() == stream.label());
+        let foreign = |stream: &&Stream| {
+            !self
+                .shipped
+                .streams()
+                .any(|object| object.kind.to_string() == stream.label())
+        };
         let streams = streams(nats).await?;
         let foreign: Vec<&Stream> = streams.iter().filter(foreign).collect();
         let mut refusals = foreign.iter().flat_map(|stream| stream.swallowed());
@@ -153,8 +191,14 @@ impl Bootstrap {
             let wanted = subjects(&ours.config);
             foreign.iter().find_map(|stream| {
                 let taken = subjects(&stream.config);
-                let taken = taken.iter().find(|taken| wanted.iter().any(|wanted| overlap(wanted, taken)))?;
-                Some(format!("{} takes in {taken}, which belongs to {}: narrow its subjects, or delete it", stream.label(), ours.kind))
+                let taken = taken
+                    .iter()
+                    .find(|taken| wanted.iter().any(|wanted| overlap(wanted, taken)))?;
+                Some(format!(
+                    "{} takes in {taken}, which belongs to {}: narrow its subjects, or delete it",
+                    stream.label(),
+                    ours.kind
+                ))
             })
         })
     }
@@ -167,13 +211,22 @@ async fn ping(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
 /// Ours, and sqlx's own, which it keeps when a migration fails.
 async fn unlock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let unlock = sqlx::query("select pg_advisory_unlock_all()").execute(connection);
-    timeout(UNLOCK_LIMIT, unlock).await.map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?.map(|_| ())
+    timeout(UNLOCK_LIMIT, unlock)
+        .await
+        .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
+        .map(|_| ())
 }
 
-async fn look_at_database(connection: &mut PgConnection) -> Result<(schema::Standing, Option<Seq>, i64), sqlx::Error> {
+async fn look_at_database(
+    connection: &mut PgConnection,
+) -> Result<(schema::Standing, Option<Seq>, i64), sqlx::Error> {
     let standing = schema::standing(connection).await?;
     let stored = fence::stored(connection).await?;
-    let waiting = if stored.is_some() { letters::waiting(connection).await? } else { 0 };
+    let waiting = if stored.is_some() {
+        letters::waiting(connection).await?
+    } else {
+        0
+    };
     Ok((standing, stored, waiting))
 }
 
@@ -182,14 +235,26 @@ fn old_server(nats: &Connection) -> Option<Difference> {
     is_older(&version).then(|| Difference {
         object: "nats-server".to_owned(),
         field: "version".to_owned(),
-        wanted: Value::String(format!(">= {}", OLDEST_SERVER.map(|part| part.to_string()).join("."))),
+        wanted: Value::String(format!(
+            ">= {}",
+            OLDEST_SERVER.map(|part| part.to_string()).join(".")
+        )),
         actual: Value::String(version),
     })
 }
 
 fn is_older(version: &str) -> bool {
-    let number = |part: &str| part.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
-    let parts: Vec<u64> = version.split('.').take(OLDEST_SERVER.len()).map(number).collect();
+    let number = |part: &str| {
+        part.split(|c: char| !c.is_ascii_digit())
+            .next()
+            .and_then(|digits| digits.parse().ok())
+            .unwrap_or(0)
+    };
+    let parts: Vec<u64> = version
+        .split('.')
+        .take(OLDEST_SERVER.len())
+        .map(number)
+        .collect();
     parts[..] < OLDEST_SERVER[..]
 }
 
@@ -201,7 +266,13 @@ struct Stream {
 
 impl Stream {
     fn label(&self) -> String {
-        format!("stream {}", self.config.get("name").and_then(Value::as_str).unwrap_or_default())
+        format!(
+            "stream {}",
+            self.config
+                .get("name")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        )
     }
 
     fn swallowed(&self) -> Vec<String> {
@@ -218,7 +289,9 @@ async fn streams(nats: &Connection) -> Result<Vec<Stream>, Trouble> {
     }
     let mut found: Vec<Stream> = Vec::new();
     loop {
-        let page: Page = nats.api(jetstream::STREAM_LIST, &json!({ "offset": found.len() })).await?;
+        let page: Page = nats
+            .api(jetstream::STREAM_LIST, &json!({ "offset": found.len() }))
+            .await?;
         let streams = page.streams.unwrap_or_default();
         let ended = streams.is_empty();
         found.extend(streams);
@@ -252,10 +325,12 @@ impl Own {
     /// Names the variable that is wrong.
     pub fn interval(&self) -> Result<Duration, Fatal> {
         match self.bootstrap_interval_ms {
-            0 => Err(Fatal::new("configuration: BOOTSTRAP_INTERVAL_MS must be at least 1")),
-            milliseconds if milliseconds > MAX_INTERVAL_MS => {
-                Err(Fatal::new(format!("configuration: BOOTSTRAP_INTERVAL_MS must be at most {MAX_INTERVAL_MS}, a day")))
-            }
+            0 => Err(Fatal::new(
+                "configuration: BOOTSTRAP_INTERVAL_MS must be at least 1",
+            )),
+            milliseconds if milliseconds > MAX_INTERVAL_MS => Err(Fatal::new(format!(
+                "configuration: BOOTSTRAP_INTERVAL_MS must be at most {MAX_INTERVAL_MS}, a day"
+            ))),
             milliseconds => Ok(Duration::from_millis(milliseconds)),
         }
     }

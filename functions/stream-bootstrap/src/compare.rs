@@ -34,8 +34,16 @@ pub fn overlaid(actual: &Config, wanted: &Config) -> Config {
 fn same(wanted: &Value, actual: &Value) -> bool {
     match (wanted, actual) {
         (Value::Object(wanted), Value::Object(actual)) => {
-            let mut keys = wanted.keys().chain(actual.keys()).filter(|key| !key.starts_with(SERVERS_OWN));
-            keys.all(|key| same(wanted.get(key).unwrap_or(&Value::Null), actual.get(key).unwrap_or(&Value::Null)))
+            let mut keys = wanted
+                .keys()
+                .chain(actual.keys())
+                .filter(|key| !key.starts_with(SERVERS_OWN));
+            keys.all(|key| {
+                same(
+                    wanted.get(key).unwrap_or(&Value::Null),
+                    actual.get(key).unwrap_or(&Value::Null),
+                )
+            })
         }
         _ => wanted == actual || is_nothing(wanted) && is_nothing(actual),
     }
@@ -49,7 +57,9 @@ pub fn is_nothing(value: &Value) -> bool {
         Value::Number(value) => value.as_f64() == Some(0.0),
         Value::String(value) => value.is_empty(),
         Value::Array(values) => values.is_empty(),
-        Value::Object(fields) => fields.iter().all(|(key, value)| key.starts_with(SERVERS_OWN) || is_nothing(value)),
+        Value::Object(fields) => fields
+            .iter()
+            .all(|(key, value)| key.starts_with(SERVERS_OWN) || is_nothing(value)),
     }
 }
 
@@ -60,39 +70,70 @@ mod tests {
     use super::*;
 
     fn fields(wanted: &Value, actual: &Value) -> Vec<String> {
-        let found = differences("stream X", wanted.as_object().unwrap(), actual.as_object().unwrap());
-        found.into_iter().map(|difference| difference.field).collect()
+        let found = differences(
+            "stream X",
+            wanted.as_object().unwrap(),
+            actual.as_object().unwrap(),
+        );
+        found
+            .into_iter()
+            .map(|difference| difference.field)
+            .collect()
     }
 
     #[test]
     fn a_field_differs_when_its_value_does() {
         let actual = json!({"max_bytes": 10, "subjects": ["a", "b"], "republish": {"src": ">", "dest": "live.>"}, "first_seq": 7});
-        assert!(fields(&json!({"max_bytes": 10, "republish": {"src": ">", "dest": "live.>"}}), &actual).is_empty());
+        assert!(
+            fields(
+                &json!({"max_bytes": 10, "republish": {"src": ">", "dest": "live.>"}}),
+                &actual
+            )
+            .is_empty()
+        );
         assert_eq!(fields(&json!({"max_bytes": 11}), &actual), ["max_bytes"]);
         assert_eq!(fields(&json!({"subjects": ["a"]}), &actual), ["subjects"]);
-        assert_eq!(fields(&json!({"republish": {"src": ">", "dest": "other.>"}}), &actual), ["republish"]);
-        assert_eq!(fields(&json!({"allow_direct": true}), &actual), ["allow_direct"]);
+        assert_eq!(
+            fields(
+                &json!({"republish": {"src": ">", "dest": "other.>"}}),
+                &actual
+            ),
+            ["republish"]
+        );
+        assert_eq!(
+            fields(&json!({"allow_direct": true}), &actual),
+            ["allow_direct"]
+        );
     }
 
     #[test]
     fn what_the_server_leaves_out_is_zero() {
         let wanted = json!({"max_age": 0, "allow_msg_ttl": false, "description": "", "metadata": {}, "placement": null});
         assert!(fields(&wanted, &json!({})).is_empty());
-        assert_eq!(fields(&wanted, &json!({"max_age": 5, "allow_msg_ttl": true})), ["allow_msg_ttl", "max_age"]);
+        assert_eq!(
+            fields(&wanted, &json!({"max_age": 5, "allow_msg_ttl": true})),
+            ["allow_msg_ttl", "max_age"]
+        );
     }
 
     #[test]
     fn inside_an_object_everything_counts_but_the_servers_own() {
-        let wanted = json!({"republish": {"src": ">", "dest": "live.>"}, "metadata": {"owner": "me"}});
-        let actual =
-            json!({"republish": {"src": ">", "dest": "live.>", "headers_only": true}, "metadata": {"owner": "me", "_nats.ver": "2"}});
+        let wanted =
+            json!({"republish": {"src": ">", "dest": "live.>"}, "metadata": {"owner": "me"}});
+        let actual = json!({"republish": {"src": ">", "dest": "live.>", "headers_only": true}, "metadata": {"owner": "me", "_nats.ver": "2"}});
         assert_eq!(fields(&wanted, &actual), ["republish"]);
     }
 
     #[test]
     fn laid_over_the_servers_own_fields_stay() {
-        let (actual, wanted) = (json!({"a": 1, "b": {"c": 1}, "first_seq": 9}), json!({"a": 2, "b": {"d": 1}}));
+        let (actual, wanted) = (
+            json!({"a": 1, "b": {"c": 1}, "first_seq": 9}),
+            json!({"a": 2, "b": {"d": 1}}),
+        );
         let merged = overlaid(actual.as_object().unwrap(), wanted.as_object().unwrap());
-        assert_eq!(Value::Object(merged), json!({"a": 2, "b": {"d": 1}, "first_seq": 9}));
+        assert_eq!(
+            Value::Object(merged),
+            json!({"a": 2, "b": {"d": 1}, "first_seq": 9})
+        );
     }
 }

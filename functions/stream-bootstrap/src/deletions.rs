@@ -41,13 +41,19 @@ impl Deletions {
     /// # Errors
     /// The database does not answer.
     pub async fn waiting(connection: &mut PgConnection) -> Result<Deletions, sqlx::Error> {
-        let letters: Vec<(i64, i64, String, Vec<u8>)> =
-            sqlx::query_as(WAITING).bind(Reason::BelowFence.as_str()).bind(CHANGES.trim_end_matches('>')).fetch_all(connection).await?;
+        let letters: Vec<(i64, i64, String, Vec<u8>)> = sqlx::query_as(WAITING)
+            .bind(Reason::BelowFence.as_str())
+            .bind(CHANGES.trim_end_matches('>'))
+            .fetch_all(connection)
+            .await?;
         let mut deletions: HashMap<Seq, Vec<(i64, Change)>> = HashMap::new();
         for (letter, seq, subject, payload) in letters {
             // Of this log or of an earlier one; what is no deletion is set aside by whoever stores.
             if let Ok(change) = Change::parse(&subject, &payload, Seq::from_i64(seq), 0) {
-                deletions.entry(change.deletion.target).or_default().push((letter, change));
+                deletions
+                    .entry(change.deletion.target)
+                    .or_default()
+                    .push((letter, change));
             }
         }
         Ok(Deletions(deletions))
@@ -62,7 +68,13 @@ impl Deletions {
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn follow(&self, connection: &mut PgConnection, moved: &Moved<'_>, to: Seq, received_ms: i64) -> Result<bool, Trouble> {
+    pub async fn follow(
+        &self,
+        connection: &mut PgConnection,
+        moved: &Moved<'_>,
+        to: Seq,
+        received_ms: i64,
+    ) -> Result<bool, Trouble> {
         let mut any = false;
         for (letter, change) in self.of(moved) {
             let mut deletion = change.deletion.clone();
@@ -71,9 +83,14 @@ impl Deletions {
             if deletion.derived {
                 deletion.id = derived_id(to);
             }
-            let payload =
-                serde_json::to_vec(&deletion).map_err(|error| Trouble::Refused(format!("a deletion cannot be written: {error}")))?;
-            sqlx::query(REWRITE).bind(letter).bind(payload).execute(&mut *connection).await?;
+            let payload = serde_json::to_vec(&deletion).map_err(|error| {
+                Trouble::Refused(format!("a deletion cannot be written: {error}"))
+            })?;
+            sqlx::query(REWRITE)
+                .bind(letter)
+                .bind(payload)
+                .execute(&mut *connection)
+                .await?;
             any = true;
         }
         Ok(any)
@@ -81,9 +98,18 @@ impl Deletions {
 
     /// Letters may wait from two logs, with another message in the same place: the time of receipt tells them apart.
     fn of<'a>(&'a self, moved: &'a Moved<'_>) -> impl Iterator<Item = &'a (i64, Change)> {
-        self.0.get(&moved.from).into_iter().flatten().filter(|(_, Change { room, deletion, .. })| {
-            let same_id = if deletion.derived { moved.id.is_none() } else { moved.id == Some(deletion.id.as_str()) };
-            same_id && room == moved.room && deletion.user == moved.sender && deletion.received == moved.received_ms
-        })
+        self.0.get(&moved.from).into_iter().flatten().filter(
+            |(_, Change { room, deletion, .. })| {
+                let same_id = if deletion.derived {
+                    moved.id.is_none()
+                } else {
+                    moved.id == Some(deletion.id.as_str())
+                };
+                same_id
+                    && room == moved.room
+                    && deletion.user == moved.sender
+                    && deletion.received == moved.received_ms
+            },
+        )
     }
 }

@@ -54,10 +54,18 @@ impl Foreign {
                 break;
             }
             removed += found.len();
-            let deletions: Vec<BoxFuture<'_, _>> = found.into_iter().map(|position| delete(nats, position).boxed()).collect();
-            stream::iter(deletions).buffer_unordered(CONCURRENCY).try_collect::<Vec<()>>().await?;
+            let deletions: Vec<BoxFuture<'_, _>> = found
+                .into_iter()
+                .map(|position| delete(nats, position).boxed())
+                .collect();
+            stream::iter(deletions)
+                .buffer_unordered(CONCURRENCY)
+                .try_collect::<Vec<()>>()
+                .await?;
         }
-        Ok((removed > 0).then(|| format!("stream {EVENTS_STREAM}: {removed} messages that are no events were removed")))
+        Ok((removed > 0).then(|| {
+            format!("stream {EVENTS_STREAM}: {removed} messages that are no events were removed")
+        }))
     }
 
     async fn find(&self, nats: &Connection) -> Result<Vec<u64>, ApiError> {
@@ -73,7 +81,10 @@ impl Foreign {
 async fn delete(nats: &Connection, position: u64) -> Result<(), ApiError> {
     // It holds nothing that has to be erased.
     let request = json!({ "seq": position, "no_erase": true });
-    match nats.api::<Value>(&jetstream::stream("MSG.DELETE", EVENTS_STREAM), &request).await {
+    match nats
+        .api::<Value>(&jetstream::stream("MSG.DELETE", EVENTS_STREAM), &request)
+        .await
+    {
         Ok(_) => Ok(()),
         Err(error) if error.is(ApiError::NO_MESSAGE) || error.is(NOT_FOUND) => Ok(()),
         Err(error) => Err(error),

@@ -72,7 +72,10 @@ pub async fn stored(connection: &mut PgConnection) -> Result<Option<Seq>, sqlx::
 /// JetStream does not answer.
 pub async fn look(nats: &Connection, stored: Seq) -> Result<Option<Fence>, ApiError> {
     let (told, state) = (told(nats).await?, state(nats).await?);
-    Ok(state.map(|state| Fence { last: state.last_seq, stored: stored.max(told).get() }))
+    Ok(state.map(|state| Fence {
+        last: state.last_seq,
+        stored: stored.max(told).get(),
+    }))
 }
 
 /// Makes sure that the next sequence lies above everything stored, and above everything told: a database that was lost with the
@@ -90,7 +93,10 @@ pub async fn keep(
     shipped: &Object,
     limits: Limits,
 ) -> Result<Vec<String>, Trouble> {
-    let stored = stored(connection).await?.unwrap_or(Seq::ZERO).max(told(nats).await?);
+    let stored = stored(connection)
+        .await?
+        .unwrap_or(Seq::ZERO)
+        .max(told(nats).await?);
     let (Some(state), Some(config)) = (state(nats).await?, shipped.actual(nats).await?) else {
         return create(nats, shipped, stored).await;
     };
@@ -100,11 +106,20 @@ pub async fn keep(
     let (mut done, refusal) = close(nats, shipped).await?;
     let paused = pause(nats, PAUSE).await?;
     // Again: a worker may have finished what it had taken from the lost log.
-    let stored = self::stored(connection).await?.unwrap_or(stored).max(stored);
+    let stored = self::stored(connection)
+        .await?
+        .unwrap_or(stored)
+        .max(stored);
     let taken = take(log, nats, connection, stored, shipped, limits).await?;
     if state.last_seq < stored.get() {
-        lift(nats, stored).await.map_err(|error| refusal.unwrap_or(error))?;
-        done.push(format!("the next sequence was lifted from {} to {}", state.last_seq + 1, stored.next()));
+        lift(nats, stored)
+            .await
+            .map_err(|error| refusal.unwrap_or(error))?;
+        done.push(format!(
+            "the next sequence was lifted from {} to {}",
+            state.last_seq + 1,
+            stored.next()
+        ));
     }
     if taken > 0 {
         done.push(format!("{taken} messages from below the fence that nobody had stored were saved to the dead letters"));
@@ -116,7 +131,10 @@ pub async fn keep(
 }
 
 async fn state(nats: &Connection) -> Result<Option<State>, ApiError> {
-    match nats.api::<StreamInfo>(jetstream::STREAM_INFO, &json!({})).await {
+    match nats
+        .api::<StreamInfo>(jetstream::STREAM_INFO, &json!({}))
+        .await
+    {
         Ok(info) => Ok(Some(info.state)),
         Err(error) if error.is(ApiError::NO_STREAM) => Ok(None),
         Err(error) => Err(error),
@@ -126,10 +144,15 @@ async fn state(nats: &Connection) -> Result<Option<State>, ApiError> {
 async fn create(nats: &Connection, shipped: &Object, stored: Seq) -> Result<Vec<String>, Trouble> {
     let mut made = shipped.clone();
     if stored > Seq::ZERO {
-        made.config.insert("first_seq".to_owned(), json!(stored.next()));
+        made.config
+            .insert("first_seq".to_owned(), json!(stored.next()));
     }
     made.create(nats).await?;
-    Ok(vec![format!("{} was created; its first sequence is {}", shipped.kind, stored.next())])
+    Ok(vec![format!(
+        "{} was created; its first sequence is {}",
+        shipped.kind,
+        stored.next()
+    )])
 }
 
 /// Publishers get an error from now on, not an acknowledgement of a message that is about to be purged. The other
@@ -137,12 +160,19 @@ async fn create(nats: &Connection, shipped: &Object, stored: Seq) -> Result<Vec<
 ///
 /// A field the server refuses is no reason to leave the messages where they are: it is given back, and met
 /// again when the log gets its subjects.
-async fn close(nats: &Connection, shipped: &Object) -> Result<(Vec<String>, Option<Trouble>), Trouble> {
+async fn close(
+    nats: &Connection,
+    shipped: &Object,
+) -> Result<(Vec<String>, Option<Trouble>), Trouble> {
     let mut closed = shipped.clone();
-    closed.config.insert("subjects".to_owned(), json!([FENCE_SUBJECT]));
+    closed
+        .config
+        .insert("subjects".to_owned(), json!([FENCE_SUBJECT]));
     match closed.apply(nats).await {
         Ok(done) => Ok((done, None)),
-        Err(refusal @ Trouble::Refused(_)) if is_closed(&shipped.actual(nats).await?.unwrap_or_default()) => {
+        Err(refusal @ Trouble::Refused(_))
+            if is_closed(&shipped.actual(nats).await?.unwrap_or_default()) =>
+        {
             Ok((Vec::new(), Some(refusal)))
         }
         Err(error) => Err(error),
@@ -159,7 +189,9 @@ fn is_closed(config: &Config) -> bool {
 /// # Errors
 /// JetStream does not answer.
 pub async fn pause(nats: &Connection, limit: Duration) -> Result<bool, Trouble> {
-    let until = (OffsetDateTime::now_utc() + limit).format(&Rfc3339).unwrap_or_default();
+    let until = (OffsetDateTime::now_utc() + limit)
+        .format(&Rfc3339)
+        .unwrap_or_default();
     if !hold(nats, &json!({ "pause_until": until })).await? {
         return Ok(false);
     }
@@ -169,7 +201,10 @@ pub async fn pause(nats: &Connection, limit: Duration) -> Result<bool, Trouble> 
             Err(error) if error.is(ApiError::NO_CONSUMER) => return Ok(false),
             info => info?,
         };
-        let pending = info.get("num_ack_pending").and_then(Value::as_u64).unwrap_or(0);
+        let pending = info
+            .get("num_ack_pending")
+            .and_then(Value::as_u64)
+            .unwrap_or(0);
         if pending == 0 {
             break;
         }
@@ -210,13 +245,21 @@ async fn take(
     let (mut taken, mut next) = (0, Seq::ZERO);
     loop {
         // Asked again each time: a publish may have been on its way when the subjects changed.
-        let Some(State { first_seq, last_seq }) = state(nats).await? else { return Ok(taken) };
+        let Some(State {
+            first_seq,
+            last_seq,
+        }) = state(nats).await?
+        else {
+            return Ok(taken);
+        };
         next = next.max(Seq::new(first_seq).unwrap_or(Seq::MAX));
         let last = Seq::new(last_seq).unwrap_or(Seq::MAX).min(stored);
         if next > last {
             return Ok(taken);
         }
-        let found = log.walk(next, last, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME)).await?;
+        let found = log
+            .walk(next, last, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
+            .await?;
         taken += letters::take(connection, &found.messages, &taken_in, limits).await?;
         next = found.through.next();
     }
@@ -224,7 +267,9 @@ async fn take(
 
 /// Purging up to a sequence above the last one makes it the next one.
 async fn lift(nats: &Connection, stored: Seq) -> Result<(), Trouble> {
-    let _: Value = nats.api(jetstream::STREAM_PURGE, &json!({ "seq": stored.next() })).await?;
+    let _: Value = nats
+        .api(jetstream::STREAM_PURGE, &json!({ "seq": stored.next() }))
+        .await?;
     match state(nats).await? {
         Some(State { last_seq, .. }) if last_seq >= stored.get() => Ok(()),
         lifted => Err(Trouble::Refused(format!(

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use runtime::{Again, AppendError, Connection, Log, LogMessage, RawMessage, append_again, parse_headers};
+use runtime::{
+    Again, AppendError, Connection, Log, LogMessage, RawMessage, append_again, parse_headers,
+};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection as _, FromRow, Row};
 use time::OffsetDateTime;
@@ -62,7 +64,8 @@ const WAITING: &str = "
 /// Held until the log has it: whoever erases a letter waits, or it is not appended.
 const HOLD: &str = "select id from dead_letters where id = $1 and outcome is null for update";
 
-const WAITING_COUNT: &str = "select count(*) from dead_letters where reason = $1 and outcome is null";
+const WAITING_COUNT: &str =
+    "select count(*) from dead_letters where reason = $1 and outcome is null";
 
 const SET_ASIDE: &str = "
     with letter as (delete from dead_letters where id = $1 returning *)
@@ -123,7 +126,8 @@ impl Letter {
             subject: self.subject.clone(),
             headers: parse_headers(&self.headers).ok(),
             payload: self.payload.clone().into(),
-            received_ms: i64::try_from(self.received_at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
+            received_ms: i64::try_from(self.received_at.unix_timestamp_nanos() / 1_000_000)
+                .unwrap_or_default(),
         }
     }
 }
@@ -133,7 +137,10 @@ impl Letter {
 /// # Errors
 /// The database does not answer.
 pub async fn waiting(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(WAITING_COUNT).bind(Reason::BelowFence.as_str()).fetch_one(connection).await
+    sqlx::query_scalar(WAITING_COUNT)
+        .bind(Reason::BelowFence.as_str())
+        .fetch_one(connection)
+        .await
 }
 
 /// Writes those of `found` that nobody stored to the dead letters; how many are new there. What cannot be
@@ -141,21 +148,57 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<i64, sqlx::Error> 
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn take(connection: &mut PgConnection, found: &[RawMessage], log_subjects: &[String], limits: Limits) -> Result<u64, Trouble> {
-    let messages: Vec<&LogMessage> = found.iter().filter(|raw| !raw.malformed).map(|raw| &raw.message).collect();
+pub async fn take(
+    connection: &mut PgConnection,
+    found: &[RawMessage],
+    log_subjects: &[String],
+    limits: Limits,
+) -> Result<u64, Trouble> {
+    let messages: Vec<&LogMessage> = found
+        .iter()
+        .filter(|raw| !raw.malformed)
+        .map(|raw| &raw.message)
+        .collect();
     let mut known = stored(connection, &messages, limits).await?;
     known.extend(dead(connection, found).await?);
-    let left: Vec<&RawMessage> = found.iter().filter(|raw| !known.contains(&raw.message.seq.as_i64())).collect();
+    let left: Vec<&RawMessage> = found
+        .iter()
+        .filter(|raw| !known.contains(&raw.message.seq.as_i64()))
+        .collect();
     if left.is_empty() {
         return Ok(0);
     }
     let taken = sqlx::query(TAKE)
-        .bind(left.iter().map(|raw| raw.message.seq.as_i64()).collect::<Vec<i64>>())
-        .bind(left.iter().map(|raw| raw.message.subject.replace('\0', "\u{fffd}")).collect::<Vec<String>>())
-        .bind(left.iter().map(|raw| raw.header_block.as_slice()).collect::<Vec<&[u8]>>())
-        .bind(left.iter().map(|raw| raw.message.payload.as_ref()).collect::<Vec<&[u8]>>())
-        .bind(left.iter().map(|raw| reason(raw, log_subjects).as_str()).collect::<Vec<&str>>())
-        .bind(left.iter().map(|raw| instant(raw.message.received_ms)).collect::<Vec<OffsetDateTime>>())
+        .bind(
+            left.iter()
+                .map(|raw| raw.message.seq.as_i64())
+                .collect::<Vec<i64>>(),
+        )
+        .bind(
+            left.iter()
+                .map(|raw| raw.message.subject.replace('\0', "\u{fffd}"))
+                .collect::<Vec<String>>(),
+        )
+        .bind(
+            left.iter()
+                .map(|raw| raw.header_block.as_slice())
+                .collect::<Vec<&[u8]>>(),
+        )
+        .bind(
+            left.iter()
+                .map(|raw| raw.message.payload.as_ref())
+                .collect::<Vec<&[u8]>>(),
+        )
+        .bind(
+            left.iter()
+                .map(|raw| reason(raw, log_subjects).as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            left.iter()
+                .map(|raw| instant(raw.message.received_ms))
+                .collect::<Vec<OffsetDateTime>>(),
+        )
         .execute(connection)
         .await?;
     Ok(taken.rows_affected())
@@ -165,20 +208,37 @@ pub async fn take(connection: &mut PgConnection, found: &[RawMessage], log_subje
 ///
 /// # Errors
 /// The log does not take a message now, or the database does not answer. What is left waits for the next time.
-pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection, limits: Limits) -> Result<Vec<String>, Trouble> {
+pub async fn append(
+    log: &Log,
+    nats: &Connection,
+    connection: &mut PgConnection,
+    limits: Limits,
+) -> Result<Vec<String>, Trouble> {
     let (mut appended, mut aside, mut first) = (0_u64, 0_u64, true);
     let mut deletions = Deletions::waiting(connection).await?;
     loop {
-        let letters: Vec<Letter> =
-            sqlx::query_as(WAITING).bind(Reason::BelowFence.as_str()).bind(CHUNK).fetch_all(&mut *connection).await?;
+        let letters: Vec<Letter> = sqlx::query_as(WAITING)
+            .bind(Reason::BelowFence.as_str())
+            .bind(CHUNK)
+            .fetch_all(&mut *connection)
+            .await?;
         if letters.is_empty() {
             break;
         }
         for letter in letters {
             // Only the first one can be in the log already: whoever appended it died before removing the letter.
-            let there = if std::mem::take(&mut first) { appended_at(log, &letter).await? } else { None };
+            let there = if std::mem::take(&mut first) {
+                appended_at(log, &letter).await?
+            } else {
+                None
+            };
             let mut held = connection.begin().await?;
-            if sqlx::query(HOLD).bind(letter.id).fetch_optional(&mut *held).await?.is_none() {
+            if sqlx::query(HOLD)
+                .bind(letter.id)
+                .fetch_optional(&mut *held)
+                .await?
+                .is_none()
+            {
                 // It got an outcome since it was read.
                 continue;
             }
@@ -189,10 +249,17 @@ pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection,
             };
             appended += u64::from(there.is_none() && matches!(place, Ok(Some(_))));
             let followed = match place {
-                Ok(Some(place)) => settle(log, &mut held, &letter, place, &deletions, limits).await?,
+                Ok(Some(place)) => {
+                    settle(log, &mut held, &letter, place, &deletions, limits).await?
+                }
                 Ok(None) => remove(&mut held, &letter).await.map(|()| false)?,
                 Err((reason, detail)) => {
-                    sqlx::query(SET_ASIDE).bind(letter.id).bind(reason.as_str()).bind(detail).execute(&mut *held).await?;
+                    sqlx::query(SET_ASIDE)
+                        .bind(letter.id)
+                        .bind(reason.as_str())
+                        .bind(detail)
+                        .execute(&mut *held)
+                        .await?;
                     aside += 1;
                     false
                 }
@@ -207,7 +274,9 @@ pub async fn append(log: &Log, nats: &Connection, connection: &mut PgConnection,
     }
     let mut done = Vec::new();
     if appended > 0 {
-        done.push(format!("{appended} messages were appended again above the fence"));
+        done.push(format!(
+            "{appended} messages were appended again above the fence"
+        ));
     }
     if aside > 0 {
         done.push(format!("{aside} messages from below the fence cannot be appended again and stay in the dead letters"));
@@ -226,35 +295,74 @@ async fn settle(
     limits: Limits,
 ) -> Result<bool, Trouble> {
     let message = letter.message();
-    let Ok(parsed) = Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits)
-    else {
+    let Ok(parsed) = Incoming::parse(
+        &message.subject,
+        message.message_id(),
+        &message.payload,
+        message.seq,
+        message.received_ms,
+        limits,
+    ) else {
         remove(connection, letter).await?;
         return Ok(false);
     };
     let Incoming { room, user, id, .. } = &parsed;
-    let moved = Moved { room, sender: user, id: id.as_deref(), from: message.seq, received_ms: message.received_ms };
+    let moved = Moved {
+        room,
+        sender: user,
+        id: id.as_deref(),
+        from: message.seq,
+        received_ms: message.received_ms,
+    };
     if !deletions.concern(&moved) {
         remove(connection, letter).await?;
         return Ok(false);
     }
     // Its time of receipt is another now, and whoever stores tells messages apart by it.
-    let received_ms = log.next(&letter.subject, place).await?.map_or(moved.received_ms, |raw| raw.message.received_ms);
-    deletions.follow(connection, &moved, place, received_ms).await?;
+    let received_ms = log
+        .next(&letter.subject, place)
+        .await?
+        .map_or(moved.received_ms, |raw| raw.message.received_ms);
+    deletions
+        .follow(connection, &moved, place, received_ms)
+        .await?;
     remove(connection, letter).await?;
     Ok(true)
 }
 
 /// The sequences among `messages` under which PostgreSQL has that very message.
-async fn stored(connection: &mut PgConnection, messages: &[&LogMessage], limits: Limits) -> Result<Vec<i64>, sqlx::Error> {
+async fn stored(
+    connection: &mut PgConnection,
+    messages: &[&LogMessage],
+    limits: Limits,
+) -> Result<Vec<i64>, sqlx::Error> {
     let mut known = stored_messages(connection, messages, limits).await?;
     let changes: Vec<&&LogMessage> = messages
         .iter()
-        .filter(|message| Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).is_ok())
+        .filter(|message| {
+            Change::parse(
+                &message.subject,
+                &message.payload,
+                message.seq,
+                message.received_ms,
+            )
+            .is_ok()
+        })
         .collect();
     if !changes.is_empty() {
         let found: Vec<i64> = sqlx::query_scalar(CHANGES_STORED)
-            .bind(changes.iter().map(|change| change.seq.as_i64()).collect::<Vec<i64>>())
-            .bind(changes.iter().map(|change| instant(change.received_ms)).collect::<Vec<OffsetDateTime>>())
+            .bind(
+                changes
+                    .iter()
+                    .map(|change| change.seq.as_i64())
+                    .collect::<Vec<i64>>(),
+            )
+            .bind(
+                changes
+                    .iter()
+                    .map(|change| instant(change.received_ms))
+                    .collect::<Vec<OffsetDateTime>>(),
+            )
             .fetch_all(connection)
             .await?;
         known.extend(found);
@@ -262,10 +370,21 @@ async fn stored(connection: &mut PgConnection, messages: &[&LogMessage], limits:
     Ok(known)
 }
 
-async fn stored_messages(connection: &mut PgConnection, messages: &[&LogMessage], limits: Limits) -> Result<Vec<i64>, sqlx::Error> {
+async fn stored_messages(
+    connection: &mut PgConnection,
+    messages: &[&LogMessage],
+    limits: Limits,
+) -> Result<Vec<i64>, sqlx::Error> {
     let read = |message: &&LogMessage| {
-        let parsed =
-            Incoming::parse(&message.subject, message.message_id(), &message.payload, message.seq, message.received_ms, limits).ok()?;
+        let parsed = Incoming::parse(
+            &message.subject,
+            message.message_id(),
+            &message.payload,
+            message.seq,
+            message.received_ms,
+            limits,
+        )
+        .ok()?;
         Some((parsed, instant(message.received_ms)))
     };
     let rows: Vec<(Incoming, OffsetDateTime)> = messages.iter().filter_map(read).collect();
@@ -273,24 +392,57 @@ async fn stored_messages(connection: &mut PgConnection, messages: &[&LogMessage]
         return Ok(Vec::new());
     }
     sqlx::query_scalar(STORED)
-        .bind(rows.iter().map(|(row, _)| row.seq.as_i64()).collect::<Vec<i64>>())
-        .bind(rows.iter().map(|(row, _)| row.room.as_str()).collect::<Vec<&str>>())
-        .bind(rows.iter().map(|(row, _)| row.user.as_str()).collect::<Vec<&str>>())
-        .bind(rows.iter().map(|(row, _)| row.shown_id()).collect::<Vec<String>>())
-        .bind(rows.iter().map(|(row, _)| row.id.is_none()).collect::<Vec<bool>>())
-        .bind(rows.iter().map(|(_, received_at)| *received_at).collect::<Vec<OffsetDateTime>>())
+        .bind(
+            rows.iter()
+                .map(|(row, _)| row.seq.as_i64())
+                .collect::<Vec<i64>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|(row, _)| row.room.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|(row, _)| row.user.as_str())
+                .collect::<Vec<&str>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|(row, _)| row.shown_id())
+                .collect::<Vec<String>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|(row, _)| row.id.is_none())
+                .collect::<Vec<bool>>(),
+        )
+        .bind(
+            rows.iter()
+                .map(|(_, received_at)| *received_at)
+                .collect::<Vec<OffsetDateTime>>(),
+        )
         .fetch_all(connection)
         .await
 }
 
 /// The sequences among `found` under which a dead letter, other than a waiting one, holds the same message.
-async fn dead(connection: &mut PgConnection, found: &[RawMessage]) -> Result<Vec<i64>, sqlx::Error> {
+async fn dead(
+    connection: &mut PgConnection,
+    found: &[RawMessage],
+) -> Result<Vec<i64>, sqlx::Error> {
     let seqs: Vec<i64> = found.iter().map(|raw| raw.message.seq.as_i64()).collect();
-    let letters: Vec<Kept> = sqlx::query_as(LETTERS_AT).bind(seqs).bind(Reason::BelowFence.as_str()).fetch_all(connection).await?;
+    let letters: Vec<Kept> = sqlx::query_as(LETTERS_AT)
+        .bind(seqs)
+        .bind(Reason::BelowFence.as_str())
+        .fetch_all(connection)
+        .await?;
     let same = |raw: &RawMessage, letter: &Kept| {
         // A worker writes headers as it read them: same lines, not always the same bytes.
-        let headers =
-            || letter.headers == raw.header_block || (!raw.malformed && parse_headers(&letter.headers).ok() == raw.message.headers);
+        let headers = || {
+            letter.headers == raw.header_block
+                || (!raw.malformed && parse_headers(&letter.headers).ok() == raw.message.headers)
+        };
         // Of an erased letter the bytes are gone, and must not come back out of an old log: its place and time are left.
         let bytes = || {
             if letter.erased {
@@ -301,14 +453,17 @@ async fn dead(connection: &mut PgConnection, found: &[RawMessage]) -> Result<Vec
         };
         letter.seq == raw.message.seq.as_i64() && bytes()
     };
-    let known = found.iter().filter(|raw| letters.iter().any(|letter| same(raw, letter)));
+    let known = found
+        .iter()
+        .filter(|raw| letters.iter().any(|letter| same(raw, letter)));
     Ok(known.map(|raw| raw.message.seq.as_i64()).collect())
 }
 
 /// `below_fence` for what can be published again as it is, else why it cannot.
 fn reason(raw: &RawMessage, log_subjects: &[String]) -> Reason {
     let subject = &raw.message.subject;
-    let taken_in = !subject.split('.').any(str::is_empty) && log_subjects.iter().any(|pattern| overlap(pattern, subject));
+    let taken_in = !subject.split('.').any(str::is_empty)
+        && log_subjects.iter().any(|pattern| overlap(pattern, subject));
     if raw.malformed && (raw.header_block.is_empty() || parse_headers(&raw.header_block).is_ok()) {
         Reason::MalformedSubject
     } else if raw.malformed {
@@ -323,8 +478,14 @@ fn reason(raw: &RawMessage, log_subjects: &[String]) -> Reason {
 }
 
 /// A worker may have held the message while it was being taken.
-async fn is_stored(connection: &mut PgConnection, letter: &Letter, limits: Limits) -> Result<bool, Trouble> {
-    Ok(!stored(connection, &[&letter.message()], limits).await?.is_empty())
+async fn is_stored(
+    connection: &mut PgConnection,
+    letter: &Letter,
+    limits: Limits,
+) -> Result<bool, Trouble> {
+    Ok(!stored(connection, &[&letter.message()], limits)
+        .await?
+        .is_empty())
 }
 
 /// Where the log holds the letter already. What was appended again lies above everything that was purged, so
@@ -332,7 +493,11 @@ async fn is_stored(connection: &mut PgConnection, letter: &Letter, limits: Limit
 async fn appended_at(log: &Log, letter: &Letter) -> Result<Option<Seq>, Trouble> {
     let mut from = Seq::from_i64(letter.seq).next();
     while let Some(raw) = log.next(&letter.subject, from).await? {
-        let id = raw.message.headers.as_ref().and_then(|headers| headers.get(header::MESSAGE_ID));
+        let id = raw
+            .message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(header::MESSAGE_ID));
         if id.is_some_and(|id| id.as_str() == fence_id(letter)) {
             return Ok(Some(raw.message.seq));
         }
@@ -342,14 +507,27 @@ async fn appended_at(log: &Log, letter: &Letter) -> Result<Option<Seq>, Trouble>
 }
 
 async fn remove(connection: &mut PgConnection, letter: &Letter) -> Result<(), sqlx::Error> {
-    sqlx::query("delete from dead_letters where id = $1").bind(letter.id).execute(connection).await.map(|_| ())
+    sqlx::query("delete from dead_letters where id = $1")
+        .bind(letter.id)
+        .execute(connection)
+        .await
+        .map(|_| ())
 }
 
 /// Appends one letter and says where it is now, or why that can never be.
-async fn publish(nats: &Connection, letter: &Letter) -> Result<Result<Seq, (Reason, String)>, Trouble> {
+async fn publish(
+    nats: &Connection,
+    letter: &Letter,
+) -> Result<Result<Seq, (Reason, String)>, Trouble> {
     let id = fence_id(letter);
     // Empty: its sequence shall serve as its id, as before.
-    let again = Again { subject: &letter.subject, headers: &letter.headers, payload: &letter.payload, message_id: &id, unnamed: "" };
+    let again = Again {
+        subject: &letter.subject,
+        headers: &letter.headers,
+        payload: &letter.payload,
+        message_id: &id,
+        unnamed: "",
+    };
     match append_again(nats, again, ACK_TIMEOUT).await {
         Ok(place) => Ok(Ok(place)),
         Err(AppendError::MalformedHeaders(_)) => Ok(Err((Reason::MalformedHeaders, String::new()))),
@@ -365,5 +543,6 @@ fn fence_id(letter: &Letter) -> String {
 
 /// Unix milliseconds as a point in time.
 pub fn instant(ms: i64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }

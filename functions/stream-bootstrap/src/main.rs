@@ -26,8 +26,8 @@ use runtime::{Ctx, Error, Fatal, Function, Meter, Reply, Request, Result, this};
 use shipped::Shipped;
 use trouble::Trouble;
 use wire::{
-    Applied, Audit, AuditRequest, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, Check, NoRequest, ReplayRequest,
-    Replayed,
+    Applied, Audit, AuditRequest, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK,
+    BOOTSTRAP_REPLAY, Check, NoRequest, ReplayRequest, Replayed,
 };
 
 /// Between attempts while something is away, or another copy is applying.
@@ -55,31 +55,47 @@ fn function() -> Function<State> {
         .answer(BOOTSTRAP_APPLY, apply)
         .answer(BOOTSTRAP_AUDIT, audit_log)
         .answer(BOOTSTRAP_REPLAY, replay_log);
-    function.work("reconcile", "timer", "Looks from time to time, and mends what differs", reconcile)
+    function.work(
+        "reconcile",
+        "timer",
+        "Looks from time to time, and mends what differs",
+        reconcile,
+    )
 }
 
 async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
     let own: Own = ctx.vars().read()?;
     let interval = own.interval()?;
-    let shipped = Shipped::read(own.bootstrap_config.as_deref(), own.bootstrap_allow_replicas)?;
+    let shipped = Shipped::read(
+        own.bootstrap_config.as_deref(),
+        own.bootstrap_allow_replicas,
+    )?;
     let bootstrap = Arc::new(Bootstrap::new(ctx.clone(), shipped));
     let mut told = String::new();
     loop {
         match bootstrap.apply().await {
             Ok(done) => {
                 tell(&done);
-                return Ok(State { bootstrap, interval });
+                return Ok(State {
+                    bootstrap,
+                    interval,
+                });
             }
             // A full log, for instance. Whoever has to make room should find us registered; the timer goes on.
             Err(trouble @ Trouble::LettersWait(_)) => {
                 tell_once(&trouble, &mut told);
-                return Ok(State { bootstrap, interval });
+                return Ok(State {
+                    bootstrap,
+                    interval,
+                });
             }
             Err(trouble) if trouble.passes() => tell_once(&trouble, &mut told),
             Err(trouble) => return Err(trouble.into()),
         }
         if let Some(objection) = ctx.nats().refused() {
-            return Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf")));
+            return Err(Fatal::new(format!(
+                "NATS refuses this user what it needs: {objection}; check nats/accounts.conf"
+            )));
         }
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
@@ -104,7 +120,10 @@ async fn audit_log(ctx: Ctx<State>, request: Request<AuditRequest>) -> Result<Re
 
 async fn replay_log(ctx: Ctx<State>, request: Request<ReplayRequest>) -> Result<Reply<Replayed>> {
     let from = request.ask.from;
-    let (done, replayed) = to_the_end(&ctx, move |bootstrap| async move { bootstrap.replay(from).await }).await?;
+    let (done, replayed) = to_the_end(&ctx, move |bootstrap| async move {
+        bootstrap.replay(from).await
+    })
+    .await?;
     tell(&done);
     tracing::info!(from = %replayed.from, through = %replayed.through, "the log is delivered again");
     Reply::json(&replayed)
@@ -154,7 +173,11 @@ async fn reconcile(ctx: Ctx<State>, meter: Meter) -> Result<(), Fatal> {
 }
 
 async fn mend(bootstrap: &Bootstrap) -> Result<Vec<String>, Trouble> {
-    if bootstrap.check().await?.ok { Ok(Vec::new()) } else { bootstrap.apply().await }
+    if bootstrap.check().await?.ok {
+        Ok(Vec::new())
+    } else {
+        bootstrap.apply().await
+    }
 }
 
 fn tell(done: &[String]) {

@@ -66,9 +66,10 @@ impl Object {
     async fn look(&self, nats: &Connection) -> Result<Option<Told>, ApiError> {
         let (subject, missing) = match &self.kind {
             Kind::Stream { name } => (jetstream::stream("INFO", name), vec![ApiError::NO_STREAM]),
-            Kind::Consumer { stream, name } => {
-                (jetstream::consumer("INFO", stream, name), vec![ApiError::NO_CONSUMER, ApiError::NO_STREAM])
-            }
+            Kind::Consumer { stream, name } => (
+                jetstream::consumer("INFO", stream, name),
+                vec![ApiError::NO_CONSUMER, ApiError::NO_STREAM],
+            ),
         };
         match nats.api::<Told>(&subject, &json!({})).await {
             Ok(told) => Ok(Some(told)),
@@ -123,13 +124,23 @@ impl Object {
         if found.is_empty() {
             return Ok(Vec::new());
         }
-        let changed = |one: &Difference| format!("{}: {} changed from {} to {}", self.kind, one.field, one.actual, one.wanted);
+        let changed = |one: &Difference| {
+            format!(
+                "{}: {} changed from {} to {}",
+                self.kind, one.field, one.actual, one.wanted
+            )
+        };
         let done = found.iter().map(changed).collect();
-        match self.update(nats, &overlaid(&actual, &self.config)).await.map_err(Trouble::from) {
+        match self
+            .update(nats, &overlaid(&actual, &self.config))
+            .await
+            .map_err(Trouble::from)
+        {
             Ok(told) => self.settled(&told)?,
             Err(trouble) if trouble.passes() => return Err(trouble),
             Err(Trouble::Nats(ApiError::Refused { description, .. })) => {
-                self.apply_one_by_one(nats, actual, found, &description).await?;
+                self.apply_one_by_one(nats, actual, found, &description)
+                    .await?;
             }
             Err(trouble) => return Err(trouble),
         }
@@ -142,25 +153,45 @@ impl Object {
     /// [`Trouble::Refused`] with the server's words.
     pub async fn create(&self, nats: &Connection) -> Result<(), Trouble> {
         let (subject, body) = match &self.kind {
-            Kind::Stream { name } => (jetstream::stream("CREATE", name), Value::Object(said(&self.config))),
+            Kind::Stream { name } => (
+                jetstream::stream("CREATE", name),
+                Value::Object(said(&self.config)),
+            ),
             Kind::Consumer { .. } => self.consumer_request(&self.config),
         };
         match nats.api::<Told>(&subject, &body).await {
             Ok(told) => self.settled(&told.config),
             Err(error) if Trouble::from(error.clone()).passes() => Err(error.into()),
-            Err(error) => Err(Trouble::Refused(format!("{} cannot be created: {error}", self.kind))),
+            Err(error) => Err(Trouble::Refused(format!(
+                "{} cannot be created: {error}",
+                self.kind
+            ))),
         }
     }
 
     /// The whole update was refused. Which field? Those that stand alone are applied, the others named.
-    async fn apply_one_by_one(&self, nats: &Connection, mut actual: Config, found: Vec<Difference>, whole: &str) -> Result<(), Trouble> {
+    async fn apply_one_by_one(
+        &self,
+        nats: &Connection,
+        mut actual: Config,
+        found: Vec<Difference>,
+        whole: &str,
+    ) -> Result<(), Trouble> {
         let mut refused = Vec::new();
-        for Difference { field, wanted, actual: was, .. } in found {
+        for Difference {
+            field,
+            wanted,
+            actual: was,
+            ..
+        } in found
+        {
             let alone = Config::from_iter([(field.clone(), wanted.clone())]);
             match self.update(nats, &overlaid(&actual, &alone)).await {
                 Ok(told) => actual = told,
                 Err(ApiError::Refused { description, .. }) => {
-                    refused.push(format!("{field} (wanted {wanted}, is {was}; the server says: {description})"));
+                    refused.push(format!(
+                        "{field} (wanted {wanted}, is {was}; the server says: {description})"
+                    ));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -178,22 +209,35 @@ impl Object {
     /// The configuration the server has after the update.
     async fn update(&self, nats: &Connection, config: &Config) -> Result<Config, ApiError> {
         let (subject, body) = match &self.kind {
-            Kind::Stream { name } => (jetstream::stream("UPDATE", name), Value::Object(said(config))),
+            Kind::Stream { name } => (
+                jetstream::stream("UPDATE", name),
+                Value::Object(said(config)),
+            ),
             Kind::Consumer { .. } => self.consumer_request(config),
         };
         Ok(nats.api::<Told>(&subject, &body).await?.config)
     }
 
     fn consumer_request(&self, config: &Config) -> (String, Value) {
-        let Kind::Consumer { stream, name } = &self.kind else { return Default::default() };
-        (jetstream::consumer("DURABLE.CREATE", stream, name), json!({ "stream_name": stream, "config": config }))
+        let Kind::Consumer { stream, name } = &self.kind else {
+            return Default::default();
+        };
+        (
+            jetstream::consumer("DURABLE.CREATE", stream, name),
+            json!({ "stream_name": stream, "config": config }),
+        )
     }
 
     /// A server may take a request and leave out a field it does not know.
     fn settled(&self, told: &Config) -> Result<(), Trouble> {
         match differences(&self.kind.to_string(), &self.config, told).first() {
             None => Ok(()),
-            Some(Difference { field, wanted, actual, .. }) => Err(Trouble::Refused(format!(
+            Some(Difference {
+                field,
+                wanted,
+                actual,
+                ..
+            }) => Err(Trouble::Refused(format!(
                 "{}: the server took the change and still has {field} {actual} instead of {wanted}; is it an older version, or a limit of the account?",
                 self.kind
             ))),
@@ -203,5 +247,9 @@ impl Object {
 
 /// Without what is not to be there: `null` is no value of most fields.
 fn said(config: &Config) -> Config {
-    config.iter().filter(|(_, value)| !value.is_null()).map(|(field, value)| (field.clone(), value.clone())).collect()
+    config
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(field, value)| (field.clone(), value.clone()))
+        .collect()
 }

@@ -34,10 +34,17 @@ struct Floor {
 ///
 /// # Errors
 /// [`Trouble::Refused`] when `from` is beyond the log's last sequence; a server does not answer.
-pub async fn replay(log: &Log, nats: &Connection, connection: &mut PgConnection, from: Seq) -> Result<Replayed, Trouble> {
+pub async fn replay(
+    log: &Log,
+    nats: &Connection,
+    connection: &mut PgConnection,
+    from: Seq,
+) -> Result<Replayed, Trouble> {
     let (_, last) = log.range().await?;
     if from > last {
-        return Err(Trouble::Refused(format!("from {from} is beyond the log's last sequence, {last}; 0 means from its first")));
+        return Err(Trouble::Refused(format!(
+            "from {from} is beyond the log's last sequence, {last}; 0 means from its first"
+        )));
     }
     let paused = fence::pause(nats, PAUSE).await?;
     let outcome = reset(log, nats, connection, from).await;
@@ -47,13 +54,28 @@ pub async fn replay(log: &Log, nats: &Connection, connection: &mut PgConnection,
     outcome
 }
 
-async fn reset(log: &Log, nats: &Connection, connection: &mut PgConnection, from: Seq) -> Result<Replayed, Trouble> {
+async fn reset(
+    log: &Log,
+    nats: &Connection,
+    connection: &mut PgConnection,
+    from: Seq,
+) -> Result<Replayed, Trouble> {
     let stored = fence::stored(connection).await?.unwrap_or(Seq::ZERO);
     let (first, through) = log.range().await?;
     let Consumer { ack_floor } = nats.api(jetstream::CONSUMER_INFO, &json!({})).await?;
     let floor = Seq::new(ack_floor.stream_seq).unwrap_or(Seq::MAX);
     let from = from.min(floor.next()).min(stored.next()).max(first);
-    let _: Consumer = nats.api(jetstream::CONSUMER_RESET, &json!({ "seq": from.get().max(1) })).await?;
+    let _: Consumer = nats
+        .api(
+            jetstream::CONSUMER_RESET,
+            &json!({ "seq": from.get().max(1) }),
+        )
+        .await?;
     let lost = (stored < first.previous()).then(|| (stored.next(), first.previous()));
-    Ok(Replayed { from, through, stored, lost })
+    Ok(Replayed {
+        from,
+        through,
+        stored,
+        lost,
+    })
 }

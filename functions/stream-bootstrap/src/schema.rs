@@ -10,17 +10,50 @@ use crate::trouble::Trouble;
 /// File name and content. A test holds this list against the directory; sqlx's macro would do the same, and
 /// bring sqlx-macros into the build of every function.
 const MIGRATIONS: [(&str, &str); 11] = [
-    ("0001_messages.sql", include_str!("../../../migrations/0001_messages.sql")),
-    ("0002_dead_letters.sql", include_str!("../../../migrations/0002_dead_letters.sql")),
-    ("0003_deletion.sql", include_str!("../../../migrations/0003_deletion.sql")),
-    ("0004_outbox.sql", include_str!("../../../migrations/0004_outbox.sql")),
-    ("0005_dead_letter_outcomes.sql", include_str!("../../../migrations/0005_dead_letter_outcomes.sql")),
-    ("0006_receipts.sql", include_str!("../../../migrations/0006_receipts.sql")),
-    ("0007_retention.sql", include_str!("../../../migrations/0007_retention.sql")),
-    ("0008_lag.sql", include_str!("../../../migrations/0008_lag.sql")),
-    ("0009_conflicts.sql", include_str!("../../../migrations/0009_conflicts.sql")),
-    ("0010_clock.sql", include_str!("../../../migrations/0010_clock.sql")),
-    ("0011_send_secret.sql", include_str!("../../../migrations/0011_send_secret.sql")),
+    (
+        "0001_messages.sql",
+        include_str!("../../../migrations/0001_messages.sql"),
+    ),
+    (
+        "0002_dead_letters.sql",
+        include_str!("../../../migrations/0002_dead_letters.sql"),
+    ),
+    (
+        "0003_deletion.sql",
+        include_str!("../../../migrations/0003_deletion.sql"),
+    ),
+    (
+        "0004_outbox.sql",
+        include_str!("../../../migrations/0004_outbox.sql"),
+    ),
+    (
+        "0005_dead_letter_outcomes.sql",
+        include_str!("../../../migrations/0005_dead_letter_outcomes.sql"),
+    ),
+    (
+        "0006_receipts.sql",
+        include_str!("../../../migrations/0006_receipts.sql"),
+    ),
+    (
+        "0007_retention.sql",
+        include_str!("../../../migrations/0007_retention.sql"),
+    ),
+    (
+        "0008_lag.sql",
+        include_str!("../../../migrations/0008_lag.sql"),
+    ),
+    (
+        "0009_conflicts.sql",
+        include_str!("../../../migrations/0009_conflicts.sql"),
+    ),
+    (
+        "0010_clock.sql",
+        include_str!("../../../migrations/0010_clock.sql"),
+    ),
+    (
+        "0011_send_secret.sql",
+        include_str!("../../../migrations/0011_send_secret.sql"),
+    ),
 ];
 
 /// How the database stands against the list.
@@ -50,16 +83,23 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Troub
     }
     let missing = standing(connection).await?.missing;
     // A migration may take as long as it needs, and wait for locks longer than a request may.
-    sqlx::raw_sql("set statement_timeout = 0; set lock_timeout = '60s'").execute(&mut *connection).await?;
+    sqlx::raw_sql("set statement_timeout = 0; set lock_timeout = '60s'")
+        .execute(&mut *connection)
+        .await?;
     let outcome = migrator().run_direct(None, connection, false).await;
     if outcome.is_err() {
         // sqlx makes its table before anything else: a database that is not ours is left as it was.
         sqlx::raw_sql(FORGET).execute(&mut *connection).await?;
     }
-    let reset = sqlx::raw_sql("reset statement_timeout; reset lock_timeout").execute(&mut *connection).await;
+    let reset = sqlx::raw_sql("reset statement_timeout; reset lock_timeout")
+        .execute(&mut *connection)
+        .await;
     outcome.map_err(refused)?;
     reset?;
-    Ok(missing.iter().map(|version| format!("migration {version} was run")).collect())
+    Ok(missing
+        .iter()
+        .map(|version| format!("migration {version} was run"))
+        .collect())
 }
 
 /// Looks, and changes nothing.
@@ -67,43 +107,77 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Troub
 /// # Errors
 /// The database does not answer.
 pub async fn standing(connection: &mut PgConnection) -> Result<Standing, sqlx::Error> {
-    let made: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&mut *connection).await?;
+    let made: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+        .fetch_one(&mut *connection)
+        .await?;
     let run: Vec<(i64, Vec<u8>)> = if made {
-        sqlx::query_as("select version, checksum from _sqlx_migrations order by version").fetch_all(connection).await?
+        sqlx::query_as("select version, checksum from _sqlx_migrations order by version")
+            .fetch_all(connection)
+            .await?
     } else {
         Vec::new()
     };
     let known = migrator();
     let mut standing = Standing::default();
     for migration in known.iter() {
-        match run.iter().find(|(version, _)| *version == migration.version) {
+        match run
+            .iter()
+            .find(|(version, _)| *version == migration.version)
+        {
             None => standing.missing.push(migration.version),
-            Some((_, checksum)) if *checksum != *migration.checksum => standing.differences.push(difference(migration.version, "checksum")),
+            Some((_, checksum)) if *checksum != *migration.checksum => standing
+                .differences
+                .push(difference(migration.version, "checksum")),
             Some(_) => {}
         }
     }
-    let unknown = run.iter().filter(|(version, _)| !known.version_exists(*version));
-    standing.differences.extend(unknown.map(|(version, _)| difference(*version, "(unknown)")));
+    let unknown = run
+        .iter()
+        .filter(|(version, _)| !known.version_exists(*version));
+    standing
+        .differences
+        .extend(unknown.map(|(version, _)| difference(*version, "(unknown)")));
     Ok(standing)
 }
 
 fn difference(version: i64, field: &str) -> Difference {
-    let (wanted, actual) = if field == "checksum" { ("as shipped", "another text was run") } else { ("not run", "run") };
-    Difference { object: format!("migration {version}"), field: field.to_owned(), wanted: wanted.into(), actual: actual.into() }
+    let (wanted, actual) = if field == "checksum" {
+        ("as shipped", "another text was run")
+    } else {
+        ("not run", "run")
+    };
+    Difference {
+        object: format!("migration {version}"),
+        field: field.to_owned(),
+        wanted: wanted.into(),
+        actual: actual.into(),
+    }
 }
 
 fn migrator() -> Migrator {
     let migration = |(name, sql): &(&'static str, &'static str)| {
         let (version, description) = parts(name);
-        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+        Migration::new(
+            version,
+            description.into(),
+            MigrationType::Simple,
+            sql.into_sql_str(),
+            false,
+        )
     };
     Migrator::with_migrations(MIGRATIONS.iter().map(migration).collect())
 }
 
 /// `0001_messages.sql` is version 1, "messages".
 fn parts(name: &'static str) -> (i64, String) {
-    let (version, description) = name.trim_end_matches(".sql").split_once('_').unwrap_or((name, ""));
-    (version.parse().unwrap_or_default(), description.replace('_', " "))
+    let (version, description) = name
+        .trim_end_matches(".sql")
+        .split_once('_')
+        .unwrap_or((name, ""));
+    (
+        version.parse().unwrap_or_default(),
+        description.replace('_', " "),
+    )
 }
 
 fn refused(error: MigrateError) -> Trouble {
@@ -111,7 +185,9 @@ fn refused(error: MigrateError) -> Trouble {
         MigrateError::Execute(error) => error.into(),
         MigrateError::ExecuteMigration(error, version) => match Trouble::from(error) {
             trouble if trouble.passes() => trouble,
-            trouble => Trouble::Refused(format!("migration {version} failed and left nothing behind: {trouble}")),
+            trouble => Trouble::Refused(format!(
+                "migration {version} failed and left nothing behind: {trouble}"
+            )),
         },
         MigrateError::VersionMissing(version) => Trouble::Refused(format!(
             "the database has migration {version}, which this version does not know: a newer one ran here, so start that one; or \
@@ -139,7 +215,13 @@ mod tests {
             .collect();
         files.sort();
         assert_eq!(files, MIGRATIONS.map(|(name, _)| name));
-        let versions: Vec<i64> = migrator().iter().map(|migration| migration.version).collect();
-        assert!(versions.is_sorted_by(|one, next| one < next), "{versions:?}");
+        let versions: Vec<i64> = migrator()
+            .iter()
+            .map(|migration| migration.version)
+            .collect();
+        assert!(
+            versions.is_sorted_by(|one, next| one < next),
+            "{versions:?}"
+        );
     }
 }

@@ -46,10 +46,15 @@ impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Trouble::Nats(error) => error.fmt(f),
-            Trouble::Database(error) if error.class == Class::Trouble => write!(f, "waiting for PostgreSQL ({error})"),
+            Trouble::Database(error) if error.class == Class::Trouble => {
+                write!(f, "waiting for PostgreSQL ({error})")
+            }
             Trouble::Database(error) => error.fmt(f),
             Trouble::Busy => f.write_str("another copy is applying"),
-            Trouble::LettersWait(why) => write!(f, "messages from below the fence wait to be appended again: {why}"),
+            Trouble::LettersWait(why) => write!(
+                f,
+                "messages from below the fence wait to be appended again: {why}"
+            ),
             Trouble::Refused(sentence) => f.write_str(sentence),
         }
     }

@@ -21,8 +21,18 @@ struct Entry {
 /// # Errors
 /// 413 when a single message is larger than a reply may be.
 pub fn encode(mut found: Found, limit: usize, max_payload: usize) -> Result<Reply<SyncPage>> {
-    let mut entries = found.messages.iter().map(|message| entry(message.seq, message)).collect::<Result<Vec<Entry>>>()?;
-    entries.extend(found.changes.iter().map(|change| entry(change.seq, change)).collect::<Result<Vec<Entry>>>()?);
+    let mut entries = found
+        .messages
+        .iter()
+        .map(|message| entry(message.seq, message))
+        .collect::<Result<Vec<Entry>>>()?;
+    entries.extend(
+        found
+            .changes
+            .iter()
+            .map(|change| entry(change.seq, change))
+            .collect::<Result<Vec<Entry>>>()?,
+    );
     entries.sort_by_key(|entry| entry.seq);
     let (mut fitting, mut bytes) = (0, ENVELOPE);
     for entry in entries.iter().take(limit) {
@@ -34,8 +44,7 @@ pub fn encode(mut found: Found, limit: usize, max_payload: usize) -> Result<Repl
     }
     if fitting < entries.len() {
         let Some(last) = entries[..fitting].last() else {
-            let reason =
-                "the next message is larger than the server's max_payload lets a reply be; go on after its seq, which history shows";
+            let reason = "the next message is larger than the server's max_payload lets a reply be; go on after its seq, which history shows";
             return Err(Error::new(Code::TooLarge, reason));
         };
         (found.through, found.more) = (last.seq, true);
@@ -43,10 +52,21 @@ pub fn encode(mut found: Found, limit: usize, max_payload: usize) -> Result<Repl
         found.changes.retain(|change| change.seq <= last.seq);
     }
     let source = (header::SOURCE, found.source.as_str().to_owned());
-    let page = SyncPage { messages: found.messages, changes: found.changes, through: found.through, more: found.more };
-    Ok(Reply::encoded(serde_json::to_vec(&page).map_err(Error::internal)?.into(), vec![source]))
+    let page = SyncPage {
+        messages: found.messages,
+        changes: found.changes,
+        through: found.through,
+        more: found.more,
+    };
+    Ok(Reply::encoded(
+        serde_json::to_vec(&page).map_err(Error::internal)?.into(),
+        vec![source],
+    ))
 }
 
 fn entry(seq: Seq, one: &impl Serialize) -> Result<Entry> {
-    Ok(Entry { seq, bytes: serde_json::to_vec(one).map_err(Error::internal)?.len() })
+    Ok(Entry {
+        seq,
+        bytes: serde_json::to_vec(one).map_err(Error::internal)?.len(),
+    })
 }

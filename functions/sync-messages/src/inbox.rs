@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use runtime::{Ctx, Cutoffs, Database, DatabaseError, Error, Key, Limit, Result, Union, query_span};
+use runtime::{
+    Ctx, Cutoffs, Database, DatabaseError, Error, Key, Limit, Result, Union, query_span,
+};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 use wire::{Change, Code, InboxRequest, Marks, Seq, direct_changes_of, directs_to};
@@ -60,34 +62,71 @@ pub async fn read(ctx: &Ctx, ask: &InboxRequest, max_bytes: usize) -> Result<Fou
     let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
     let end = end.max(floor);
     // One more than asked for tells whether there is more.
-    let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
+    let need = Limit::within(
+        ask.limit as usize + 1,
+        max_bytes,
+        ctx.settings().request_deadline(),
+    );
     let (subjects, changes) = ([directs_to(&ask.user)], direct_changes_of(&ask.user));
     let (tails, above) = read_log(ctx, (&subjects, &changes), (floor, end), mark, need).await?;
-    let above: Vec<&Change> = above.iter().filter(|change| change.deletion.to.as_deref() == Some(user)).collect();
+    let above: Vec<&Change> = above
+        .iter()
+        .filter(|change| change.deletion.to.as_deref() == Some(user))
+        .collect();
     let keys: Vec<Key> = Union::keys(tails.all(), &above);
     let messages = tails.all().iter().flat_map(|tail| &tail.messages);
-    let in_log: BTreeSet<&str> =
-        messages.map(|message| message.room.as_str()).chain(above.iter().map(|change| change.room.as_str())).collect();
+    let in_log: BTreeSet<&str> = messages
+        .map(|message| message.room.as_str())
+        .chain(above.iter().map(|change| change.room.as_str()))
+        .collect();
     let in_log: Vec<&str> = in_log.into_iter().collect();
-    let wanted = Wanted { user, mark, end, rows: need.messages + tails.repeated(), bytes: max_bytes, keys: &keys, in_log: &in_log };
+    let wanted = Wanted {
+        user,
+        mark,
+        end,
+        rows: need.messages + tails.repeated(),
+        bytes: max_bytes,
+        keys: &keys,
+        in_log: &in_log,
+    };
     let (rows, Marked { read, cutoffs }) = rows(ctx.database(), &wanted).await?.ok_or_else(away)?;
-    let mut found = join(Parts { after: mark, floor, end, tails, above, rows, cutoffs });
+    let mut found = join(Parts {
+        after: mark,
+        floor,
+        end,
+        tails,
+        above,
+        rows,
+        cutoffs,
+    });
     for message in &mut found.messages {
         let read = read.get(&message.room).copied().unwrap_or_default();
-        Marks::show(message, |_| Marks { delivered: mark, read });
+        Marks::show(message, |_| Marks {
+            delivered: mark,
+            read,
+        });
     }
     Ok(found)
 }
 
 fn away() -> Error {
-    Error::new(Code::Unavailable, "the database is away, and only it knows what was delivered; try again")
+    Error::new(
+        Code::Unavailable,
+        "the database is away, and only it knows what was delivered; try again",
+    )
 }
 
 /// Up to where the user has confirmed; `None` while PostgreSQL is away.
 async fn mark(database: &Database, user: &str) -> Result<Option<Seq>, DatabaseError> {
-    let mark = database
-        .run_if_there(index::DEADLINE, async |connection| sqlx::query_scalar::<_, i64>(MARK).bind(user).fetch_optional(connection).await);
-    Ok(mark.await?.map(|mark| mark.map_or(Seq::ZERO, Seq::from_i64)))
+    let mark = database.run_if_there(index::DEADLINE, async |connection| {
+        sqlx::query_scalar::<_, i64>(MARK)
+            .bind(user)
+            .fetch_optional(connection)
+            .await
+    });
+    Ok(mark
+        .await?
+        .map(|mark| mark.map_or(Seq::ZERO, Seq::from_i64)))
 }
 
 /// What an inbox wants from the index.
@@ -114,23 +153,71 @@ struct Marked {
 }
 
 /// What the index has above the mark; `None` while PostgreSQL is away.
-async fn rows(database: &Database, wanted: &Wanted<'_>) -> Result<Option<(Rows, Marked)>, DatabaseError> {
-    let query = async |connection: &mut PgConnection| query_span("select", "messages", read_rows(connection, wanted)).await;
+async fn rows(
+    database: &Database,
+    wanted: &Wanted<'_>,
+) -> Result<Option<(Rows, Marked)>, DatabaseError> {
+    let query = async |connection: &mut PgConnection| {
+        query_span("select", "messages", read_rows(connection, wanted)).await
+    };
     database.run_if_there(index::DEADLINE, query).await
 }
 
-async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Rows, Marked), sqlx::Error> {
-    let (mark, end, limit) = (wanted.mark.as_i64(), wanted.end.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
+async fn read_rows(
+    connection: &mut PgConnection,
+    wanted: &Wanted<'_>,
+) -> Result<(Rows, Marked), sqlx::Error> {
+    let (mark, end, limit) = (
+        wanted.mark.as_i64(),
+        wanted.end.as_i64(),
+        i64::try_from(wanted.rows).unwrap_or(i64::MAX),
+    );
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
-    let found = sqlx::query(MESSAGES).bind(wanted.user).bind(mark).bind(limit).bind(bytes).bind(end).fetch_all(&mut *connection).await?;
-    let changes = sqlx::query(CHANGES).bind(wanted.user).bind(mark).bind(limit).bind(end).fetch_all(&mut *connection).await?;
-    let mut rows = Rows::of(&found, &changes, (wanted.rows, wanted.bytes), |row| row.try_get("room"))?;
+    let found = sqlx::query(MESSAGES)
+        .bind(wanted.user)
+        .bind(mark)
+        .bind(limit)
+        .bind(bytes)
+        .bind(end)
+        .fetch_all(&mut *connection)
+        .await?;
+    let changes = sqlx::query(CHANGES)
+        .bind(wanted.user)
+        .bind(mark)
+        .bind(limit)
+        .bind(end)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut rows = Rows::of(&found, &changes, (wanted.rows, wanted.bytes), |row| {
+        row.try_get("room")
+    })?;
     rows.known = index::known(connection, wanted.keys).await?;
-    let rooms: BTreeSet<&str> =
-        rows.messages.messages.iter().map(|message| message.room.as_str()).chain(wanted.in_log.iter().copied()).collect();
+    let rooms: BTreeSet<&str> = rows
+        .messages
+        .messages
+        .iter()
+        .map(|message| message.room.as_str())
+        .chain(wanted.in_log.iter().copied())
+        .collect();
     let rooms: Vec<&str> = rooms.into_iter().collect();
-    let read: Vec<(String, i64)> = sqlx::query_as(READ).bind(wanted.user).bind(&rooms).fetch_all(&mut *connection).await?;
-    let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(wanted.in_log).fetch_all(connection).await?;
-    let read = read.into_iter().map(|(room, read)| (room, Seq::from_i64(read))).collect();
-    Ok((rows, Marked { read, cutoffs: cutoffs_ms.into_iter().collect() }))
+    let read: Vec<(String, i64)> = sqlx::query_as(READ)
+        .bind(wanted.user)
+        .bind(&rooms)
+        .fetch_all(&mut *connection)
+        .await?;
+    let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS)
+        .bind(wanted.in_log)
+        .fetch_all(connection)
+        .await?;
+    let read = read
+        .into_iter()
+        .map(|(room, read)| (room, Seq::from_i64(read)))
+        .collect();
+    Ok((
+        rows,
+        Marked {
+            read,
+            cutoffs: cutoffs_ms.into_iter().collect(),
+        },
+    ))
 }

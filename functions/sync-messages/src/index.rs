@@ -88,25 +88,63 @@ pub struct Rows {
 /// # Errors
 /// The deployment's fault, such as a missing table.
 pub async fn read(database: &Database, wanted: &Wanted<'_>) -> Result<Option<Rows>, DatabaseError> {
-    let query = async |connection: &mut PgConnection| query_span("select", "messages", read_rows(connection, wanted)).await;
+    let query = async |connection: &mut PgConnection| {
+        query_span("select", "messages", read_rows(connection, wanted)).await
+    };
     database.run_if_there(DEADLINE, query).await
 }
 
-async fn read_rows(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Rows, sqlx::Error> {
-    let (after, end, limit) = (wanted.after.as_i64(), wanted.end.as_i64(), i64::try_from(wanted.rows).unwrap_or(i64::MAX));
+async fn read_rows(
+    connection: &mut PgConnection,
+    wanted: &Wanted<'_>,
+) -> Result<Rows, sqlx::Error> {
+    let (after, end, limit) = (
+        wanted.after.as_i64(),
+        wanted.end.as_i64(),
+        i64::try_from(wanted.rows).unwrap_or(i64::MAX),
+    );
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
-    let found = sqlx::query(MESSAGES).bind(wanted.room).bind(after).bind(limit).bind(bytes).bind(end).fetch_all(&mut *connection).await?;
-    let changes = sqlx::query(CHANGES).bind(wanted.room).bind(after).bind(limit).bind(end).fetch_all(&mut *connection).await?;
-    let mut rows = Rows::of(&found, &changes, (wanted.rows, wanted.bytes), |_| Ok(wanted.room.to_owned()))?;
+    let found = sqlx::query(MESSAGES)
+        .bind(wanted.room)
+        .bind(after)
+        .bind(limit)
+        .bind(bytes)
+        .bind(end)
+        .fetch_all(&mut *connection)
+        .await?;
+    let changes = sqlx::query(CHANGES)
+        .bind(wanted.room)
+        .bind(after)
+        .bind(limit)
+        .bind(end)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut rows = Rows::of(&found, &changes, (wanted.rows, wanted.bytes), |_| {
+        Ok(wanted.room.to_owned())
+    })?;
     rows.known = known(&mut *connection, wanted.keys).await?;
     if !wanted.people.is_empty() {
-        let marks: Vec<(String, i64, i64)> =
-            sqlx::query_as(MARKS).bind(wanted.room).bind(wanted.people).fetch_all(&mut *connection).await?;
-        let read = |(person, delivered, read)| (person, Marks { delivered: Seq::from_i64(delivered), read: Seq::from_i64(read) });
+        let marks: Vec<(String, i64, i64)> = sqlx::query_as(MARKS)
+            .bind(wanted.room)
+            .bind(wanted.people)
+            .fetch_all(&mut *connection)
+            .await?;
+        let read = |(person, delivered, read)| {
+            (
+                person,
+                Marks {
+                    delivered: Seq::from_i64(delivered),
+                    read: Seq::from_i64(read),
+                },
+            )
+        };
         rows.marks = marks.into_iter().map(read).collect();
     }
     if wanted.cutoff {
-        rows.cutoff_ms = sqlx::query_scalar("select cutoff_ms($1)").bind(wanted.room).fetch_one(connection).await?;
+        rows.cutoff_ms = sqlx::query_scalar("select cutoff_ms($1)")
+            .bind(wanted.room)
+            .fetch_one(connection)
+            .await?;
     }
     Ok(rows)
 }
@@ -120,24 +158,56 @@ impl Rows {
         (rows, bytes): (usize, usize),
         room: impl Fn(&PgRow) -> Result<String, sqlx::Error>,
     ) -> Result<Rows, sqlx::Error> {
-        let messages = messages.iter().map(|row| message(room(row)?, row)).collect::<Result<Vec<Message>, sqlx::Error>>()?;
+        let messages = messages
+            .iter()
+            .map(|row| message(room(row)?, row))
+            .collect::<Result<Vec<Message>, sqlx::Error>>()?;
         // As many as were asked for, or perhaps some cut for their bytes: either way something may follow.
-        let cut = messages.len() >= rows || messages.iter().map(|message| message.text.len()).sum::<usize>() >= bytes;
+        let cut = messages.len() >= rows
+            || messages
+                .iter()
+                .map(|message| message.text.len())
+                .sum::<usize>()
+                >= bytes;
         let reach = messages.last().filter(|_| cut).map(|last| last.seq);
-        let changes = changes.iter().map(change).collect::<Result<Vec<ChangeEntry>, sqlx::Error>>()?;
-        let changes_reach = changes.last().filter(|_| changes.len() >= rows).map(|last| last.seq);
-        Ok(Rows { messages: runtime::Rows { messages, reach }, changes, changes_reach, ..Rows::default() })
+        let changes = changes
+            .iter()
+            .map(change)
+            .collect::<Result<Vec<ChangeEntry>, sqlx::Error>>()?;
+        let changes_reach = changes
+            .last()
+            .filter(|_| changes.len() >= rows)
+            .map(|last| last.seq);
+        Ok(Rows {
+            messages: runtime::Rows { messages, reach },
+            changes,
+            changes_reach,
+            ..Rows::default()
+        })
     }
 }
 
 /// Where the ids of some senders are stored.
-pub async fn known(connection: &mut PgConnection, keys: &[Key]) -> Result<HashMap<Key, Seq>, sqlx::Error> {
+pub async fn known(
+    connection: &mut PgConnection,
+    keys: &[Key],
+) -> Result<HashMap<Key, Seq>, sqlx::Error> {
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    let (senders, ids): (Vec<&str>, Vec<&str>) = keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-    let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
-    Ok(known.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect())
+    let (senders, ids): (Vec<&str>, Vec<&str>) = keys
+        .iter()
+        .map(|(sender, id)| (sender.as_str(), id.as_str()))
+        .unzip();
+    let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN)
+        .bind(senders)
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    Ok(known
+        .into_iter()
+        .map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq)))
+        .collect())
 }
 
 fn message(room: String, row: &PgRow) -> Result<Message, sqlx::Error> {

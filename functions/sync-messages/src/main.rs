@@ -18,7 +18,10 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function {
-    Function::new(this!()).answer(SYNC, sync_room).answer(DM_SYNC, sync_direct).answer(DM_INBOX, read_inbox)
+    Function::new(this!())
+        .answer(SYNC, sync_room)
+        .answer(DM_SYNC, sync_direct)
+        .answer(DM_INBOX, read_inbox)
 }
 
 async fn sync_room(ctx: Ctx, request: Request<SyncRequest>) -> Result<Reply<SyncPage>> {

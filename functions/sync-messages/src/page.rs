@@ -32,23 +32,48 @@ pub struct Found {
 pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Found> {
     let (log, conversation) = (ctx.log(), &ask.conversation);
     // One more than asked for tells whether there is more.
-    let need = Limit::within(ask.limit as usize + 1, max_bytes, ctx.settings().request_deadline());
+    let need = Limit::within(
+        ask.limit as usize + 1,
+        max_bytes,
+        ctx.settings().request_deadline(),
+    );
     let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
     let end = end.max(floor);
     let (subjects, changes) = (conversation.log_subjects(), [conversation.change_subject()]);
-    let (tails, above) = read_log(ctx, (&subjects, &changes), (floor, end), ask.after, need).await?;
+    let (tails, above) =
+        read_log(ctx, (&subjects, &changes), (floor, end), ask.after, need).await?;
     let above: Vec<&Change> = above.iter().collect();
     let keys: Vec<Key> = Union::keys(tails.all(), &above);
-    let (people, cutoff) = (conversation.people(), !above.is_empty() || !tails.is_empty());
+    let (people, cutoff) = (
+        conversation.people(),
+        !above.is_empty() || !tails.is_empty(),
+    );
     let room = conversation.name();
     let rows = need.messages + tails.repeated();
-    let wanted = index::Wanted { room: &room, after: ask.after, end, rows, bytes: max_bytes, keys: &keys, people: &people, cutoff };
+    let wanted = index::Wanted {
+        room: &room,
+        after: ask.after,
+        end,
+        rows,
+        bytes: max_bytes,
+        keys: &keys,
+        people: &people,
+        cutoff,
+    };
     let Some(mut rows) = index::read(ctx.database(), &wanted).await? else {
         return from_the_log_alone(ctx, ask, need).await;
     };
     let marks = std::mem::take(&mut rows.marks);
     let cutoffs = Cutoffs::of_one(&room, rows.cutoff_ms);
-    let mut found = join(Parts { after: ask.after, floor, end, tails, above, rows, cutoffs });
+    let mut found = join(Parts {
+        after: ask.after,
+        floor,
+        end,
+        tails,
+        above,
+        rows,
+        cutoffs,
+    });
     for message in &mut found.messages {
         Marks::show(message, |to| marks.get(to).copied().unwrap_or_default());
     }
@@ -65,8 +90,20 @@ pub async fn read_log(
     need: Limit,
 ) -> Result<(Tails, Vec<Change>)> {
     let log = ctx.log();
-    let tails = Tails::read(log, subjects, (floor, end), &[Side::Newer(after)], need, ctx.settings().limits()).await?;
-    let above = if end > floor { own_changes(log, changes, floor.next(), need.until).await? } else { Vec::new() };
+    let tails = Tails::read(
+        log,
+        subjects,
+        (floor, end),
+        &[Side::Newer(after)],
+        need,
+        ctx.settings().limits(),
+    )
+    .await?;
+    let above = if end > floor {
+        own_changes(log, changes, floor.next(), need.until).await?
+    } else {
+        Vec::new()
+    };
     Ok((tails, above))
 }
 
@@ -90,16 +127,36 @@ pub struct Parts<'a> {
 
 /// Stream and projection as one, as far as both reach without a hole.
 pub fn join(parts: Parts<'_>) -> Found {
-    let Parts { after, floor, end, tails, above, rows, cutoffs } = parts;
+    let Parts {
+        after,
+        floor,
+        end,
+        tails,
+        above,
+        rows,
+        cutoffs,
+    } = parts;
     let union = Union::new(rows.known, above, cutoffs, tails.all());
     let part = union.part(Side::Newer(after), floor, end, tails.of(0), rows.messages);
     // What lies beyond the nearest of the ends is for the next page.
-    let through = rows.changes_reach.map_or(part.through, |reach| reach.min(part.through));
+    let through = rows
+        .changes_reach
+        .map_or(part.through, |reach| reach.min(part.through));
     let (changes, told_by_log) = union.entries(rows.changes, &(after.next()..=through));
     let mut messages = part.messages;
     messages.retain(|message| message.seq <= through);
-    let source = if part.from_log || told_by_log { Source::Both } else { Source::Index };
-    Found { messages, changes, through, more: through < end, source }
+    let source = if part.from_log || told_by_log {
+        Source::Both
+    } else {
+        Source::Index
+    };
+    Found {
+        messages,
+        changes,
+        through,
+        more: through < end,
+        source,
+    }
 }
 
 /// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole.
@@ -109,13 +166,25 @@ async fn from_the_log_alone(ctx: &Ctx, ask: &SyncRequest, need: Limit) -> Result
     let (first, end) = log.range().await?;
     let below = first.previous();
     let (subjects, changes) = (conversation.log_subjects(), [conversation.change_subject()]);
-    let (tails, above) = read_log(ctx, (&subjects, &changes), (below, end), ask.after, need).await?;
+    let (tails, above) =
+        read_log(ctx, (&subjects, &changes), (below, end), ask.after, need).await?;
     // Trimmed meanwhile: what was read is not all there was.
     let (first, _) = log.range().await?;
     if first > Seq::ZERO.next() && ask.after.next() < first {
         return Err(Error::new(Code::Unavailable, TOO_OLD));
     }
     let cutoffs = Cutoffs::of_one(&conversation.name(), ctx.cutoff_ms());
-    let parts = Parts { after: ask.after, floor: below, end, tails, above: above.iter().collect(), rows: Rows::default(), cutoffs };
-    Ok(Found { source: Source::Log, ..join(parts) })
+    let parts = Parts {
+        after: ask.after,
+        floor: below,
+        end,
+        tails,
+        above: above.iter().collect(),
+        rows: Rows::default(),
+        cutoffs,
+    };
+    Ok(Found {
+        source: Source::Log,
+        ..join(parts)
+    })
 }

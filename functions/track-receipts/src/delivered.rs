@@ -43,7 +43,10 @@ const MOVE: &str = "
 /// 503 when the log or PostgreSQL does not answer.
 pub async fn mark(ctx: &Ctx, user: &User, through: Seq) -> Result<Marked> {
     let in_log = not_stored(ctx, user, through).await?;
-    alone(ctx.database(), user.as_str(), async |connection| move_to(connection, user.as_str(), through, in_log).await).await
+    alone(ctx.database(), user.as_str(), async |connection| {
+        move_to(connection, user.as_str(), through, in_log).await
+    })
+    .await
 }
 
 /// Conversations with messages to `user` that are perhaps not stored yet, and where the last of them stands.
@@ -54,15 +57,38 @@ async fn not_stored(ctx: &Ctx, user: &User, through: Seq) -> Result<HashMap<Stri
     }
     let subjects = [directs_to(user)];
     let limit = Limit::within(MESSAGES, TAIL_BYTES, ctx.settings().request_deadline());
-    let tail = Tail::newest(ctx.log(), &subjects, floor.next(), through.next(), limit, ctx.settings().limits()).await?;
-    Ok(tail.messages.into_iter().map(|message| (message.room, message.seq)).collect())
+    let tail = Tail::newest(
+        ctx.log(),
+        &subjects,
+        floor.next(),
+        through.next(),
+        limit,
+        ctx.settings().limits(),
+    )
+    .await?;
+    Ok(tail
+        .messages
+        .into_iter()
+        .map(|message| (message.room, message.seq))
+        .collect())
 }
 
-async fn move_to(connection: &mut PgConnection, user: &str, through: Seq, in_log: HashMap<String, Seq>) -> Result<Marked, sqlx::Error> {
-    let before: i64 = sqlx::query_scalar(STANDING).bind(user).fetch_one(&mut *connection).await?;
+async fn move_to(
+    connection: &mut PgConnection,
+    user: &str,
+    through: Seq,
+    in_log: HashMap<String, Seq>,
+) -> Result<Marked, sqlx::Error> {
+    let before: i64 = sqlx::query_scalar(STANDING)
+        .bind(user)
+        .fetch_one(&mut *connection)
+        .await?;
     let before = Seq::from_i64(before);
     if through <= before {
-        return Ok(Marked { through: before, moved: false });
+        return Ok(Marked {
+            through: before,
+            moved: false,
+        });
     }
     let stored: Vec<(String, i64)> = sqlx::query_as(CONCERNED)
         .bind(user)
@@ -81,6 +107,14 @@ async fn move_to(connection: &mut PgConnection, user: &str, through: Seq, in_log
     rooms.sort_unstable_by(|one, other| other.cmp(one));
     rooms.truncate(CONVERSATIONS);
     let rooms: Vec<String> = rooms.into_iter().map(|(_, room)| room).collect();
-    sqlx::query(MOVE).bind(user).bind(through.as_i64()).bind(rooms).execute(connection).await?;
-    Ok(Marked { through, moved: true })
+    sqlx::query(MOVE)
+        .bind(user)
+        .bind(through.as_i64())
+        .bind(rooms)
+        .execute(connection)
+        .await?;
+    Ok(Marked {
+        through,
+        moved: true,
+    })
 }

@@ -12,7 +12,10 @@ mod unread;
 use std::process::ExitCode;
 
 use runtime::{Ctx, Function, Reply, Request, Result, this};
-use wire::{DELIVERED, DM_READ, DeliveredRequest, Direct, Marked, OUTBOX_WAKE, READ, ReadRequest, Seq, UNREAD, Unread, UnreadRequest};
+use wire::{
+    DELIVERED, DM_READ, DeliveredRequest, Direct, Marked, OUTBOX_WAKE, READ, ReadRequest, Seq,
+    UNREAD, Unread, UnreadRequest,
+};
 
 fn main() -> ExitCode {
     function().run()
@@ -36,7 +39,10 @@ async fn mark_room_read(ctx: Ctx, request: Request<ReadRequest>) -> Result<Reply
     mark_read(ctx, request.ask).await
 }
 
-async fn mark_direct_read(ctx: Ctx, request: Request<Direct<ReadRequest>>) -> Result<Reply<Marked>> {
+async fn mark_direct_read(
+    ctx: Ctx,
+    request: Request<Direct<ReadRequest>>,
+) -> Result<Reply<Marked>> {
     let Direct(ask) = request.ask;
     mark_read(ctx, ask).await
 }

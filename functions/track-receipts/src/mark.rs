@@ -28,7 +28,10 @@ pub async fn alone<T>(
 ) -> Result<T> {
     let done = database.run_if_there(DEADLINE, async |connection| {
         let mut transaction: PgTransaction<'_> = connection.begin().await?;
-        sqlx::query(SEEN).bind(user).execute(&mut *transaction).await?;
+        sqlx::query(SEEN)
+            .bind(user)
+            .execute(&mut *transaction)
+            .await?;
         let done = work(&mut transaction).await?;
         transaction.commit().await?;
         Ok(done)
@@ -40,8 +43,14 @@ pub async fn alone<T>(
 ///
 /// # Errors
 /// As [`alone`].
-pub async fn look<T>(database: &Database, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone) -> Result<T> {
-    database.run_if_there(DEADLINE, work).await?.ok_or_else(away)
+pub async fn look<T>(
+    database: &Database,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+) -> Result<T> {
+    database
+        .run_if_there(DEADLINE, work)
+        .await?
+        .ok_or_else(away)
 }
 
 fn away() -> Error {

@@ -26,22 +26,37 @@ const MOVE: &str = "
 /// 404 where nobody has written yet, so that nobody fills the table with names; 503 when the log or PostgreSQL does not answer.
 pub async fn mark(ctx: &Ctx, ask: &ReadRequest, through: Seq) -> Result<Marked> {
     let (user, room) = (ask.user.as_str(), ask.conversation.name());
-    let attempt =
-        async |known: bool| alone(ctx.database(), user, async |connection| move_to(connection, user, &room, through, known).await).await;
+    let attempt = async |known: bool| {
+        alone(ctx.database(), user, async |connection| {
+            move_to(connection, user, &room, through, known).await
+        })
+        .await
+    };
     if let Some(marked) = attempt(false).await? {
         return Ok(marked);
     }
     if !written(ctx, ask).await? {
-        return Err(Error::new(Code::NotFound, "nobody has written anything here yet"));
+        return Err(Error::new(
+            Code::NotFound,
+            "nobody has written anything here yet",
+        ));
     }
-    attempt(true).await?.ok_or_else(|| Error::internal("a conversation that is known is not"))
+    attempt(true)
+        .await?
+        .ok_or_else(|| Error::internal("a conversation that is known is not"))
 }
 
 /// Whether the log holds a message of the conversation. Asked only when the index knows of none.
 async fn written(ctx: &Ctx, ask: &ReadRequest) -> Result<bool> {
     let limit = Limit::within(1, 1, ctx.settings().request_deadline());
     for subject in ask.conversation.log_subjects() {
-        if !ctx.log().first(&subject, Seq::ZERO.next(), limit).await?.messages.is_empty() {
+        if !ctx
+            .log()
+            .first(&subject, Seq::ZERO.next(), limit)
+            .await?
+            .messages
+            .is_empty()
+        {
             return Ok(true);
         }
     }
@@ -49,15 +64,36 @@ async fn written(ctx: &Ctx, ask: &ReadRequest) -> Result<bool> {
 }
 
 /// `None` for a conversation the index does not know, unless it is `known` otherwise.
-async fn move_to(connection: &mut PgConnection, user: &str, room: &str, through: Seq, known: bool) -> Result<Option<Marked>, sqlx::Error> {
-    let (before, stored): (i64, bool) = sqlx::query_as(STANDING).bind(user).bind(room).fetch_one(&mut *connection).await?;
+async fn move_to(
+    connection: &mut PgConnection,
+    user: &str,
+    room: &str,
+    through: Seq,
+    known: bool,
+) -> Result<Option<Marked>, sqlx::Error> {
+    let (before, stored): (i64, bool) = sqlx::query_as(STANDING)
+        .bind(user)
+        .bind(room)
+        .fetch_one(&mut *connection)
+        .await?;
     let before = Seq::from_i64(before);
     if !stored && !known {
         return Ok(None);
     }
     if through <= before {
-        return Ok(Some(Marked { through: before, moved: false }));
+        return Ok(Some(Marked {
+            through: before,
+            moved: false,
+        }));
     }
-    sqlx::query(MOVE).bind(user).bind(room).bind(through.as_i64()).execute(connection).await?;
-    Ok(Some(Marked { through, moved: true }))
+    sqlx::query(MOVE)
+        .bind(user)
+        .bind(room)
+        .bind(through.as_i64())
+        .execute(connection)
+        .await?;
+    Ok(Some(Marked {
+        through,
+        moved: true,
+    }))
 }

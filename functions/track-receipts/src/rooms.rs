@@ -63,11 +63,20 @@ pub async fn count<'a>(
     gone: &[i64],
     most: i64,
 ) -> Result<Vec<Counted<'a>>, sqlx::Error> {
-    let begin = |(room, read): &'a (String, i64)| Counted { room, read: *read, newest: Seq::ZERO, count: 0, next: Some(floor.as_i64()) };
+    let begin = |(room, read): &'a (String, i64)| Counted {
+        room,
+        read: *read,
+        newest: Seq::ZERO,
+        count: 0,
+        next: Some(floor.as_i64()),
+    };
     let mut rooms: Vec<Counted<'a>> = marks.iter().map(begin).collect();
     let mut looked_at = most;
     for _ in 0..2 {
-        let mut open: Vec<&mut Counted<'a>> = rooms.iter_mut().filter(|room| room.is_cut() && room.count < most).collect();
+        let mut open: Vec<&mut Counted<'a>> = rooms
+            .iter_mut()
+            .filter(|room| room.is_cut() && room.count < most)
+            .collect();
         if open.is_empty() {
             break;
         }
@@ -77,17 +86,29 @@ pub async fn count<'a>(
             .bind(gone)
             .bind(open.iter().map(|room| room.room).collect::<Vec<&str>>())
             .bind(open.iter().map(|room| room.read).collect::<Vec<i64>>())
-            .bind(open.iter().map(|room| room.next.unwrap_or_default()).collect::<Vec<i64>>())
+            .bind(
+                open.iter()
+                    .map(|room| room.next.unwrap_or_default())
+                    .collect::<Vec<i64>>(),
+            )
             .bind(looked_at)
             .fetch_all(&mut *connection)
             .await?;
         for (place, newest, some, next) in rows {
-            let Some(room) = usize::try_from(place).ok().and_then(|place| open.get_mut(place.checked_sub(1)?)) else { continue };
+            let Some(room) = usize::try_from(place)
+                .ok()
+                .and_then(|place| open.get_mut(place.checked_sub(1)?))
+            else {
+                continue;
+            };
             (room.newest, room.next) = (Seq::from_i64(newest), next);
             room.count += some;
         }
         rooms.retain(|room| room.newest > Seq::ZERO);
-        let open = rooms.iter().filter(|room| room.is_cut() && room.count < most).count();
+        let open = rooms
+            .iter()
+            .filter(|room| room.is_cut() && room.count < most)
+            .count();
         looked_at = BEYOND / i64::try_from(open.max(1)).unwrap_or(BEYOND);
     }
     Ok(rooms)

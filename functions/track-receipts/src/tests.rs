@@ -14,24 +14,39 @@ use wire::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD, Unread, heade
 use crate::function;
 
 async fn start(world: &World) -> Running {
-    function().start(Vars::from_pairs(world.vars("track-receipts")).unwrap()).await.unwrap()
+    function()
+        .start(Vars::from_pairs(world.vars("track-receipts")).unwrap())
+        .await
+        .unwrap()
 }
 
 /// The answer, or the code and the sentence.
 async fn ask(client: &Client, subject: String, body: &str) -> Result<Value, (u64, String)> {
-    let reply = client.request(subject, body.to_owned().into()).await.unwrap();
+    let reply = client
+        .request(subject, body.to_owned().into())
+        .await
+        .unwrap();
     let answer: Value = serde_json::from_slice(&reply.payload).unwrap();
-    match reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR_CODE)) {
-        Some(code) => Err((code.as_str().parse().unwrap(), answer["error"]["reason"].as_str().unwrap().to_owned())),
+    match reply
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(header::SERVICE_ERROR_CODE))
+    {
+        Some(code) => Err((
+            code.as_str().parse().unwrap(),
+            answer["error"]["reason"].as_str().unwrap().to_owned(),
+        )),
         None => Ok(answer),
     }
 }
 
 /// The answer, asking again where a busy machine took too long.
 async fn ask_patiently(client: &Client, subject: String, body: &str) -> Value {
-    eventually("an answer", SOON, async || match ask(client, subject.clone(), body).await {
-        Err((503, _)) => None,
-        answer => Some(answer.unwrap()),
+    eventually("an answer", SOON, async || {
+        match ask(client, subject.clone(), body).await {
+            Err((503, _)) => None,
+            answer => Some(answer.unwrap()),
+        }
     })
     .await
 }
@@ -39,7 +54,10 @@ async fn ask_patiently(client: &Client, subject: String, body: &str) -> Value {
 /// Where the mark is, and whether it moved.
 async fn mark(client: &Client, subject: String, through: u64) -> (u64, bool) {
     let marked = ask_patiently(client, subject, &json!({ "through": through }).to_string()).await;
-    (marked["through"].as_u64().unwrap(), marked["moved"].as_bool().unwrap())
+    (
+        marked["through"].as_u64().unwrap(),
+        marked["moved"].as_bool().unwrap(),
+    )
 }
 
 async fn deliver(client: &Client, user: &str, through: u64) -> (u64, bool) {
@@ -61,8 +79,19 @@ async fn whole_unread(client: &Client, user: &str) -> Unread {
 /// Room, count and whether there is more; and the total.
 async fn unread(client: &Client, user: &str) -> (Vec<(String, u64, bool)>, u64) {
     let unread = whole_unread(client, user).await;
-    assert_eq!(unread.more, unread.unread.iter().any(|room| room.more), "{unread:?}");
-    (unread.unread.into_iter().map(|one| (one.room, one.count, one.more)).collect(), unread.total)
+    assert_eq!(
+        unread.more,
+        unread.unread.iter().any(|room| room.more),
+        "{unread:?}"
+    );
+    (
+        unread
+            .unread
+            .into_iter()
+            .map(|one| (one.room, one.count, one.more))
+            .collect(),
+        unread.total,
+    )
 }
 
 fn of(room: &str, count: u64) -> (String, u64, bool) {
@@ -76,18 +105,35 @@ async fn inbox(client: &Client, user: &str) -> Vec<(u64, String, String)> {
 }
 
 async fn history(client: &Client, user: &str, peer: &str) -> Vec<(u64, String, String)> {
-    shown(&ask(client, DM_HISTORY.subject(&[user, peer]), "").await.unwrap())
+    shown(
+        &ask(client, DM_HISTORY.subject(&[user, peer]), "")
+            .await
+            .unwrap(),
+    )
 }
 
 fn shown(messages: &Value) -> Vec<(u64, String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let messages = messages.as_array().unwrap().iter();
-    messages.map(|message| (message["seq"].as_u64().unwrap(), text(&message["text"]), text(&message["status"]))).collect()
+    messages
+        .map(|message| {
+            (
+                message["seq"].as_u64().unwrap(),
+                text(&message["text"]),
+                text(&message["status"]),
+            )
+        })
+        .collect()
 }
 
 async fn append(client: &Client, subject: &str, body: Value) -> u64 {
-    let ack = client.request(subject.to_owned(), body.to_string().into()).await.unwrap();
-    serde_json::from_slice::<Value>(&ack.payload).unwrap()["seq"].as_u64().expect("an acknowledgement")
+    let ack = client
+        .request(subject.to_owned(), body.to_string().into())
+        .await
+        .unwrap();
+    serde_json::from_slice::<Value>(&ack.payload).unwrap()["seq"]
+        .as_u64()
+        .expect("an acknowledgement")
 }
 
 async fn say(client: &Client, subject: &str, user: &str, text: &str) -> u64 {
@@ -98,7 +144,10 @@ async fn say(client: &Client, subject: &str, user: &str, text: &str) -> u64 {
 async fn stored(world: &World, seq: u64) {
     let operator = world.client("operator").await;
     eventually("everything is stored", SOON, async || {
-        let info = operator.request(jetstream::CONSUMER_INFO, "".into()).await.unwrap();
+        let info = operator
+            .request(jetstream::CONSUMER_INFO, "".into())
+            .await
+            .unwrap();
         let info: Value = serde_json::from_slice(&info.payload).unwrap();
         (info["ack_floor"]["stream_seq"].as_u64() >= Some(seq)).then_some(())
     })

@@ -8,7 +8,10 @@ use std::collections::HashMap;
 
 use runtime::{Ctx, Cutoffs, Key, Limit, Result, Tail, Union, few_changes, own_changes};
 use sqlx::postgres::PgConnection;
-use wire::{Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, direct_changes_of, directs_to};
+use wire::{
+    Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, direct_changes_of,
+    directs_to,
+};
 
 use crate::mark::look;
 use crate::rooms;
@@ -105,36 +108,70 @@ const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as a
 /// 503 when the log or PostgreSQL does not answer: only PostgreSQL knows the marks.
 pub async fn count(ctx: &Ctx, user: &User) -> Result<Unread> {
     let (log, name) = (ctx.log(), user.as_str());
-    let mut marks = look(ctx.database(), async |connection| marks(connection, name).await).await?;
+    let mut marks = look(ctx.database(), async |connection| {
+        marks(connection, name).await
+    })
+    .await?;
     let rooms_cut = marks.len() > LISTED;
     marks.truncate(LISTED);
     let floor = log.floor().await?;
     let mut subjects = vec![directs_to(user)];
     if log.range().await?.1 > floor {
-        subjects.extend(marks.iter().filter_map(|(room, _)| Some(Room::parse(room).ok()?.log_subject())));
+        subjects.extend(
+            marks
+                .iter()
+                .filter_map(|(room, _)| Some(Room::parse(room).ok()?.log_subject())),
+        );
     }
     let limit = Limit::within(TAIL, TAIL_BYTES, ctx.settings().request_deadline());
     let tail = Tail::oldest(log, &subjects, floor.next(), limit, ctx.settings().limits()).await?;
     let above = match few_changes(log, floor.next(), limit.until).await? {
         Some(few) => few,
         // Other conversations' deletions cost this user nothing.
-        None => own_changes(log, &change_subjects(user, &marks), floor.next(), limit.until).await?,
+        None => {
+            own_changes(
+                log,
+                &change_subjects(user, &marks),
+                floor.next(),
+                limit.until,
+            )
+            .await?
+        }
     };
-    let asked = Asked { user, floor, marks: &marks, tail, above: above.iter().collect() };
+    let asked = Asked {
+        user,
+        floor,
+        marks: &marks,
+        tail,
+        above: above.iter().collect(),
+    };
     let tail_cut = !asked.tail.complete;
     let asked = &asked;
-    let counted = look(ctx.database(), async |connection| asked.count(connection).await).await?;
+    let counted = look(ctx.database(), async |connection| {
+        asked.count(connection).await
+    })
+    .await?;
     Ok(listed(counted, rooms_cut, tail_cut))
 }
 
 /// Where the deletions of what the user reads are appended.
 fn change_subjects(user: &User, marks: &[(String, i64)]) -> Vec<String> {
-    let rooms = marks.iter().filter_map(|(room, _)| Some(Conversation::Room(Room::parse(room).ok()?).change_subject()));
+    let rooms = marks
+        .iter()
+        .filter_map(|(room, _)| Some(Conversation::Room(Room::parse(room).ok()?).change_subject()));
     direct_changes_of(user).into_iter().chain(rooms).collect()
 }
 
-async fn marks(connection: &mut PgConnection, user: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    sqlx::query_as(MARKS).bind(user).bind(LISTED as i64 + 1).bind(WALKED).fetch_all(connection).await
+async fn marks(
+    connection: &mut PgConnection,
+    user: &str,
+) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    sqlx::query_as(MARKS)
+        .bind(user)
+        .bind(LISTED as i64 + 1)
+        .bind(WALKED)
+        .fetch_all(connection)
+        .await
 }
 
 /// What is known before the index is read.
@@ -171,8 +208,11 @@ impl Asked<'_> {
         let known = known(connection, &keys).await?;
         // Deleted above the floor, perhaps not yet in the index: by position, and where else a copy is stored.
         let deleted = self.above.iter().map(|change| change.tombstone());
-        let gone: Vec<i64> =
-            deleted.flat_map(|grave| [Some(grave.seq), known.get(&(grave.user, grave.id)).copied()]).flatten().map(Seq::as_i64).collect();
+        let gone: Vec<i64> = deleted
+            .flat_map(|grave| [Some(grave.seq), known.get(&(grave.user, grave.id)).copied()])
+            .flatten()
+            .map(Seq::as_i64)
+            .collect();
         let rows: Vec<CountRow> = sqlx::query_as(DIRECT)
             .bind(self.user.as_str())
             .bind(self.floor.as_i64())
@@ -187,10 +227,30 @@ impl Asked<'_> {
         let mut rooms: HashMap<String, Counted> = HashMap::new();
         for (_, room, newest, some) in rows {
             let Some(room) = room else { continue };
-            rooms.insert(room, Counted { count: some.unsigned_abs(), more: false, newest: Seq::from_i64(newest) });
+            rooms.insert(
+                room,
+                Counted {
+                    count: some.unsigned_abs(),
+                    more: false,
+                    newest: Seq::from_i64(newest),
+                },
+            );
         }
-        for room in rooms::count(connection, self.user.as_str(), self.marks, self.floor, &gone, MOST).await? {
-            let counted = Counted { count: room.count.unsigned_abs(), more: room.is_cut(), newest: room.newest };
+        for room in rooms::count(
+            connection,
+            self.user.as_str(),
+            self.marks,
+            self.floor,
+            &gone,
+            MOST,
+        )
+        .await?
+        {
+            let counted = Counted {
+                count: room.count.unsigned_abs(),
+                more: room.is_cut(),
+                newest: room.newest,
+            };
             rooms.insert(room.room.to_owned(), counted);
         }
         let names: Vec<&str> = self.marks.iter().map(|(room, _)| room.as_str()).collect();
@@ -215,50 +275,114 @@ impl Asked<'_> {
         names: &[&str],
     ) -> Result<Vec<(String, Seq)>, sqlx::Error> {
         type Row = (i64, String, String, Option<String>, String, bool);
-        let rows: Vec<Row> =
-            sqlx::query_as(ABOVE).bind(self.floor.as_i64()).bind(self.user.as_str()).bind(names).fetch_all(&mut *connection).await?;
-        let rows = rows.into_iter().map(|(seq, room, user, to, id, deleted)| Message {
-            id,
-            seq: Seq::from_i64(seq),
-            room,
-            user,
-            text: String::new(),
-            timestamp: 0,
-            to,
-            status: None,
-            delivered_at: None,
-            read_at: None,
-            deleted,
-        });
+        let rows: Vec<Row> = sqlx::query_as(ABOVE)
+            .bind(self.floor.as_i64())
+            .bind(self.user.as_str())
+            .bind(names)
+            .fetch_all(&mut *connection)
+            .await?;
+        let rows = rows
+            .into_iter()
+            .map(|(seq, room, user, to, id, deleted)| Message {
+                id,
+                seq: Seq::from_i64(seq),
+                room,
+                user,
+                text: String::new(),
+                timestamp: 0,
+                to,
+                status: None,
+                delivered_at: None,
+                read_at: None,
+                deleted,
+            });
         let no_graves = Seq::MAX..=Seq::ZERO;
-        let in_log: Vec<&str> = self.tail.messages.iter().map(|message| message.room.as_str()).collect();
-        let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS).bind(in_log).fetch_all(&mut *connection).await?;
+        let in_log: Vec<&str> = self
+            .tail
+            .messages
+            .iter()
+            .map(|message| message.room.as_str())
+            .collect();
+        let cutoffs_ms: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS)
+            .bind(in_log)
+            .fetch_all(&mut *connection)
+            .await?;
         let cutoffs: Cutoffs = cutoffs_ms.into_iter().collect();
-        let union = Union::new(known, self.above.clone(), cutoffs, std::slice::from_ref(&self.tail));
-        let merged = union.merge(rows.collect(), &self.tail, &(self.floor.next()..=Seq::MAX), &no_graves);
-        let others: Vec<Message> =
-            merged.messages.into_values().filter(|message| !message.deleted && message.user != self.user.as_str()).collect();
-        let direct: Vec<&str> = others.iter().filter(|message| message.to.is_some()).map(|message| message.room.as_str()).collect();
-        let read: Vec<(String, i64)> = sqlx::query_as(DIRECT_MARKS).bind(self.user.as_str()).bind(direct).fetch_all(connection).await?;
-        let read: HashMap<&str, i64> = read.iter().chain(self.marks).map(|(room, read)| (room.as_str(), *read)).collect();
-        let unread = |message: &Message| message.seq.as_i64() > read.get(message.room.as_str()).copied().unwrap_or_default();
-        Ok(others.into_iter().filter(|message| unread(message)).map(|message| (message.room, message.seq)).collect())
+        let union = Union::new(
+            known,
+            self.above.clone(),
+            cutoffs,
+            std::slice::from_ref(&self.tail),
+        );
+        let merged = union.merge(
+            rows.collect(),
+            &self.tail,
+            &(self.floor.next()..=Seq::MAX),
+            &no_graves,
+        );
+        let others: Vec<Message> = merged
+            .messages
+            .into_values()
+            .filter(|message| !message.deleted && message.user != self.user.as_str())
+            .collect();
+        let direct: Vec<&str> = others
+            .iter()
+            .filter(|message| message.to.is_some())
+            .map(|message| message.room.as_str())
+            .collect();
+        let read: Vec<(String, i64)> = sqlx::query_as(DIRECT_MARKS)
+            .bind(self.user.as_str())
+            .bind(direct)
+            .fetch_all(connection)
+            .await?;
+        let read: HashMap<&str, i64> = read
+            .iter()
+            .chain(self.marks)
+            .map(|(room, read)| (room.as_str(), *read))
+            .collect();
+        let unread = |message: &Message| {
+            message.seq.as_i64() > read.get(message.room.as_str()).copied().unwrap_or_default()
+        };
+        Ok(others
+            .into_iter()
+            .filter(|message| unread(message))
+            .map(|message| (message.room, message.seq))
+            .collect())
     }
 }
 
-async fn known(connection: &mut PgConnection, keys: &[Key]) -> Result<HashMap<Key, Seq>, sqlx::Error> {
+async fn known(
+    connection: &mut PgConnection,
+    keys: &[Key],
+) -> Result<HashMap<Key, Seq>, sqlx::Error> {
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    let (senders, ids): (Vec<&str>, Vec<&str>) = keys.iter().map(|(sender, id)| (sender.as_str(), id.as_str())).unzip();
-    let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN).bind(senders).bind(ids).fetch_all(connection).await?;
-    Ok(known.into_iter().map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq))).collect())
+    let (senders, ids): (Vec<&str>, Vec<&str>) = keys
+        .iter()
+        .map(|(sender, id)| (sender.as_str(), id.as_str()))
+        .unzip();
+    let known: Vec<(String, String, i64)> = sqlx::query_as(KNOWN)
+        .bind(senders)
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    Ok(known
+        .into_iter()
+        .map(|(sender, id, seq)| ((sender, id), Seq::from_i64(seq)))
+        .collect())
 }
 
 /// The reply: the newest first, and no more than are listed.
 fn listed(all: All, rooms_cut: bool, tail_cut: bool) -> Unread {
-    let mut rooms: Vec<(String, Counted)> = all.rooms.into_iter().filter(|(_, counted)| counted.count > 0 || counted.more).collect();
-    rooms.sort_unstable_by(|(one, a), (other, b)| b.newest.cmp(&a.newest).then_with(|| one.cmp(other)));
+    let mut rooms: Vec<(String, Counted)> = all
+        .rooms
+        .into_iter()
+        .filter(|(_, counted)| counted.count > 0 || counted.more)
+        .collect();
+    rooms.sort_unstable_by(|(one, a), (other, b)| {
+        b.newest.cmp(&a.newest).then_with(|| one.cmp(other))
+    });
     let cut = all.cut || rooms_cut || tail_cut || rooms.len() > LISTED;
     rooms.truncate(LISTED);
     let entry = |(room, counted): (String, Counted)| UnreadRoom {
@@ -268,5 +392,9 @@ fn listed(all: All, rooms_cut: bool, tail_cut: bool) -> Unread {
     };
     let unread: Vec<UnreadRoom> = rooms.into_iter().map(entry).collect();
     let more = cut || unread.iter().any(|room| room.more);
-    Unread { total: unread.iter().map(|room| room.count).sum(), unread, more }
+    Unread {
+        total: unread.iter().map(|room| room.count).sum(),
+        unread,
+        more,
+    }
 }

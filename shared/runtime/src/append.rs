@@ -41,14 +41,26 @@ pub enum AppendError {
 impl From<AppendError> for Error {
     fn from(error: AppendError) -> Error {
         let (code, reason) = match &error {
-            AppendError::MalformedHeaders(_) => (Code::BadRequest, "no client can read the headers of this"),
-            AppendError::TooLarge(_) => (Code::TooLarge, "this is larger than the log takes"),
-            AppendError::Full(_) => (Code::Unavailable, "the log is full; try again when the operator has made room"),
-            AppendError::Refused(_) => (Code::Unavailable, "the log refuses this; the operator's log says why; try again"),
-            AppendError::NoStream => (Code::Unavailable, "the log is not there: JetStream is away, or being set up; try again"),
-            AppendError::Unanswered(_) => {
-                (Code::Unavailable, "the log does not acknowledge; it may have taken this all the same: try again")
+            AppendError::MalformedHeaders(_) => {
+                (Code::BadRequest, "no client can read the headers of this")
             }
+            AppendError::TooLarge(_) => (Code::TooLarge, "this is larger than the log takes"),
+            AppendError::Full(_) => (
+                Code::Unavailable,
+                "the log is full; try again when the operator has made room",
+            ),
+            AppendError::Refused(_) => (
+                Code::Unavailable,
+                "the log refuses this; the operator's log says why; try again",
+            ),
+            AppendError::NoStream => (
+                Code::Unavailable,
+                "the log is not there: JetStream is away, or being set up; try again",
+            ),
+            AppendError::Unanswered(_) => (
+                Code::Unavailable,
+                "the log does not acknowledge; it may have taken this all the same: try again",
+            ),
         };
         Error::new(code, reason).with_detail(error)
     }
@@ -89,12 +101,25 @@ pub struct PublishError {
 ///
 /// # Errors
 /// [`AppendError`].
-pub async fn append(nats: &Connection, subject: &str, headers: HeaderMap, payload: Bytes, limit: Duration) -> Result<Seq, AppendError> {
-    let request = async_nats::Request::new().headers(headers).payload(payload).timeout(Some(limit));
-    let reply = nats.client().send_request(subject.to_owned(), request).await.map_err(|error| match error.kind() {
-        RequestErrorKind::NoResponders => AppendError::NoStream,
-        kind => AppendError::Unanswered(kind.to_string()),
-    })?;
+pub async fn append(
+    nats: &Connection,
+    subject: &str,
+    headers: HeaderMap,
+    payload: Bytes,
+    limit: Duration,
+) -> Result<Seq, AppendError> {
+    let request = async_nats::Request::new()
+        .headers(headers)
+        .payload(payload)
+        .timeout(Some(limit));
+    let reply = nats
+        .client()
+        .send_request(subject.to_owned(), request)
+        .await
+        .map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => AppendError::NoStream,
+            kind => AppendError::Unanswered(kind.to_string()),
+        })?;
     if reply.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(AppendError::NoStream);
     }
@@ -103,8 +128,14 @@ pub async fn append(nats: &Connection, subject: &str, headers: HeaderMap, payloa
     match ack.error {
         None if ack.stream == STREAM && ack.seq > Seq::ZERO => Ok(ack.seq),
         None => Err(stranger()),
-        Some(PublishError { err_code: TOO_LARGE, description }) => Err(AppendError::TooLarge(description)),
-        Some(PublishError { err_code, description }) if FULL.contains(&err_code) => Err(AppendError::Full(description)),
+        Some(PublishError {
+            err_code: TOO_LARGE,
+            description,
+        }) => Err(AppendError::TooLarge(description)),
+        Some(PublishError {
+            err_code,
+            description,
+        }) if FULL.contains(&err_code) => Err(AppendError::Full(description)),
         Some(PublishError { description, .. }) => Err(AppendError::Refused(description)),
     }
 }

@@ -33,7 +33,9 @@ impl Again<'_> {
     /// The headers it came with cannot be read.
     pub fn first_id(&self) -> Result<HeaderValue, MalformedHeaders> {
         let original = self.original()?;
-        let first_id = original.get(header::ORIGINAL_ID).or_else(|| original.get(header::MESSAGE_ID));
+        let first_id = original
+            .get(header::ORIGINAL_ID)
+            .or_else(|| original.get(header::MESSAGE_ID));
         match first_id.filter(|id| !id.as_str().is_empty()) {
             Some(id) => Ok(id.clone()),
             None => self.unnamed.parse().map_err(|_| MalformedHeaders),
@@ -41,7 +43,11 @@ impl Again<'_> {
     }
 
     fn original(&self) -> Result<HeaderMap, MalformedHeaders> {
-        if self.headers.is_empty() { Ok(HeaderMap::new()) } else { parse_headers(self.headers) }
+        if self.headers.is_empty() {
+            Ok(HeaderMap::new())
+        } else {
+            parse_headers(self.headers)
+        }
     }
 }
 
@@ -50,11 +56,26 @@ impl Again<'_> {
 ///
 /// # Errors
 /// [`AppendError`].
-pub async fn append_again(nats: &Connection, message: Again<'_>, limit: Duration) -> Result<Seq, AppendError> {
-    if message.headers.len() + message.payload.len() + HEADER_ROOM > nats.client().server_info().max_payload {
-        return Err(AppendError::TooLarge("no room for our own headers below max_payload".to_owned()));
+pub async fn append_again(
+    nats: &Connection,
+    message: Again<'_>,
+    limit: Duration,
+) -> Result<Seq, AppendError> {
+    if message.headers.len() + message.payload.len() + HEADER_ROOM
+        > nats.client().server_info().max_payload
+    {
+        return Err(AppendError::TooLarge(
+            "no room for our own headers below max_payload".to_owned(),
+        ));
     }
-    append(nats, message.subject, headers(message)?, message.payload.to_vec().into(), limit).await
+    append(
+        nats,
+        message.subject,
+        headers(message)?,
+        message.payload.to_vec().into(),
+        limit,
+    )
+    .await
 }
 
 /// The headers the message came with, fit to be sent again.
@@ -68,13 +89,23 @@ fn headers(message: Again<'_>) -> Result<HeaderMap, MalformedHeaders> {
     let mut headers = HeaderMap::new();
     for (name, values) in original.iter() {
         let text: &str = name.as_ref();
-        let order = text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("Nats-"));
+        let order = text
+            .get(..5)
+            .is_some_and(|start| start.eq_ignore_ascii_case("Nats-"));
         if !order && text != header::ORIGINAL_ID {
-            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+            values
+                .iter()
+                .for_each(|value| headers.append(name.clone(), value.clone()));
         }
     }
     headers.insert(header::ORIGINAL_ID, message.first_id()?);
-    headers.insert(header::MESSAGE_ID, message.message_id.parse::<HeaderValue>().map_err(|_| MalformedHeaders)?);
+    headers.insert(
+        header::MESSAGE_ID,
+        message
+            .message_id
+            .parse::<HeaderValue>()
+            .map_err(|_| MalformedHeaders)?,
+    );
     Ok(headers)
 }
 
@@ -83,36 +114,80 @@ mod tests {
     use super::*;
 
     fn sent(block: &str, unnamed: &str) -> Vec<(String, String)> {
-        let message = Again { subject: "", headers: block.as_bytes(), payload: b"", message_id: "/ours/1", unnamed };
+        let message = Again {
+            subject: "",
+            headers: block.as_bytes(),
+            payload: b"",
+            message_id: "/ours/1",
+            unnamed,
+        };
         let headers = headers(message).unwrap();
         let name = |name: &async_nats::HeaderName| AsRef::<str>::as_ref(name).to_owned();
-        let mut pairs: Vec<(String, String)> =
-            headers.iter().flat_map(|(key, values)| values.iter().map(move |value| (name(key), value.as_str().to_owned()))).collect();
+        let mut pairs: Vec<(String, String)> = headers
+            .iter()
+            .flat_map(|(key, values)| {
+                values
+                    .iter()
+                    .map(move |value| (name(key), value.as_str().to_owned()))
+            })
+            .collect();
         pairs.sort();
         pairs
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     #[test]
     fn orders_to_jetstream_are_left_out_and_the_id_moves_aside() {
         let block = "NATS/1.0\r\nNats-Msg-Id: ann:a\r\nNats-Expected-Last-Sequence: 3\r\nnats-rollup: all\r\nX: one\r\nX: two\r\n\r\n";
-        let wanted = [("Nats-Msg-Id", "/ours/1"), ("Scrollback-Original-Id", "ann:a"), ("X", "one"), ("X", "two")];
+        let wanted = [
+            ("Nats-Msg-Id", "/ours/1"),
+            ("Scrollback-Original-Id", "ann:a"),
+            ("X", "one"),
+            ("X", "two"),
+        ];
         assert_eq!(sent(block, "unnamed"), pairs(&wanted));
         // Again and again, the first id stays.
         let again = "NATS/1.0\r\nNats-Msg-Id: /ours/0\r\nScrollback-Original-Id: ann:a\r\n\r\n";
-        assert_eq!(sent(again, "unnamed"), pairs(&[("Nats-Msg-Id", "/ours/1"), ("Scrollback-Original-Id", "ann:a")]));
+        assert_eq!(
+            sent(again, "unnamed"),
+            pairs(&[
+                ("Nats-Msg-Id", "/ours/1"),
+                ("Scrollback-Original-Id", "ann:a")
+            ])
+        );
     }
 
     #[test]
     fn without_an_id_it_gets_the_one_for_the_unnamed() {
-        for block in ["", "NATS/1.0\r\n\r\n", "NATS/1.0\r\nNats-Msg-Id: /ours/0\r\nScrollback-Original-Id:\r\n\r\n"] {
-            assert_eq!(sent(block, ""), pairs(&[("Nats-Msg-Id", "/ours/1"), ("Scrollback-Original-Id", "")]), "{block}");
-            assert_eq!(sent(block, "u"), pairs(&[("Nats-Msg-Id", "/ours/1"), ("Scrollback-Original-Id", "u")]), "{block}");
+        for block in [
+            "",
+            "NATS/1.0\r\n\r\n",
+            "NATS/1.0\r\nNats-Msg-Id: /ours/0\r\nScrollback-Original-Id:\r\n\r\n",
+        ] {
+            assert_eq!(
+                sent(block, ""),
+                pairs(&[("Nats-Msg-Id", "/ours/1"), ("Scrollback-Original-Id", "")]),
+                "{block}"
+            );
+            assert_eq!(
+                sent(block, "u"),
+                pairs(&[("Nats-Msg-Id", "/ours/1"), ("Scrollback-Original-Id", "u")]),
+                "{block}"
+            );
         }
-        let message = Again { subject: "", headers: b"NATS/1.0\r\nA B: c\r\n\r\n", payload: b"", message_id: "m", unnamed: "" };
+        let message = Again {
+            subject: "",
+            headers: b"NATS/1.0\r\nA B: c\r\n\r\n",
+            payload: b"",
+            message_id: "m",
+            unnamed: "",
+        };
         assert_eq!(headers(message), Err(MalformedHeaders));
     }
 }

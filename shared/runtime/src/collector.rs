@@ -55,7 +55,11 @@ enum News {
 impl Collector {
     /// Whether any signal failed the last time it was sent.
     pub(crate) fn is_away(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|state| state.failing)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|state| state.failing)
     }
 
     fn observe(&self, signal: Signal, outcome: &OTelSdkResult) {
@@ -119,7 +123,11 @@ pub(crate) struct Observed<E> {
 
 impl<E> Observed<E> {
     pub(crate) fn new(exporter: E, signal: Signal, collector: &Collector) -> Observed<E> {
-        Observed { exporter, signal, collector: collector.clone() }
+        Observed {
+            exporter,
+            signal,
+            collector: collector.clone(),
+        }
     }
 
     fn observe(&self, outcome: OTelSdkResult) -> OTelSdkResult {
@@ -189,7 +197,12 @@ mod tests {
             assert_eq!(collector.change(signal, true), None);
         }
         assert_eq!(collector.change(Signal::Logs, false), Some(News::Away));
-        for signal in [Signal::Traces, Signal::Metrics, Signal::Logs, Signal::Traces] {
+        for signal in [
+            Signal::Traces,
+            Signal::Metrics,
+            Signal::Logs,
+            Signal::Traces,
+        ] {
             assert_eq!(collector.change(signal, false), None);
         }
         assert!(collector.is_away());
@@ -198,7 +211,11 @@ mod tests {
         assert_eq!(collector.change(Signal::Logs, true), None);
         assert_eq!(collector.change(Signal::Metrics, true), None);
         assert!(!collector.is_away());
-        assert_eq!(collector.change(Signal::Metrics, false), Some(News::Away), "a second time");
+        assert_eq!(
+            collector.change(Signal::Metrics, false),
+            Some(News::Away),
+            "a second time"
+        );
     }
 
     #[test]

@@ -26,7 +26,12 @@ pub struct NatsSettings {
 
 impl Default for NatsSettings {
     fn default() -> Self {
-        NatsSettings { nats_url: default_nats_url(), nats_user: None, nats_pass: None, nats_creds: None }
+        NatsSettings {
+            nats_url: default_nats_url(),
+            nats_user: None,
+            nats_pass: None,
+            nats_creds: None,
+        }
     }
 }
 
@@ -58,7 +63,10 @@ fn without_userinfo(urls: &str) -> String {
     let mut rest = urls;
     while let Some(at) = rest.find('@') {
         let before = &rest[..at];
-        let begin = before.rfind("://").map(|scheme| scheme + 3).or_else(|| before.rfind(',').map(|comma| comma + 1));
+        let begin = before
+            .rfind("://")
+            .map(|scheme| scheme + 3)
+            .or_else(|| before.rfind(',').map(|comma| comma + 1));
         shown.push_str(&before[..begin.unwrap_or(0)]);
         rest = &rest[at + 1..];
     }
@@ -173,7 +181,10 @@ impl Settings {
     /// # Errors
     /// Names the variable that is missing or wrong.
     pub fn read(vars: &Vars) -> Result<Settings, Fatal> {
-        let settings = Settings { nats: vars.read()?, ..vars.read()? };
+        let settings = Settings {
+            nats: vars.read()?,
+            ..vars.read()?
+        };
         settings.check()?;
         Ok(settings)
     }
@@ -193,7 +204,9 @@ impl Settings {
 
     /// What a message may weigh.
     pub fn limits(&self) -> wire::Limits {
-        wire::Limits { text_bytes: self.max_text_bytes }
+        wire::Limits {
+            text_bytes: self.max_text_bytes,
+        }
     }
 
     /// What the log took at this time, in Unix milliseconds, or before has expired when it is `now`. `None` where nothing expires.
@@ -206,23 +219,58 @@ impl Settings {
     fn check(&self) -> Result<(), Fatal> {
         // The upper ends are far beyond what makes sense, and below what a semaphore, a pool or a moment can hold.
         let ranges = [
-            ("DATABASE_CONNECTIONS", u64::from(self.database_connections), 10_000),
-            ("DATABASE_IDLE_TIMEOUT_MS", self.database_idle_timeout_ms, MAX_DATABASE_TIME_MS),
-            ("DATABASE_MAX_LIFETIME_MS", self.database_max_lifetime_ms, MAX_DATABASE_TIME_MS),
-            ("MAX_CONCURRENT_REQUESTS", self.max_concurrent_requests as u64, 1_000_000),
-            ("MAX_WAITING_REQUESTS", self.max_waiting_requests as u64, 100_000_000),
-            ("REQUEST_DEADLINE_MS", self.request_deadline_ms, 60 * 60 * 1_000),
+            (
+                "DATABASE_CONNECTIONS",
+                u64::from(self.database_connections),
+                10_000,
+            ),
+            (
+                "DATABASE_IDLE_TIMEOUT_MS",
+                self.database_idle_timeout_ms,
+                MAX_DATABASE_TIME_MS,
+            ),
+            (
+                "DATABASE_MAX_LIFETIME_MS",
+                self.database_max_lifetime_ms,
+                MAX_DATABASE_TIME_MS,
+            ),
+            (
+                "MAX_CONCURRENT_REQUESTS",
+                self.max_concurrent_requests as u64,
+                1_000_000,
+            ),
+            (
+                "MAX_WAITING_REQUESTS",
+                self.max_waiting_requests as u64,
+                100_000_000,
+            ),
+            (
+                "REQUEST_DEADLINE_MS",
+                self.request_deadline_ms,
+                60 * 60 * 1_000,
+            ),
             ("MAX_TEXT_BYTES", self.max_text_bytes as u64, 1 << 30),
         ];
         if self.max_waiting_bytes < MIN_WAITING_BYTES {
-            return Err(Fatal::new(format!("configuration: MAX_WAITING_BYTES must be at least {MIN_WAITING_BYTES}")));
+            return Err(Fatal::new(format!(
+                "configuration: MAX_WAITING_BYTES must be at least {MIN_WAITING_BYTES}"
+            )));
         }
         if self.expire_days > MAX_EXPIRE_DAYS {
-            return Err(Fatal::new(format!("configuration: EXPIRE_DAYS must be from 1 to {MAX_EXPIRE_DAYS}, or 0 for ever")));
+            return Err(Fatal::new(format!(
+                "configuration: EXPIRE_DAYS must be from 1 to {MAX_EXPIRE_DAYS}, or 0 for ever"
+            )));
         }
-        match ranges.into_iter().find(|(_, value, most)| *value == 0 || value > most) {
-            Some((name, 0, _)) => Err(Fatal::new(format!("configuration: {name} must be at least 1"))),
-            Some((name, _, most)) => Err(Fatal::new(format!("configuration: {name} must be at most {most}"))),
+        match ranges
+            .into_iter()
+            .find(|(_, value, most)| *value == 0 || value > most)
+        {
+            Some((name, 0, _)) => Err(Fatal::new(format!(
+                "configuration: {name} must be at least 1"
+            ))),
+            Some((name, _, most)) => Err(Fatal::new(format!(
+                "configuration: {name} must be at most {most}"
+            ))),
             None => Ok(()),
         }
     }
@@ -248,7 +296,11 @@ impl Vars {
     /// # Errors
     /// A `*_FILE` that cannot be read.
     pub fn from_env() -> Result<Vars, Fatal> {
-        Vars::from_pairs(std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?))))
+        Vars::from_pairs(
+            std::env::vars_os().filter_map(|(key, value)| {
+                Some((key.into_string().ok()?, value.into_string().ok()?))
+            }),
+        )
     }
 
     /// Any pairs, with the same rules.
@@ -256,12 +308,23 @@ impl Vars {
     /// # Errors
     /// A `*_FILE` that cannot be read.
     pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Vars, Fatal> {
-        let mut vars: HashMap<String, String> = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        let mut vars: HashMap<String, String> = pairs
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .collect();
         for secret in SECRETS {
-            let Some(path) = vars.get(&format!("{secret}_FILE")) else { continue };
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Fatal::new(format!("configuration: {secret}_FILE={path} cannot be read: {error}")))?;
-            vars.insert(secret.to_owned(), text.trim_end_matches(['\r', '\n']).to_owned());
+            let Some(path) = vars.get(&format!("{secret}_FILE")) else {
+                continue;
+            };
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                Fatal::new(format!(
+                    "configuration: {secret}_FILE={path} cannot be read: {error}"
+                ))
+            })?;
+            vars.insert(
+                secret.to_owned(),
+                text.trim_end_matches(['\r', '\n']).to_owned(),
+            );
         }
         Ok(Vars(vars))
     }
@@ -273,7 +336,9 @@ impl Vars {
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Fatal> {
         envy::from_iter(self.0.clone()).map_err(|error| {
             Fatal::new(match error {
-                envy::Error::MissingValue(field) => format!("configuration: {} is not set", field.to_uppercase()),
+                envy::Error::MissingValue(field) => {
+                    format!("configuration: {} is not set", field.to_uppercase())
+                }
                 envy::Error::Custom(what) => format!("configuration: {what}"),
             })
         })
@@ -285,7 +350,11 @@ mod tests {
     use super::*;
 
     fn settings(pairs: &[(&str, &str)]) -> Result<Settings, Fatal> {
-        let vars = Vars::from_pairs(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))?;
+        let vars = Vars::from_pairs(
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
+        )?;
         Settings::read(&vars)
     }
 
@@ -294,18 +363,63 @@ mod tests {
         for (pairs, named) in [
             (vec![], "DATABASE_URL is not set"),
             (vec![("DATABASE_URL", "")], "DATABASE_URL is not set"),
-            (vec![("DATABASE_URL", "x"), ("DATABASE_CONNECTIONS", "many")], "DATABASE_CONNECTIONS"),
-            (vec![("DATABASE_URL", "x"), ("DATABASE_IDLE_TIMEOUT_MS", "0")], "DATABASE_IDLE_TIMEOUT_MS must be at least 1"),
-            (vec![("DATABASE_URL", "x"), ("DATABASE_MAX_LIFETIME_MS", "30m")], "DATABASE_MAX_LIFETIME_MS"),
-            (vec![("DATABASE_URL", "x"), ("MAX_TEXT_BYTES", "0")], "MAX_TEXT_BYTES must be at least 1"),
-            (vec![("DATABASE_URL", "x"), ("MAX_CONCURRENT_REQUESTS", "18446744073709551615")], "MAX_CONCURRENT_REQUESTS must be at most"),
-            (vec![("DATABASE_URL", "x"), ("DATABASE_CONNECTIONS", "4294967295")], "DATABASE_CONNECTIONS must be at most 10000"),
-            (vec![("DATABASE_URL", "x"), ("REQUEST_DEADLINE_MS", "18446744073709551615")], "REQUEST_DEADLINE_MS must be at most 3600000"),
-            (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "-1")], "EXPIRE_DAYS"),
-            (vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "36501")], "EXPIRE_DAYS must be from 1 to 36500"),
-            (vec![("DATABASE_URL", "x"), ("MAX_WAITING_REQUESTS", "0")], "MAX_WAITING_REQUESTS must be at least 1"),
-            (vec![("DATABASE_URL", "x"), ("MAX_WAITING_BYTES", "1")], "MAX_WAITING_BYTES must be at least 2097152"),
-            (vec![("DATABASE_URL_FILE", "no/such/file")], "DATABASE_URL_FILE=no/such/file cannot be read"),
+            (
+                vec![("DATABASE_URL", "x"), ("DATABASE_CONNECTIONS", "many")],
+                "DATABASE_CONNECTIONS",
+            ),
+            (
+                vec![("DATABASE_URL", "x"), ("DATABASE_IDLE_TIMEOUT_MS", "0")],
+                "DATABASE_IDLE_TIMEOUT_MS must be at least 1",
+            ),
+            (
+                vec![("DATABASE_URL", "x"), ("DATABASE_MAX_LIFETIME_MS", "30m")],
+                "DATABASE_MAX_LIFETIME_MS",
+            ),
+            (
+                vec![("DATABASE_URL", "x"), ("MAX_TEXT_BYTES", "0")],
+                "MAX_TEXT_BYTES must be at least 1",
+            ),
+            (
+                vec![
+                    ("DATABASE_URL", "x"),
+                    ("MAX_CONCURRENT_REQUESTS", "18446744073709551615"),
+                ],
+                "MAX_CONCURRENT_REQUESTS must be at most",
+            ),
+            (
+                vec![
+                    ("DATABASE_URL", "x"),
+                    ("DATABASE_CONNECTIONS", "4294967295"),
+                ],
+                "DATABASE_CONNECTIONS must be at most 10000",
+            ),
+            (
+                vec![
+                    ("DATABASE_URL", "x"),
+                    ("REQUEST_DEADLINE_MS", "18446744073709551615"),
+                ],
+                "REQUEST_DEADLINE_MS must be at most 3600000",
+            ),
+            (
+                vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "-1")],
+                "EXPIRE_DAYS",
+            ),
+            (
+                vec![("DATABASE_URL", "x"), ("EXPIRE_DAYS", "36501")],
+                "EXPIRE_DAYS must be from 1 to 36500",
+            ),
+            (
+                vec![("DATABASE_URL", "x"), ("MAX_WAITING_REQUESTS", "0")],
+                "MAX_WAITING_REQUESTS must be at least 1",
+            ),
+            (
+                vec![("DATABASE_URL", "x"), ("MAX_WAITING_BYTES", "1")],
+                "MAX_WAITING_BYTES must be at least 2097152",
+            ),
+            (
+                vec![("DATABASE_URL_FILE", "no/such/file")],
+                "DATABASE_URL_FILE=no/such/file cannot be read",
+            ),
         ] {
             let line = settings(&pairs).unwrap_err().to_string();
             assert!(line.contains(named), "{line}");
@@ -327,12 +441,22 @@ mod tests {
         let pairs = [
             ("NATS_URL", "nats://bob:hunter2@a:1,tls://eve:hunter2@b"),
             ("NATS_PASS", "hunter2"),
-            ("DATABASE_URL", "postgres://x:hunter2@db:5432/chat?password=hunter2"),
+            (
+                "DATABASE_URL",
+                "postgres://x:hunter2@db:5432/chat?password=hunter2",
+            ),
         ];
-        let vars = Vars::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value.to_owned()))).unwrap();
+        let vars =
+            Vars::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value.to_owned()))).unwrap();
         let printed = format!("{vars:?} {:?}", Settings::read(&vars).unwrap());
-        assert!(!printed.contains("hunter2") && !printed.contains("bob"), "{printed}");
-        assert!(printed.contains("nats://a:1,tls://b") && printed.contains("postgres://db:5432/chat"), "{printed}");
+        assert!(
+            !printed.contains("hunter2") && !printed.contains("bob"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("nats://a:1,tls://b") && printed.contains("postgres://db:5432/chat"),
+            "{printed}"
+        );
     }
 
     #[test]
@@ -343,11 +467,17 @@ mod tests {
             ("u:p@here", "here"),
             ("nats://a,u:p@b", "nats://b"),
             ("a,u:p@b", "a,b"),
-            ("nats://a:1,nats://u:p@b:2,nats://t@c", "nats://a:1,nats://b:2,nats://c"),
+            (
+                "nats://a:1,nats://u:p@b:2,nats://t@c",
+                "nats://a:1,nats://b:2,nats://c",
+            ),
         ] {
             assert_eq!(without_userinfo(url), shown);
         }
         let unescaped = without_userinfo("nats://bob:hun,@ter://@two@here/x");
-        assert!(!unescaped.contains("bob") && !unescaped.contains("hun"), "{unescaped}");
+        assert!(
+            !unescaped.contains("bob") && !unescaped.contains("hun"),
+            "{unescaped}"
+        );
     }
 }

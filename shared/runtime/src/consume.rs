@@ -84,7 +84,9 @@ struct Batch {
 
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("name", &self.0.name).finish_non_exhaustive()
+        f.debug_struct("Worker")
+            .field("name", &self.0.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -120,8 +122,19 @@ impl LongWork<'_> {
     async fn tell(&mut self) {
         self.told = Instant::now();
         self.worker.0.going_on.fetch_add(1, Ordering::Relaxed);
-        for ack in self.deliveries.iter().filter_map(|delivery| delivery.ack.clone()) {
-            if let Err(error) = self.worker.0.control.client().publish(ack, IN_PROGRESS.into()).await {
+        for ack in self
+            .deliveries
+            .iter()
+            .filter_map(|delivery| delivery.ack.clone())
+        {
+            if let Err(error) = self
+                .worker
+                .0
+                .control
+                .client()
+                .publish(ack, IN_PROGRESS.into())
+                .await
+            {
                 tracing::debug!(%error, "the server does not hear that work goes on; the messages may come again, and do no harm");
             }
         }
@@ -162,7 +175,11 @@ impl Worker {
 
     /// Work on `deliveries` that begins now.
     pub fn long_work<'a>(&'a self, deliveries: &'a [Delivery]) -> LongWork<'a> {
-        LongWork { worker: self, deliveries, told: Instant::now() }
+        LongWork {
+            worker: self,
+            deliveries,
+            told: Instant::now(),
+        }
     }
 
     fn report_after(&self) -> Duration {
@@ -172,7 +189,10 @@ impl Worker {
     fn note_ack_wait(&self, info: &ConsumerInfo) {
         let ack_wait = Duration::from_nanos(info.config.ack_wait);
         if !ack_wait.is_zero() {
-            self.0.ack_wait_ms.store(u64::try_from(ack_wait.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.0.ack_wait_ms.store(
+                u64::try_from(ack_wait.as_millis()).unwrap_or(u64::MAX),
+                Ordering::Relaxed,
+            );
         }
     }
 
@@ -214,17 +234,25 @@ impl Worker {
         if let Err(error) = puller.await
             && error.is_panic()
         {
-            outcome = Err(Fatal::new(format!("the task that pulls messages is gone: {error}; leaving so that a fresh start can")));
+            outcome = Err(Fatal::new(format!(
+                "the task that pulls messages is gone: {error}; leaving so that a fresh start can"
+            )));
         }
         // An acknowledgement that is only queued is no acknowledgement.
         let flushed = timeout(SILENCE, self.0.control.client().flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {
-            tracing::warn!("the last acknowledgements may not have arrived; those messages come again, and do no harm");
+            tracing::warn!(
+                "the last acknowledgements may not have arrived; those messages come again, and do no harm"
+            );
         }
         outcome
     }
 
-    async fn handle<F: Future<Output = bool>>(&self, store: &impl Fn(Arc<[Delivery]>) -> F, batch: Batch) {
+    async fn handle<F: Future<Output = bool>>(
+        &self,
+        store: &impl Fn(Arc<[Delivery]>) -> F,
+        batch: Batch,
+    ) {
         if store(batch.deliveries.clone()).await {
             self.settle(&batch.deliveries).await;
         }
@@ -235,9 +263,17 @@ impl Worker {
         let mut settled = 0;
         for delivery in batch {
             if let Some(ack) = &delivery.ack {
-                match self.0.control.client().publish(ack.clone(), "+ACK".into()).await {
+                match self
+                    .0
+                    .control
+                    .client()
+                    .publish(ack.clone(), "+ACK".into())
+                    .await
+                {
                     Ok(()) => settled += 1,
-                    Err(error) => tracing::warn!(%error, "an acknowledgement could not be sent; the message comes again"),
+                    Err(error) => {
+                        tracing::warn!(%error, "an acknowledgement could not be sent; the message comes again")
+                    }
                 }
             }
             if delivery.malformed.is_some()
@@ -266,7 +302,9 @@ impl Worker {
                 told = false;
             }
             // Messages that break one connection after another do not hold up those between them.
-            if self.0.handed_on.load(Ordering::Relaxed) != handed_on || begun.elapsed() > LONGEST_PAUSE {
+            if self.0.handed_on.load(Ordering::Relaxed) != handed_on
+                || begun.elapsed() > LONGEST_PAUSE
+            {
                 pause = FIRST_PAUSE;
             }
             if !told {
@@ -304,23 +342,47 @@ impl Worker {
         }
     }
 
-    async fn pull_until_trouble(&self, batches: &mpsc::Sender<Batch>, before: Option<Before>) -> Result<(), Before> {
-        let connection = connect(&self.0.settings.nats, &format!("{} (deliveries)", self.0.name), &self.0.stop).await;
+    async fn pull_until_trouble(
+        &self,
+        batches: &mpsc::Sender<Batch>,
+        before: Option<Before>,
+    ) -> Result<(), Before> {
+        let connection = connect(
+            &self.0.settings.nats,
+            &format!("{} (deliveries)", self.0.name),
+            &self.0.stop,
+        )
+        .await;
         let Ok(connection) = connection else {
-            return Err(Before { trouble: Trouble::Broken, lost: before.map(|before| before.lost).unwrap_or_default() });
+            return Err(Before {
+                trouble: Trouble::Broken,
+                lost: before.map(|before| before.lost).unwrap_or_default(),
+            });
         };
         let mut delivered = Seq::ZERO;
         if let Ok(info) = self.0.log.consumer().await {
             self.note_ack_wait(&info);
             delivered = Seq::new(info.delivered.stream_seq).unwrap_or(Seq::MAX);
         }
-        if let Some(Before { trouble: Trouble::Broken | Trouble::Silent, lost }) = before
+        if let Some(Before {
+            trouble: Trouble::Broken | Trouble::Silent,
+            lost,
+        }) = before
             && let Err(error) = self.rescue(batches, lost).await
         {
             tracing::debug!(%error, "what was under way could not be fetched; it comes again after ack_wait");
         }
-        let fresh = |trouble| Before { trouble, lost: Lost { after: delivered, messages: self.0.max_batch, ..Lost::default() } };
-        let mut pulls = Pulls::start(connection, self.0.max_batch, delivered).await.map_err(fresh)?;
+        let fresh = |trouble| Before {
+            trouble,
+            lost: Lost {
+                after: delivered,
+                messages: self.0.max_batch,
+                ..Lost::default()
+            },
+        };
+        let mut pulls = Pulls::start(connection, self.0.max_batch, delivered)
+            .await
+            .map_err(fresh)?;
         match self.pull_from(&mut pulls, batches).await {
             Ok(()) => {
                 pulls.give_back().await;
@@ -334,13 +396,23 @@ impl Worker {
         }
     }
 
-    async fn pull_from(&self, pulls: &mut Pulls, batches: &mpsc::Sender<Batch>) -> Result<(), Trouble> {
+    async fn pull_from(
+        &self,
+        pulls: &mut Pulls,
+        batches: &mpsc::Sender<Batch>,
+    ) -> Result<(), Trouble> {
         loop {
             // A lane first, then messages: what comes while all are busy makes the next batch larger, and while the
             // database is away nothing more is asked for.
-            let Some(lane) = self.lane_for(pulls).await? else { return Ok(()) };
+            let Some(lane) = self.lane_for(pulls).await? else {
+                return Ok(());
+            };
             // While the other lane is busy a small batch gains nothing by hurrying; a lone message never waits.
-            let linger = if self.0.lanes.available_permits() + 1 < LANES { LINGER } else { Duration::ZERO };
+            let linger = if self.0.lanes.available_permits() + 1 < LANES {
+                LINGER
+            } else {
+                Duration::ZERO
+            };
             let deliveries = tokio::select! {
                 deliveries = pulls.next(linger) => deliveries?.into(),
                 () = self.0.stop.cancelled() => return Ok(()),
@@ -352,7 +424,12 @@ impl Worker {
     }
 
     /// An error: nobody stores any more.
-    async fn hand_on(&self, batches: &mpsc::Sender<Batch>, deliveries: Arc<[Delivery]>, lane: OwnedSemaphorePermit) -> Result<(), ()> {
+    async fn hand_on(
+        &self,
+        batches: &mpsc::Sender<Batch>,
+        deliveries: Arc<[Delivery]>,
+        lane: OwnedSemaphorePermit,
+    ) -> Result<(), ()> {
         self.0.handed_on.fetch_add(1, Ordering::Relaxed);
         batches.send(Batch { deliveries, lane }).await.map_err(drop)
     }
@@ -366,11 +443,17 @@ impl Worker {
         }
         let info = self.0.log.consumer().await?;
         let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
-        let (floor, delivered) = (seq(info.ack_floor.stream_seq), seq(info.delivered.stream_seq));
+        let (floor, delivered) = (
+            seq(info.ack_floor.stream_seq),
+            seq(info.delivered.stream_seq),
+        );
         let after = lost.after.max(floor);
         let below = Limit::within(self.0.max_batch, RESCUE_BYTES, RESCUE_TIME);
         let beyond = Limit::within(lost.messages, RESCUE_BYTES, RESCUE_TIME);
-        for (from, to, limit) in [(floor.next(), after, below), (after.next(), delivered, beyond)] {
+        for (from, to, limit) in [
+            (floor.next(), after, below),
+            (after.next(), delivered, beyond),
+        ] {
             if from > to {
                 continue;
             }
@@ -379,11 +462,19 @@ impl Worker {
             found.retain(|raw| raw.malformed || from > after);
             let malformed = found.iter().filter(|raw| raw.malformed).count();
             if malformed > 0 {
-                tracing::warn!(malformed, "messages whose headers or subject no client can read; moving them to the dead letters");
+                tracing::warn!(
+                    malformed,
+                    "messages whose headers or subject no client can read; moving them to the dead letters"
+                );
             }
             let rescued = found
                 .into_iter()
-                .map(|raw| Delivery { malformed: raw.malformed.then_some(raw.header_block), message: raw.message, attempt: 0, ack: None })
+                .map(|raw| Delivery {
+                    malformed: raw.malformed.then_some(raw.header_block),
+                    message: raw.message,
+                    attempt: 0,
+                    ack: None,
+                })
                 .collect();
             if !self.store_rescued(batches, rescued).await {
                 return Ok(());
@@ -393,10 +484,16 @@ impl Worker {
     }
 
     /// False when nobody stores any more.
-    async fn store_rescued(&self, batches: &mpsc::Sender<Batch>, mut rescued: Vec<Delivery>) -> bool {
+    async fn store_rescued(
+        &self,
+        batches: &mpsc::Sender<Batch>,
+        mut rescued: Vec<Delivery>,
+    ) -> bool {
         while !rescued.is_empty() {
             let rest = rescued.split_off(self.0.max_batch.min(rescued.len()));
-            let Some(lane) = self.lane().await else { return false };
+            let Some(lane) = self.lane().await else {
+                return false;
+            };
             if self.hand_on(batches, rescued.into(), lane).await.is_err() {
                 return false;
             }
@@ -421,12 +518,23 @@ impl Worker {
             if info.paused != paused {
                 paused = info.paused;
                 match paused {
-                    true => tracing::warn!("the consumer is paused: nothing is delivered until its pause ends or `nats consumer resume`"),
+                    true => tracing::warn!(
+                        "the consumer is paused: nothing is delivered until its pause ends or `nats consumer resume`"
+                    ),
                     false => tracing::info!("the consumer is not paused any more"),
                 }
             }
-            let ConsumerInfo { ack_floor, num_ack_pending, num_pending, .. } = info;
-            let now = (ack_floor.stream_seq, self.progress(), self.0.going_on.load(Ordering::Relaxed));
+            let ConsumerInfo {
+                ack_floor,
+                num_ack_pending,
+                num_pending,
+                ..
+            } = info;
+            let now = (
+                ack_floor.stream_seq,
+                self.progress(),
+                self.0.going_on.load(Ordering::Relaxed),
+            );
             let idle = num_ack_pending + num_pending == 0;
             if now != last || idle || paused || self.0.waiting.load(Ordering::Relaxed) {
                 (last, moved) = (now, Instant::now());
@@ -442,6 +550,8 @@ impl Worker {
 
 /// Between half of `pause` and all of it, so that copies do not come back in step.
 pub(crate) fn jittered(pause: Duration) -> Duration {
-    let spread = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos() % 1_000);
+    let spread = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.subsec_nanos() % 1_000);
     pause.mul_f64(0.5 + f64::from(spread) / 2_000.0)
 }

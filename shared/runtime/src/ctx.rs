@@ -35,13 +35,18 @@ pub(crate) struct Shared {
 
 impl<S> Clone for Ctx<S> {
     fn clone(&self) -> Self {
-        Ctx { shared: self.shared.clone(), state: self.state.clone() }
+        Ctx {
+            shared: self.shared.clone(),
+            state: self.state.clone(),
+        }
     }
 }
 
 impl<S> fmt::Debug for Ctx<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ctx").field("function", &self.shared.identity.name).finish_non_exhaustive()
+        f.debug_struct("Ctx")
+            .field("function", &self.shared.identity.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,11 +103,17 @@ impl<S> Ctx<S> {
 
     /// Spawns a task that the function cannot do without: its panic ends the process, with `what` in the line, so that a
     /// fresh start can go on. Without that, the process would look well and no longer do its work.
-    pub fn spawn_essential(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn_essential(
+        &self,
+        what: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         let failed = self.shared.failed.clone();
         tokio::spawn(async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                let _ = failed.send(Fatal::new(format!("the task that {what} panicked; leaving so that a fresh start can")));
+                let _ = failed.send(Fatal::new(format!(
+                    "the task that {what} panicked; leaving so that a fresh start can"
+                )));
             }
         });
     }

@@ -78,7 +78,11 @@ impl Database {
                 async move { Ok(retired.is_usable(connection, &metadata).await) }.boxed()
             })
             .connect_lazy_with(options.clone());
-        Ok(Database { pool, presence: Arc::new(Presence::new(options)), retired })
+        Ok(Database {
+            pool,
+            presence: Arc::new(Presence::new(options)),
+            retired,
+        })
     }
 
     /// Runs `work` on one connection, all of it within `limit`. Should the session turn out to be over, or useless (read-only
@@ -122,7 +126,11 @@ impl Database {
     ///
     /// # Errors
     /// Any error but the database's trouble.
-    pub async fn run_if_there<T, W>(&self, limit: Duration, work: W) -> Result<Option<T>, DatabaseError>
+    pub async fn run_if_there<T, W>(
+        &self,
+        limit: Duration,
+        work: W,
+    ) -> Result<Option<T>, DatabaseError>
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
@@ -165,19 +173,34 @@ impl Database {
         deadline: Instant,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Failed> {
-        let connection = self.acquire(limit, deadline).await.map_err(Failed::Before)?;
+        let connection = self
+            .acquire(limit, deadline)
+            .await
+            .map_err(Failed::Before)?;
         let mut guard = Guard(Some(connection));
-        let Some(connection) = guard.0.as_mut() else { return Err(Failed::Before(DatabaseError::late(limit))) };
+        let Some(connection) = guard.0.as_mut() else {
+            return Err(Failed::Before(DatabaseError::late(limit)));
+        };
         let outcome = timeout_at(deadline, work(connection)).await;
-        let outcome = outcome.map_err(|_| DatabaseError::late(limit)).and_then(|done| done.map_err(DatabaseError::from));
-        if outcome.as_ref().err().is_none_or(DatabaseError::leaves_session) {
+        let outcome = outcome
+            .map_err(|_| DatabaseError::late(limit))
+            .and_then(|done| done.map_err(DatabaseError::from));
+        if outcome
+            .as_ref()
+            .err()
+            .is_none_or(DatabaseError::leaves_session)
+        {
             guard.give_back();
         }
         outcome.map_err(Failed::Begun)
     }
 
     /// A connection of the pool; an error before the deadline when a probe finds that none can be had.
-    async fn acquire(&self, limit: Duration, deadline: Instant) -> Result<PoolConnection<Postgres>, DatabaseError> {
+    async fn acquire(
+        &self,
+        limit: Duration,
+        deadline: Instant,
+    ) -> Result<PoolConnection<Postgres>, DatabaseError> {
         tokio::select! {
             biased;
             acquired = self.pool.acquire() => acquired.map_err(DatabaseError::connecting),
@@ -237,7 +260,11 @@ impl Retired {
         before.is_some_and(|before| before.elapsed() <= age)
     }
 
-    async fn is_usable(&self, connection: &mut PgConnection, metadata: &PoolConnectionMetadata) -> bool {
+    async fn is_usable(
+        &self,
+        connection: &mut PgConnection,
+        metadata: &PoolConnectionMetadata,
+    ) -> bool {
         if self.is_retired(metadata.age) {
             return false;
         }

@@ -10,9 +10,13 @@ const ENCODING: &str = "UTF8";
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn encoding_refusal(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+pub async fn encoding_refusal(
+    connection: &mut PgConnection,
+) -> Result<Option<String>, sqlx::Error> {
     let (name, encoding): (String, String) =
-        sqlx::query_as("select current_database()::text, current_setting('server_encoding')").fetch_one(connection).await?;
+        sqlx::query_as("select current_database()::text, current_setting('server_encoding')")
+            .fetch_one(connection)
+            .await?;
     if encoding == ENCODING {
         return Ok(None);
     }

@@ -25,7 +25,11 @@ pub struct Error {
 impl Error {
     /// An error the caller can act on.
     pub fn new(code: Code, reason: impl Into<Cow<'static, str>>) -> Error {
-        Error { code, reason: reason.into(), detail: String::new() }
+        Error {
+            code,
+            reason: reason.into(),
+            detail: String::new(),
+        }
     }
 
     /// Adds what only the log should know.
@@ -37,12 +41,20 @@ impl Error {
 
     /// A 500: the caller learns nothing, the log does.
     pub fn internal(detail: impl fmt::Display) -> Error {
-        Error::new(Code::Internal, "this request failed inside; the operator's log says why").with_detail(detail)
+        Error::new(
+            Code::Internal,
+            "this request failed inside; the operator's log says why",
+        )
+        .with_detail(detail)
     }
 
     pub(crate) fn body(&self) -> ErrorBody {
         ErrorBody {
-            error: ErrorDetail { code: self.code.number(), reason: self.reason.clone().into_owned(), retryable: self.code.retryable() },
+            error: ErrorDetail {
+                code: self.code.number(),
+                reason: self.reason.clone().into_owned(),
+                retryable: self.code.retryable(),
+            },
         }
     }
 }
@@ -56,10 +68,15 @@ impl From<Refusal> for Error {
 impl From<DatabaseError> for Error {
     fn from(error: DatabaseError) -> Error {
         match error.class {
-            crate::Class::Trouble => Error::new(Code::Unavailable, "the database does not answer; try again").with_detail(error),
-            crate::Class::Deployment => {
-                Error::new(Code::Unavailable, "the database is not set up; the operator's log says why").with_detail(error)
+            crate::Class::Trouble => {
+                Error::new(Code::Unavailable, "the database does not answer; try again")
+                    .with_detail(error)
             }
+            crate::Class::Deployment => Error::new(
+                Code::Unavailable,
+                "the database is not set up; the operator's log says why",
+            )
+            .with_detail(error),
             crate::Class::Row => Error::internal(error),
         }
     }
@@ -68,7 +85,9 @@ impl From<DatabaseError> for Error {
 impl From<LogError> for Error {
     fn from(error: LogError) -> Error {
         let reason = match error {
-            LogError::TooMuch(_) => "too much of this waits to be stored for one request to read; try again when it is",
+            LogError::TooMuch(_) => {
+                "too much of this waits to be stored for one request to read; try again when it is"
+            }
             LogError::Late => "reading the log took too long; try again",
             LogError::Api(_) | LogError::Direct(_) => "the log does not answer; try again",
         };

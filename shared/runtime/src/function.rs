@@ -20,7 +20,10 @@ use crate::ctx::{Clock, Ctx, Shared};
 use crate::requests::{Answering, QueueLimits};
 use crate::service::{QUEUE_GROUP, Registered, Service};
 use crate::telemetry::new_instance_id;
-use crate::{Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars, connect, requests};
+use crate::{
+    Connection, Database, Fatal, Log, Meter, Reply, Request, Result, Settings, Telemetry, Vars,
+    connect, requests,
+};
 
 /// Stopping takes at most this, all of it together; compose and `dev` wait 30 s before they kill.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
@@ -71,7 +74,9 @@ pub struct Function<S = ()> {
 
 impl<S> fmt::Debug for Function<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Function").field("identity", &self.identity).finish_non_exhaustive()
+        f.debug_struct("Function")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
     }
 }
 
@@ -172,9 +177,17 @@ impl<S: Send + Sync + 'static> Function<S> {
             name: name.to_owned(),
             subject: subject.to_owned(),
             queue_group: self.identity.name.to_owned(),
-            metadata: [("about".to_owned(), about.to_owned()), ("kind".to_owned(), "work".to_owned())].into(),
+            metadata: [
+                ("about".to_owned(), about.to_owned()),
+                ("kind".to_owned(), "work".to_owned()),
+            ]
+            .into(),
         };
-        self.work.push((info, name, Box::new(move |ctx, meter| work(ctx, meter).boxed())));
+        self.work.push((
+            info,
+            name,
+            Box::new(move |ctx, meter| work(ctx, meter).boxed()),
+        ));
         self
     }
 
@@ -196,7 +209,10 @@ impl<S: Send + Sync + 'static> Function<S> {
             }
             Some("--health") => return health(),
             Some(other) => {
-                eprintln!("{}: unknown argument {other:?}; configuration comes from the environment, see --help", identity.name);
+                eprintln!(
+                    "{}: unknown argument {other:?}; configuration comes from the environment, see --help",
+                    identity.name
+                );
                 return ExitCode::from(2);
             }
         }
@@ -273,27 +289,57 @@ impl<S: Send + Sync + 'static> Function<S> {
         let nats = connect(&settings.nats, identity.name, &stop).await?;
         let log = Log::new(nats.clone(), settings.clone(), identity.name, stop.clone());
         let (failed, failures) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared { identity, settings, vars, nats, database, log, clock: self.clock, stop: stop.clone(), failed });
-        let setup = (self.setup)(Ctx { shared: shared.clone(), state: Arc::new(()) });
+        let shared = Arc::new(Shared {
+            identity,
+            settings,
+            vars,
+            nats,
+            database,
+            log,
+            clock: self.clock,
+            stop: stop.clone(),
+            failed,
+        });
+        let setup = (self.setup)(Ctx {
+            shared: shared.clone(),
+            state: Arc::new(()),
+        });
         let state = tokio::select! {
             state = setup => state?,
             () = stop.cancelled() => return Err(Fatal::new("stopped while starting")),
         };
-        let ctx = Ctx { shared: shared.clone(), state: Arc::new(state) };
+        let ctx = Ctx {
+            shared: shared.clone(),
+            state: Arc::new(state),
+        };
 
-        let mut registered: Vec<Registered> = self.endpoints.into_iter().map(|bind| bind(ctx.clone())).collect();
+        let mut registered: Vec<Registered> = self
+            .endpoints
+            .into_iter()
+            .map(|bind| bind(ctx.clone()))
+            .collect();
         let mut work = Vec::new();
         for (info, name, start) in self.work {
             let meter = Meter::new(name);
-            registered.push(Registered { info, meter: meter.clone(), handler: None, user_after: None });
+            registered.push(Registered {
+                info,
+                meter: meter.clone(),
+                handler: None,
+                user_after: None,
+            });
             work.push(start(ctx.clone(), meter));
         }
         let service = Service::new(shared.nats.client().clone(), identity, self.id, registered);
-        let answering = Answering::start(service.clone(), receiving(&shared.settings), &stop).await?;
+        let answering =
+            Answering::start(service.clone(), receiving(&shared.settings), &stop).await?;
         hear_itself(&service, &shared.nats, &answering, &stop).await?;
         let health = shared.settings.health_file.clone();
         let health = health.map(|path| tokio::spawn(stay_healthy(path, service, shared.clone())));
-        tracing::info!(function = identity.name, version = identity.version, "ready");
+        tracing::info!(
+            function = identity.name,
+            version = identity.version,
+            "ready"
+        );
 
         work.push(answering.ended().boxed());
         let task = tokio::spawn(async move {
@@ -303,7 +349,10 @@ impl<S: Send + Sync + 'static> Function<S> {
             }
             outcome.leave(&shared).await
         });
-        Ok(Running { stop: ctx.shared.stop.clone(), task })
+        Ok(Running {
+            stop: ctx.shared.stop.clone(),
+            task,
+        })
     }
 }
 
@@ -312,19 +361,29 @@ fn receiving(settings: &Settings) -> requests::Setup<'_> {
     requests::Setup {
         nats: &settings.nats,
         permits: settings.max_concurrent_requests,
-        limits: QueueLimits { requests: settings.max_waiting_requests, bytes: settings.max_waiting_bytes },
+        limits: QueueLimits {
+            requests: settings.max_waiting_requests,
+            bytes: settings.max_waiting_bytes,
+        },
         deadline: settings.request_deadline(),
     }
 }
 
 /// Waits until the function answers itself, and refuses to start when it may not do what it needs.
-async fn hear_itself(service: &Service, nats: &Connection, answering: &Answering, stop: &CancellationToken) -> Result<(), Fatal> {
+async fn hear_itself(
+    service: &Service,
+    nats: &Connection,
+    answering: &Answering,
+    stop: &CancellationToken,
+) -> Result<(), Fatal> {
     let mut said = false;
     loop {
         let heard = service.ping_self().await;
         tokio::time::sleep(OBJECTION_TIME).await;
         if let Some(objection) = nats.refused().or_else(|| answering.refused()) {
-            return Err(Fatal::new(format!("NATS refuses this user what it needs: {objection}; check nats/accounts.conf")));
+            return Err(Fatal::new(format!(
+                "NATS refuses this user what it needs: {objection}; check nats/accounts.conf"
+            )));
         }
         let Err(why) = heard else { return Ok(()) };
         if !said {
@@ -341,11 +400,16 @@ async fn hear_itself(service: &Service, nats: &Connection, answering: &Answering
 /// Ends the process when stopping takes longer than it may, whatever holds it up: tokio itself would wait for ever for
 /// a thread that is blocked.
 fn end_late(name: &'static str) {
-    let late = std::thread::Builder::new().name("stop-limit".to_owned()).spawn(move || {
-        std::thread::sleep(STOP_LIMIT);
-        eprintln!("{name}: not stopped within {} s; leaving what is left", STOP_LIMIT.as_secs());
-        std::process::exit(1);
-    });
+    let late = std::thread::Builder::new()
+        .name("stop-limit".to_owned())
+        .spawn(move || {
+            std::thread::sleep(STOP_LIMIT);
+            eprintln!(
+                "{name}: not stopped within {} s; leaving what is left",
+                STOP_LIMIT.as_secs()
+            );
+            std::process::exit(1);
+        });
     if let Err(error) = late {
         tracing::warn!(%error, "no thread to watch over stopping");
     }
@@ -365,7 +429,8 @@ async fn work_until(
     mut failures: mpsc::UnboundedReceiver<Fatal>,
     stop: &CancellationToken,
 ) -> Stopped {
-    let mut tasks: Vec<JoinHandle<Result<(), Fatal>>> = work.into_iter().map(tokio::spawn).collect();
+    let mut tasks: Vec<JoinHandle<Result<(), Fatal>>> =
+        work.into_iter().map(tokio::spawn).collect();
     let (mut outcome, gone) = tokio::select! {
         () = stop.cancelled() => (Ok(()), None),
         (first, index, _) = futures::future::select_all(tasks.iter_mut()) => (flatten(first), Some(index)),
@@ -377,10 +442,21 @@ async fn work_until(
     if let Some(index) = gone {
         tasks.swap_remove(index);
     }
-    let finished = tokio::time::timeout_at((end - 2 * FLUSH_RESERVE).into(), futures::future::join_all(tasks)).await;
+    let finished = tokio::time::timeout_at(
+        (end - 2 * FLUSH_RESERVE).into(),
+        futures::future::join_all(tasks),
+    )
+    .await;
     match finished {
-        Ok(ends) => outcome = ends.into_iter().fold(outcome, |outcome, end| outcome.and(flatten(end))),
-        Err(_) => tracing::warn!("some work or some requests were still under way after {} s", DRAIN_LIMIT.as_secs()),
+        Ok(ends) => {
+            outcome = ends
+                .into_iter()
+                .fold(outcome, |outcome, end| outcome.and(flatten(end)))
+        }
+        Err(_) => tracing::warn!(
+            "some work or some requests were still under way after {} s",
+            DRAIN_LIMIT.as_secs()
+        ),
     }
     Stopped { outcome, end }
 }
@@ -419,7 +495,10 @@ async fn stay_healthy(path: std::path::PathBuf, service: Arc<Service>, shared: A
             }
             Err(why) => {
                 if well {
-                    tracing::warn!(why, "not healthy; the health file is not touched until this passes");
+                    tracing::warn!(
+                        why,
+                        "not healthy; the health file is not touched until this passes"
+                    );
                 }
                 well = false;
             }
@@ -429,9 +508,18 @@ async fn stay_healthy(path: std::path::PathBuf, service: Arc<Service>, shared: A
 }
 
 async fn probe(service: &Service, database: &Database) -> Result<(), String> {
-    service.ping_self().await.map_err(|why| format!("our own $SRV.PING is not answered: {why}"))?;
-    let asked = database.run(DATABASE_PROBE_LIMIT, async |connection| sqlx::query("select 1").execute(connection).await).await;
-    asked.map(|_| ()).map_err(|error| format!("PostgreSQL does not answer: {error}"))
+    service
+        .ping_self()
+        .await
+        .map_err(|why| format!("our own $SRV.PING is not answered: {why}"))?;
+    let asked = database
+        .run(DATABASE_PROBE_LIMIT, async |connection| {
+            sqlx::query("select 1").execute(connection).await
+        })
+        .await;
+    asked
+        .map(|_| ())
+        .map_err(|error| format!("PostgreSQL does not answer: {error}"))
 }
 
 /// `--health`: whether the running copy touched its health file lately.
@@ -440,9 +528,14 @@ fn health() -> ExitCode {
         eprintln!("--health needs HEALTH_FILE, the same as the running copy's");
         return ExitCode::from(2);
     };
-    let fresh =
-        std::fs::metadata(&path).and_then(|file| file.modified()).is_ok_and(|touched| touched.elapsed().is_ok_and(|age| age < HEALTH_AGE));
-    if fresh { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let fresh = std::fs::metadata(&path)
+        .and_then(|file| file.modified())
+        .is_ok_and(|touched| touched.elapsed().is_ok_and(|age| age < HEALTH_AGE));
+    if fresh {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 const HELP_SETTINGS: &str = "\

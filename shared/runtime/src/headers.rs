@@ -18,10 +18,17 @@ pub struct MalformedHeaders;
 pub fn parse_headers(block: &[u8]) -> Result<HeaderMap, MalformedHeaders> {
     let text = std::str::from_utf8(block).map_err(|_| MalformedHeaders)?;
     let mut lines = text.lines().peekable();
-    let status = lines.next().and_then(|line| line.strip_prefix("NATS/1.0")).ok_or(MalformedHeaders)?.trim();
-    let code = status.split_once(' ').map_or(status, |(code, _)| code.trim());
+    let status = lines
+        .next()
+        .and_then(|line| line.strip_prefix("NATS/1.0"))
+        .ok_or(MalformedHeaders)?
+        .trim();
+    let code = status
+        .split_once(' ')
+        .map_or(status, |(code, _)| code.trim());
     if !code.is_empty() {
-        code.parse::<async_nats::StatusCode>().map_err(|_| MalformedHeaders)?;
+        code.parse::<async_nats::StatusCode>()
+            .map_err(|_| MalformedHeaders)?;
     }
     let mut headers = HeaderMap::new();
     while let Some(line) = lines.next() {
@@ -42,7 +49,9 @@ pub fn parse_headers(block: &[u8]) -> Result<HeaderMap, MalformedHeaders> {
 
 /// The block of headers that were read, as it goes over the wire; empty without headers.
 pub fn header_block(headers: Option<&HeaderMap>) -> Vec<u8> {
-    let Some(headers) = headers.filter(|headers| !headers.is_empty()) else { return Vec::new() };
+    let Some(headers) = headers.filter(|headers| !headers.is_empty()) else {
+        return Vec::new();
+    };
     let mut block = b"NATS/1.0\r\n".to_vec();
     for (name, values) in headers.iter() {
         let name: &str = name.as_ref();
@@ -61,9 +70,15 @@ mod tests {
     #[test]
     fn good_headers_are_read() {
         let headers = parse_headers(b"NATS/1.0\r\nNats-Msg-Id: a\r\nX:  b \r\n\r\n").unwrap();
-        assert_eq!(headers.get("Nats-Msg-Id").map(HeaderValue::as_str), Some("a"));
+        assert_eq!(
+            headers.get("Nats-Msg-Id").map(HeaderValue::as_str),
+            Some("a")
+        );
         assert_eq!(headers.get("X").map(HeaderValue::as_str), Some("b"));
-        assert_eq!(parse_headers(&header_block(Some(&headers))).unwrap(), headers);
+        assert_eq!(
+            parse_headers(&header_block(Some(&headers))).unwrap(),
+            headers
+        );
         assert!(header_block(None).is_empty());
     }
 
@@ -77,7 +92,11 @@ mod tests {
             b"",
             b"X",
         ] {
-            assert_eq!(parse_headers(block).unwrap_err(), MalformedHeaders, "{block:?}");
+            assert_eq!(
+                parse_headers(block).unwrap_err(),
+                MalformedHeaders,
+                "{block:?}"
+            );
         }
     }
 }

@@ -41,7 +41,9 @@ pub use nats::{ApiError, Connection, connect};
 pub use service::{Reply, Request};
 pub use spans::{Failing, query_span};
 pub use tail::{Tail, Tails, changes, few_changes, own_changes};
-pub use telemetry::{Telemetry, inject_trace, link, new_instance_id, remote_parent, sampled_traceparent};
+pub use telemetry::{
+    Telemetry, inject_trace, link, new_instance_id, remote_parent, sampled_traceparent,
+};
 pub use told::{EventsPosition, foreign_events, told};
 pub use union::{Cutoffs, Key, Merged, Part, Rows, Side, Union, assemble};
 
@@ -49,6 +51,10 @@ pub use union::{Cutoffs, Key, Merged, Part, Rows, Side, Union, assemble};
 #[macro_export]
 macro_rules! this {
     () => {
-        $crate::Identity { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION"), description: env!("CARGO_PKG_DESCRIPTION") }
+        $crate::Identity {
+            name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            description: env!("CARGO_PKG_DESCRIPTION"),
+        }
     };
 }

@@ -51,11 +51,19 @@ pub struct Limit {
 impl Limit {
     /// So many messages and bytes, within `time` from now.
     pub fn within(messages: usize, bytes: usize, time: Duration) -> Limit {
-        Limit { messages, bytes, until: Instant::now() + time }
+        Limit {
+            messages,
+            bytes,
+            until: Instant::now() + time,
+        }
     }
 
     fn check(&self) -> Result<(), LogError> {
-        if Instant::now() < self.until { Ok(()) } else { Err(LogError::Late) }
+        if Instant::now() < self.until {
+            Ok(())
+        } else {
+            Err(LogError::Late)
+        }
     }
 }
 
@@ -84,7 +92,10 @@ impl LogMessage {
 /// The header `Nats-Msg-Id`, as the message came with it first.
 pub fn message_id(headers: &HeaderMap) -> Option<&str> {
     // Appended again, a message has an id of our own in front of JetStream.
-    headers.get(wire::header::ORIGINAL_ID).or_else(|| headers.get(wire::header::MESSAGE_ID)).map(|id| id.as_str())
+    headers
+        .get(wire::header::ORIGINAL_ID)
+        .or_else(|| headers.get(wire::header::MESSAGE_ID))
+        .map(|id| id.as_str())
 }
 
 /// Consecutive messages of one subject. Malformed ones are passed over: they are on their way to the
@@ -151,7 +162,12 @@ pub struct Log {
 }
 
 impl Log {
-    pub(crate) fn new(control: Connection, settings: Settings, name: &str, stop: CancellationToken) -> Arc<Log> {
+    pub(crate) fn new(
+        control: Connection,
+        settings: Settings,
+        name: &str,
+        stop: CancellationToken,
+    ) -> Arc<Log> {
         Arc::new(Log {
             control,
             settings,
@@ -189,7 +205,9 @@ impl Log {
     pub async fn floor_now(&self) -> Result<Seq, LogError> {
         match self.consumer().await {
             Ok(info) => Ok(Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX)),
-            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => Ok(Seq::ZERO),
+            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => {
+                Ok(Seq::ZERO)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -204,8 +222,14 @@ impl Log {
     /// The log does not answer, or not in time.
     pub async fn first(&self, subject: &str, from: Seq, limit: Limit) -> Result<Window, LogError> {
         let read = self.read(subject, from, limit).await?;
-        let good = read.messages.into_iter().filter_map(|(message, malformed)| (!malformed).then_some(message));
-        Ok(Window { messages: good.collect(), complete: read.complete })
+        let good = read
+            .messages
+            .into_iter()
+            .filter_map(|(message, malformed)| (!malformed).then_some(message));
+        Ok(Window {
+            messages: good.collect(),
+            complete: read.complete,
+        })
     }
 
     /// The newest messages of `subject` in `from..before`: at least `limit.messages` if there are as
@@ -213,16 +237,27 @@ impl Log {
     ///
     /// # Errors
     /// The log does not answer, or not in time.
-    pub async fn last(&self, subject: &str, from: Seq, before: Seq, limit: Limit) -> Result<Window, LogError> {
+    pub async fn last(
+        &self,
+        subject: &str,
+        from: Seq,
+        before: Seq,
+        limit: Limit,
+    ) -> Result<Window, LogError> {
         if from >= before {
-            return Ok(Window { messages: Vec::new(), complete: true });
+            return Ok(Window {
+                messages: Vec::new(),
+                complete: true,
+            });
         }
         let begin = self.beginning_of_last(subject, from, before, limit).await?;
         let (mut next, mut bytes, mut found) = (begin, 0, VecDeque::new());
         let mut complete = begin == from;
         'read: loop {
             let read = self.read(subject, next, limit).await?;
-            let Some((last, _)) = read.messages.last() else { break };
+            let Some((last, _)) = read.messages.last() else {
+                break;
+            };
             next = last.seq.next();
             for (message, malformed) in read.messages {
                 if message.seq >= before {
@@ -235,19 +270,30 @@ impl Log {
             }
             // The oldest give way; what is kept ends right below `before`.
             while bytes > limit.bytes && found.len() > 1 {
-                bytes -= found.pop_front().map_or(0, |message: LogMessage| message.payload.len());
+                bytes -= found
+                    .pop_front()
+                    .map_or(0, |message: LogMessage| message.payload.len());
                 complete = false;
             }
             if read.complete || next >= before {
                 break;
             }
         }
-        Ok(Window { messages: found.into(), complete })
+        Ok(Window {
+            messages: found.into(),
+            complete,
+        })
     }
 
     /// Where to begin so that not many more than `limit.messages` of `subject` stand in
     /// `from..before`: found by bisection, rather than reading a long tail from its beginning.
-    async fn beginning_of_last(&self, subject: &str, from: Seq, before: Seq, limit: Limit) -> Result<Seq, LogError> {
+    async fn beginning_of_last(
+        &self,
+        subject: &str,
+        from: Seq,
+        before: Seq,
+        limit: Limit,
+    ) -> Result<Seq, LogError> {
         let (_, last) = self.range().await?;
         let enough = limit.messages.saturating_add(limit.messages / 4 + 8);
         let (mut low, mut high) = (from, before.min(last.next()));
@@ -280,9 +326,14 @@ impl Log {
             return range.clone();
         }
         let asked = Instant::now();
-        let info = self.control.api::<StreamInfo>(jetstream::STREAM_INFO, &json!({})).await;
+        let info = self
+            .control
+            .api::<StreamInfo>(jetstream::STREAM_INFO, &json!({}))
+            .await;
         let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
-        let range = info.map(|info| (seq(info.state.first_seq), seq(info.state.last_seq))).map_err(LogError::from);
+        let range = info
+            .map(|info| (seq(info.state.first_seq), seq(info.state.last_seq)))
+            .map_err(LogError::from);
         *shared = Some((asked, range.clone()));
         range
     }
@@ -294,7 +345,9 @@ impl Log {
     /// The log does not answer, or not in time.
     pub async fn walk(&self, from: Seq, to: Seq, limit: Limit) -> Result<Walked, LogError> {
         let (mut next, mut bytes, mut messages) = (from.get().max(1), 0, Vec::new());
-        let last = to.get().min(next.saturating_add(limit.messages.max(1) as u64 - 1));
+        let last = to
+            .get()
+            .min(next.saturating_add(limit.messages.max(1) as u64 - 1));
         while next <= last && bytes < limit.bytes {
             limit.check()?;
             let end = last.min(next.saturating_add(WALK_STEP - 1));
@@ -303,10 +356,18 @@ impl Log {
                 .buffered(JSON_CONCURRENCY)
                 .try_collect()
                 .await?;
-            messages.extend(found.into_iter().flatten().inspect(|raw: &RawMessage| bytes += raw.message.payload.len()));
+            messages.extend(
+                found
+                    .into_iter()
+                    .flatten()
+                    .inspect(|raw: &RawMessage| bytes += raw.message.payload.len()),
+            );
             next = end + 1;
         }
-        Ok(Walked { messages, through: Seq::new(next - 1).unwrap_or(to) })
+        Ok(Walked {
+            messages,
+            through: Seq::new(next - 1).unwrap_or(to),
+        })
     }
 
     /// The message in one place, malformed or not.
@@ -323,7 +384,11 @@ impl Log {
     ///
     /// # Errors
     /// The log does not answer, or not in time.
-    pub async fn every(&self, from: Seq, limit: Limit) -> Result<Vec<(LogMessage, bool)>, LogError> {
+    pub async fn every(
+        &self,
+        from: Seq,
+        limit: Limit,
+    ) -> Result<Vec<(LogMessage, bool)>, LogError> {
         Ok(self.read(EVERY_SUBJECT, from, limit).await?.messages)
     }
 
@@ -332,7 +397,8 @@ impl Log {
     /// # Errors
     /// The log does not answer.
     pub async fn next(&self, subject: &str, from: Seq) -> Result<Option<RawMessage>, LogError> {
-        self.raw(json!({"seq": from.get().max(1), "next_by_subj": subject})).await
+        self.raw(json!({"seq": from.get().max(1), "next_by_subj": subject}))
+            .await
     }
 
     /// Overwrites and removes the message at `seq`, if it is the one that `is` says; whether it was there. Looked at first, because a
@@ -340,9 +406,15 @@ impl Log {
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn erase(&self, seq: Seq, is: impl FnOnce(&LogMessage) -> bool) -> Result<bool, LogError> {
+    pub async fn erase(
+        &self,
+        seq: Seq,
+        is: impl FnOnce(&LogMessage) -> bool,
+    ) -> Result<bool, LogError> {
         match self.raw(json!({ "seq": seq })).await? {
-            Some(raw) if !raw.malformed && is(&raw.message) => self.remove(json!({ "seq": seq })).await.map(|()| true),
+            Some(raw) if !raw.malformed && is(&raw.message) => {
+                self.remove(json!({ "seq": seq })).await.map(|()| true)
+            }
             Some(_) | None => Ok(false),
         }
     }
@@ -355,10 +427,16 @@ impl Log {
     async fn remove(&self, request: serde_json::Value) -> Result<(), LogError> {
         #[derive(Deserialize)]
         struct Deleted {}
-        match self.control.api::<Deleted>(jetstream::MESSAGE_DELETE, &request).await {
+        match self
+            .control
+            .api::<Deleted>(jetstream::MESSAGE_DELETE, &request)
+            .await
+        {
             Ok(Deleted {}) => Ok(()),
             // Another copy was faster.
-            Err(error @ ApiError::Refused { .. }) if self.raw(json!({ "seq": request["seq"] })).await?.is_none() => {
+            Err(error @ ApiError::Refused { .. })
+                if self.raw(json!({ "seq": request["seq"] })).await?.is_none() =>
+            {
                 tracing::debug!(%error, "already deleted");
                 Ok(())
             }
@@ -367,7 +445,11 @@ impl Log {
     }
 
     async fn raw(&self, request: serde_json::Value) -> Result<Option<RawMessage>, LogError> {
-        match self.control.api::<GetReply>(jetstream::MESSAGE_GET, &request).await {
+        match self
+            .control
+            .api::<GetReply>(jetstream::MESSAGE_GET, &request)
+            .await
+        {
             Ok(reply) => Ok(Some(reply.message.read()?)),
             Err(error) if error.is(ApiError::NO_MESSAGE) => Ok(None),
             Err(error) => Err(error.into()),

@@ -22,7 +22,11 @@ fn read(value: &str) -> (EnvFilter, Vec<String>) {
     }
     let mut wrong = Vec::new();
     let mut right = Vec::new();
-    for directive in value.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+    for directive in value
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
+    {
         if directive.parse::<Directive>().is_err() || is_misspelt_level(directive) {
             wrong.push(directive);
         } else {
@@ -32,10 +36,16 @@ fn read(value: &str) -> (EnvFilter, Vec<String>) {
     if wrong.is_empty() {
         return (EnvFilter::new(value), Vec::new());
     }
-    let rest = if right.is_empty() { DEFAULT_FILTER.to_owned() } else { right.join(",") };
+    let rest = if right.is_empty() {
+        DEFAULT_FILTER.to_owned()
+    } else {
+        right.join(",")
+    };
     let named = wrong.join(", ");
     let levels = LEVELS.join(", ");
-    let line = format!("configuration: RUST_LOG: {named}: neither LEVEL nor TARGET=LEVEL ({levels}); going on with {rest}");
+    let line = format!(
+        "configuration: RUST_LOG: {named}: neither LEVEL nor TARGET=LEVEL ({levels}); going on with {rest}"
+    );
     (EnvFilter::new(rest), vec![line])
 }
 
@@ -44,7 +54,9 @@ fn is_misspelt_level(directive: &str) -> bool {
     let word = directive.to_lowercase();
     word.bytes().all(|byte| byte.is_ascii_alphabetic())
         && !LEVELS.contains(&word.as_str())
-        && LEVELS.iter().any(|level| distance(&word, level) <= 2 && word.len() + 1 >= level.len())
+        && LEVELS
+            .iter()
+            .any(|level| distance(&word, level) <= 2 && word.len() + 1 >= level.len())
 }
 
 /// How many letters must be added, left out or changed.
@@ -71,12 +83,23 @@ mod tests {
         for (value, named, holds) in [
             ("inof", "inof", "info,async_nats=warn,sqlx=warn"),
             ("debug,async_nats=wran", "async_nats=wran", "debug"),
-            ("warn,runtime=debgu,sqlx=warn", "runtime=debgu", "warn,sqlx=warn"),
+            (
+                "warn,runtime=debgu,sqlx=warn",
+                "runtime=debgu",
+                "warn,sqlx=warn",
+            ),
         ] {
             let (filter, complaints) = read(value);
             assert_eq!(complaints.len(), 1, "{value}");
-            assert!(complaints[0].contains(named) && !complaints[0].contains('\n'), "{complaints:?}");
-            assert_eq!(filter.to_string(), EnvFilter::new(holds).to_string(), "{value}");
+            assert!(
+                complaints[0].contains(named) && !complaints[0].contains('\n'),
+                "{complaints:?}"
+            );
+            assert_eq!(
+                filter.to_string(),
+                EnvFilter::new(holds).to_string(),
+                "{value}"
+            );
         }
     }
 

@@ -40,7 +40,10 @@ impl Meter {
     /// `requests` were handled, in `took` altogether.
     pub fn handled(&self, requests: u64, took: Duration) {
         self.0.requests.fetch_add(requests, Ordering::Relaxed);
-        self.0.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.nanos.fetch_add(
+            u64::try_from(took.as_nanos()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
         self.0.instruments.handled(self.0.endpoint, requests, took);
     }
 
@@ -48,7 +51,11 @@ impl Meter {
     pub fn refused(&self, what: String) {
         self.0.errors.fetch_add(1, Ordering::Relaxed);
         self.0.instruments.refused(self.0.endpoint);
-        *self.0.last_error.lock().unwrap_or_else(PoisonError::into_inner) = what;
+        *self
+            .0
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = what;
     }
 
     /// Adds to a counter of the function's own, shown under `data` in STATS.
@@ -61,7 +68,11 @@ impl Meter {
 
     /// What something is now, shown under `data` in STATS and exported as the gauge `scrollback.{name}`.
     pub fn gauge(&self, name: &'static str, value: u64) {
-        self.0.data.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), value);
+        self.0
+            .data
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned(), value);
         self.0.instruments.gauge(name, value);
     }
 
@@ -70,17 +81,30 @@ impl Meter {
     }
 
     pub(crate) fn stats(&self, endpoint: &EndpointInfo) -> EndpointStats {
-        let (requests, nanos) = (self.0.requests.load(Ordering::Relaxed), self.0.nanos.load(Ordering::Relaxed));
+        let (requests, nanos) = (
+            self.0.requests.load(Ordering::Relaxed),
+            self.0.nanos.load(Ordering::Relaxed),
+        );
         EndpointStats {
             name: endpoint.name.clone(),
             subject: endpoint.subject.clone(),
             queue_group: endpoint.queue_group.clone(),
             num_requests: requests,
             num_errors: self.0.errors.load(Ordering::Relaxed),
-            last_error: self.0.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_error: self
+                .0
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             processing_time: nanos,
             average_processing_time: nanos.checked_div(requests).unwrap_or(0),
-            data: self.0.data.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            data: self
+                .0
+                .data
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 }

@@ -31,14 +31,20 @@ impl Objection {
     /// slow consumer, a stale connection or its own shutdown, passes with the connection.
     pub(crate) fn note(&self, error: &str) {
         if error.to_lowercase().contains("permissions violation") {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), error.to_owned()));
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((Instant::now(), error.to_owned()));
         }
     }
 
     /// The last one, while it is young enough to matter.
     pub(crate) fn recent(&self) -> Option<String> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        last.filter(|(at, _)| at.elapsed() < OBJECTION_AGE).map(|(_, error)| error)
+        let last = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        last.filter(|(at, _)| at.elapsed() < OBJECTION_AGE)
+            .map(|(_, error)| error)
     }
 }
 
@@ -55,15 +61,29 @@ pub struct Connection {
 /// # Errors
 /// The configuration is wrong: no such user, unreadable credentials, an unreadable URL; or the
 /// process is told to stop while waiting.
-pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationToken) -> Result<Connection, Fatal> {
+pub async fn connect(
+    settings: &NatsSettings,
+    name: &str,
+    stop: &CancellationToken,
+) -> Result<Connection, Fatal> {
     let mut told = false;
     loop {
         let (broken_tx, broken) = watch::channel(0);
         let refused = Objection::default();
         let options = options(settings, name, broken_tx, refused.clone())?;
-        let urls: Vec<String> = settings.nats_url.split(',').map(|url| url.trim().to_owned()).collect();
+        let urls: Vec<String> = settings
+            .nats_url
+            .split(',')
+            .map(|url| url.trim().to_owned())
+            .collect();
         match options.connect(urls).await {
-            Ok(client) => return Ok(Connection { client, broken, refused }),
+            Ok(client) => {
+                return Ok(Connection {
+                    client,
+                    broken,
+                    refused,
+                });
+            }
             Err(error) => match error.kind() {
                 ConnectErrorKind::ServerParse => {
                     return Err(Fatal::new(format!(
@@ -91,7 +111,12 @@ pub async fn connect(settings: &NatsSettings, name: &str, stop: &CancellationTok
     }
 }
 
-fn options(settings: &NatsSettings, name: &str, broken: watch::Sender<u64>, refused: Objection) -> Result<ConnectOptions, Fatal> {
+fn options(
+    settings: &NatsSettings,
+    name: &str,
+    broken: watch::Sender<u64>,
+    refused: Objection,
+) -> Result<ConnectOptions, Fatal> {
     let mut options = ConnectOptions::new()
         .name(name)
         .ping_interval(PING_INTERVAL)
@@ -115,11 +140,18 @@ fn options(settings: &NatsSettings, name: &str, broken: watch::Sender<u64>, refu
             std::future::ready(())
         });
     if let Some(path) = &settings.nats_creds {
-        let creds = std::fs::read_to_string(path)
-            .map_err(|error| Fatal::new(format!("configuration: NATS_CREDS={} cannot be read: {error}", path.display())))?;
-        options = options
-            .credentials(&creds)
-            .map_err(|_| Fatal::new(format!("configuration: NATS_CREDS={} is not a credentials file", path.display())))?;
+        let creds = std::fs::read_to_string(path).map_err(|error| {
+            Fatal::new(format!(
+                "configuration: NATS_CREDS={} cannot be read: {error}",
+                path.display()
+            ))
+        })?;
+        options = options.credentials(&creds).map_err(|_| {
+            Fatal::new(format!(
+                "configuration: NATS_CREDS={} is not a credentials file",
+                path.display()
+            ))
+        })?;
     } else if let Some(user) = &settings.nats_user {
         // A private inbox: with a shared `_INBOX.>` one user could read another's replies.
         options = options
@@ -159,18 +191,34 @@ impl Connection {
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn api<T: DeserializeOwned>(&self, subject: &str, body: &impl Serialize) -> Result<T, ApiError> {
-        let body = serde_json::to_vec(body).map_err(|error| ApiError::Unreadable(error.to_string()))?;
-        let reply = self.client.request(subject.to_owned(), body.into()).await.map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => ApiError::Away("JetStream is not there"),
-            RequestErrorKind::TimedOut => ApiError::Away("JetStream does not answer, or this user may not ask it"),
-            _ => ApiError::Away("the connection to NATS is broken"),
-        })?;
-        let answer: Answer = serde_json::from_slice(&reply.payload).map_err(|error| ApiError::Unreadable(error.to_string()))?;
+    pub async fn api<T: DeserializeOwned>(
+        &self,
+        subject: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let body =
+            serde_json::to_vec(body).map_err(|error| ApiError::Unreadable(error.to_string()))?;
+        let reply = self
+            .client
+            .request(subject.to_owned(), body.into())
+            .await
+            .map_err(|error| match error.kind() {
+                RequestErrorKind::NoResponders => ApiError::Away("JetStream is not there"),
+                RequestErrorKind::TimedOut => {
+                    ApiError::Away("JetStream does not answer, or this user may not ask it")
+                }
+                _ => ApiError::Away("the connection to NATS is broken"),
+            })?;
+        let answer: Answer = serde_json::from_slice(&reply.payload)
+            .map_err(|error| ApiError::Unreadable(error.to_string()))?;
         if let Some(error) = answer.error {
-            return Err(ApiError::Refused { code: error.err_code, description: error.description });
+            return Err(ApiError::Refused {
+                code: error.err_code,
+                description: error.description,
+            });
         }
-        serde_json::from_slice(&reply.payload).map_err(|error| ApiError::Unreadable(error.to_string()))
+        serde_json::from_slice(&reply.payload)
+            .map_err(|error| ApiError::Unreadable(error.to_string()))
     }
 }
 
@@ -227,7 +275,12 @@ mod tests {
     #[test]
     fn only_a_missing_permission_is_remembered_and_not_for_ever() {
         let objection = Objection::default();
-        for passing in ["Slow Consumer", "Stale Connection", "Server Shutdown", "Maximum Payload Violation"] {
+        for passing in [
+            "Slow Consumer",
+            "Stale Connection",
+            "Server Shutdown",
+            "Maximum Payload Violation",
+        ] {
             objection.note(passing);
             assert_eq!(objection.recent(), None, "{passing}");
         }

@@ -63,11 +63,27 @@ pub(crate) struct Pulls {
 
 impl Pulls {
     /// `delivered`: the highest sequence that was delivered before.
-    pub(crate) async fn start(connection: Connection, max_batch: usize, delivered: Seq) -> Result<Pulls, Trouble> {
+    pub(crate) async fn start(
+        connection: Connection,
+        max_batch: usize,
+        delivered: Seq,
+    ) -> Result<Pulls, Trouble> {
         let inbox = connection.client().new_inbox();
-        let replies = connection.client().subscribe(format!("{inbox}.*")).await.map_err(|_| Trouble::Broken)?;
-        let mut pulls =
-            Pulls { connection, inbox, replies, max_batch, number: 0, open: VecDeque::new(), ready: VecDeque::new(), highest: delivered };
+        let replies = connection
+            .client()
+            .subscribe(format!("{inbox}.*"))
+            .await
+            .map_err(|_| Trouble::Broken)?;
+        let mut pulls = Pulls {
+            connection,
+            inbox,
+            replies,
+            max_batch,
+            number: 0,
+            open: VecDeque::new(),
+            ready: VecDeque::new(),
+            highest: delivered,
+        };
         pulls.keep_open().await?;
         Ok(pulls)
     }
@@ -114,7 +130,9 @@ impl Pulls {
         let until = Instant::now() + linger;
         while self.ready.len() < self.max_batch {
             let message = match self.replies.next().now_or_never() {
-                None if linger > Duration::ZERO => timeout_at(until, self.replies.next()).await.ok(),
+                None if linger > Duration::ZERO => {
+                    timeout_at(until, self.replies.next()).await.ok()
+                }
                 ready => ready,
             };
             match message {
@@ -123,19 +141,28 @@ impl Pulls {
             }
             self.keep_open().await?;
         }
-        Ok(self.ready.drain(..self.ready.len().min(self.max_batch)).collect())
+        Ok(self
+            .ready
+            .drain(..self.ready.len().min(self.max_batch))
+            .collect())
     }
 
     /// While the consumer can be asked over this connection, the connection stays: what is on its way on another one that was given
     /// up would be delivered again, and a server that is busy would have more to do. The pulls may be lost, so new ones are made;
     /// should the server have kept the old ones, it sends a little more than we wanted.
     async fn doubt(&mut self) -> Result<(), Trouble> {
-        match self.connection.api::<ConsumerInfo>(jetstream::CONSUMER_INFO, &json!({})).await {
+        match self
+            .connection
+            .api::<ConsumerInfo>(jetstream::CONSUMER_INFO, &json!({}))
+            .await
+        {
             Ok(_) => {
                 self.open.clear();
                 Ok(())
             }
-            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => Err(Trouble::NoConsumer),
+            Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => {
+                Err(Trouble::NoConsumer)
+            }
             Err(_) => Err(Trouble::Silent),
         }
     }
@@ -146,8 +173,16 @@ impl Pulls {
         while let Some(message) = unconstrained(self.replies.next()).now_or_never() {
             self.take(message.ok_or(Trouble::Broken)?)?;
         }
-        for ack in self.ready.iter().filter_map(|delivery| delivery.ack.clone()) {
-            self.connection.client().publish(ack, IN_PROGRESS.into()).await.map_err(|_| Trouble::Broken)?;
+        for ack in self
+            .ready
+            .iter()
+            .filter_map(|delivery| delivery.ack.clone())
+        {
+            self.connection
+                .client()
+                .publish(ack, IN_PROGRESS.into())
+                .await
+                .map_err(|_| Trouble::Broken)?;
         }
         Ok(())
     }
@@ -161,7 +196,13 @@ impl Pulls {
             }
         }
         for ack in self.ready.drain(..).filter_map(|delivery| delivery.ack) {
-            if self.connection.client().publish(ack, NOT_HERE.into()).await.is_err() {
+            if self
+                .connection
+                .client()
+                .publish(ack, NOT_HERE.into())
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -171,8 +212,17 @@ impl Pulls {
     /// What is lost with this connection.
     pub(crate) fn lost(&mut self) -> Lost {
         // More than is asked for at once only where pulls were given up and the server has kept them.
-        let asked = self.open.iter().map(|(_, left)| left).sum::<usize>().clamp(self.max_batch, 2 * self.max_batch);
-        Lost { ready: self.ready.drain(..).collect(), after: self.highest, messages: asked }
+        let asked = self
+            .open
+            .iter()
+            .map(|(_, left)| left)
+            .sum::<usize>()
+            .clamp(self.max_batch, 2 * self.max_batch);
+        Lost {
+            ready: self.ready.drain(..).collect(),
+            after: self.highest,
+            messages: asked,
+        }
     }
 
     /// Ends the connection. Until async-nats has made a new one it leaves a broken one open, and the server goes on sending there
@@ -180,7 +230,10 @@ impl Pulls {
     pub(crate) async fn close(self) {
         // Without its subscription the new connection does not stand in for the old one.
         drop(self.replies);
-        if !matches!(timeout(CLOSE_WITHIN, self.connection.client().flush()).await, Ok(Ok(()))) {
+        if !matches!(
+            timeout(CLOSE_WITHIN, self.connection.client().flush()).await,
+            Ok(Ok(()))
+        ) {
             tracing::debug!("the connection for deliveries was given up before it was mended");
         }
     }
@@ -198,7 +251,9 @@ impl Pulls {
                     self.highest = self.highest.max(delivery.message.seq);
                     self.ready.push_back(delivery);
                 }
-                None => tracing::warn!("a delivery without a readable acknowledgement subject was left to come again"),
+                None => tracing::warn!(
+                    "a delivery without a readable acknowledgement subject was left to come again"
+                ),
             }
             return Ok(());
         };
@@ -209,12 +264,23 @@ impl Pulls {
             return Err(Trouble::NoConsumer);
         }
         // 404, 408 and 409 end the pull they answer; 409 also tells of a consumer that was deleted or moved.
-        let ended: Option<u64> = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        let ended: Option<u64> = message
+            .subject
+            .rsplit('.')
+            .next()
+            .and_then(|number| number.parse().ok());
         self.open.retain(|(number, _)| Some(*number) != ended);
         let told = message.description.as_deref().unwrap_or_default();
-        if status == StatusCode::REQUEST_TERMINATED && !told.contains("Exceeded") && !told.contains("Batch Completed") {
+        if status == StatusCode::REQUEST_TERMINATED
+            && !told.contains("Exceeded")
+            && !told.contains("Batch Completed")
+        {
             tracing::debug!(told, "the pull was ended");
-            return Err(if told.contains("Consumer Deleted") { Trouble::NoConsumer } else { Trouble::Silent });
+            return Err(if told.contains("Consumer Deleted") {
+                Trouble::NoConsumer
+            } else {
+                Trouble::Silent
+            });
         }
         Ok(())
     }
@@ -240,5 +306,10 @@ fn delivery(message: Message) -> Option<Delivery> {
         received_ms: nanos / 1_000_000,
     };
     let attempt = fields.get(2)?.parse().ok()?;
-    Some(Delivery { message, attempt, malformed: None, ack: Some(ack) })
+    Some(Delivery {
+        message,
+        attempt,
+        malformed: None,
+        ack: Some(ack),
+    })
 }

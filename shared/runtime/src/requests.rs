@@ -43,6 +43,10 @@ const INCOMING_OVERHEAD: usize = 256;
 impl Incoming {
     fn bytes(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        text(&self.subject) + text(&self.reply) + self.headers.as_ref().map_or(0, Bytes::len) + self.payload.len() + INCOMING_OVERHEAD
+        text(&self.subject)
+            + text(&self.reply)
+            + self.headers.as_ref().map_or(0, Bytes::len)
+            + self.payload.len()
+            + INCOMING_OVERHEAD
     }
 }

@@ -47,14 +47,22 @@ pub struct Reply<R> {
 
 impl<R> Clone for Reply<R> {
     fn clone(&self) -> Self {
-        Reply { body: self.body.clone(), headers: self.headers.clone(), gives: PhantomData }
+        Reply {
+            body: self.body.clone(),
+            headers: self.headers.clone(),
+            gives: PhantomData,
+        }
     }
 }
 
 impl<R> Reply<R> {
     /// A reply that was encoded elsewhere; `headers` hold nothing a user sent.
     pub fn encoded(body: Bytes, headers: Vec<(&'static str, String)>) -> Reply<R> {
-        Reply { body, headers, gives: PhantomData }
+        Reply {
+            body,
+            headers,
+            gives: PhantomData,
+        }
     }
 }
 
@@ -73,7 +81,8 @@ impl<R: Serialize> Reply<R> {
 type Encoded = (Bytes, Vec<(&'static str, String)>);
 
 /// Answers one request; gets its subject and its body.
-pub(crate) type Handler = Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Result<Encoded, Error>> + Send + Sync>;
+pub(crate) type Handler =
+    Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Result<Encoded, Error>> + Send + Sync>;
 
 /// One line of INFO and STATS: an endpoint with a handler, or a worker without.
 pub(crate) struct Registered {
@@ -96,11 +105,26 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(client: Client, identity: Identity, id: String, endpoints: Vec<Registered>) -> Arc<Service> {
+    pub(crate) fn new(
+        client: Client,
+        identity: Identity,
+        id: String,
+        endpoints: Vec<Registered>,
+    ) -> Arc<Service> {
         let now = time::OffsetDateTime::now_utc();
-        let started = now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+        let started = now
+            .format(&time::format_description::well_known::Rfc3339)
+            .unwrap_or_default();
         let metadata = BTreeMap::from([("project".to_owned(), "scrollback".to_owned())]);
-        Arc::new(Service { client, identity, id, metadata, started, endpoints, waiting: OnceLock::new() })
+        Arc::new(Service {
+            client,
+            identity,
+            id,
+            metadata,
+            started,
+            endpoints,
+            waiting: OnceLock::new(),
+        })
     }
 
     /// From now on STATS shows how many requests wait.
@@ -129,9 +153,23 @@ impl Service {
 
     /// Answers one request, by `deadline`.
     pub(crate) async fn answer(&self, incoming: Incoming, deadline: Instant) {
-        let Registered { info, meter, handler: Some(handler), .. } = &self.endpoints[incoming.endpoint] else { return };
+        let Registered {
+            info,
+            meter,
+            handler: Some(handler),
+            ..
+        } = &self.endpoints[incoming.endpoint]
+        else {
+            return;
+        };
         let begun = Instant::now();
-        let Incoming { subject, reply, headers, payload, .. } = incoming;
+        let Incoming {
+            subject,
+            reply,
+            headers,
+            payload,
+            ..
+        } = incoming;
         let span = tracing::info_span!(
             "request",
             otel.name = format!("{} {}", self.identity.name, info.subject),
@@ -145,11 +183,16 @@ impl Service {
         let outcome = match check(subject, headers.as_deref(), reply_to.is_some()) {
             Ok((subject, headers)) => {
                 remote_parent(&span, headers.as_ref());
-                let work = AssertUnwindSafe(handler(subject, payload)).catch_unwind().instrument(span.clone());
+                let work = AssertUnwindSafe(handler(subject, payload))
+                    .catch_unwind()
+                    .instrument(span.clone());
                 match tokio::time::timeout_at(deadline.into(), work).await {
                     Ok(Ok(outcome)) => outcome,
                     Ok(Err(_panic)) => Err(Error::internal("the handler panicked")),
-                    Err(_) => Err(Error::new(Code::Unavailable, "this took too long; try again")),
+                    Err(_) => Err(Error::new(
+                        Code::Unavailable,
+                        "this took too long; try again",
+                    )),
                 }
             }
             Err(error) => Err(error),
@@ -166,7 +209,9 @@ impl Service {
             if error.code == Code::Internal {
                 span.in_scope(|| tracing::error!(endpoint = info.name, %error, "a request failed"));
             } else {
-                span.in_scope(|| tracing::debug!(endpoint = info.name, %error, "a request was refused"));
+                span.in_scope(
+                    || tracing::debug!(endpoint = info.name, %error, "a request was refused"),
+                );
             }
         }
         if let Some(reply_to) = reply_to {
@@ -176,7 +221,10 @@ impl Service {
 
     fn fits(&self, reply: Encoded) -> Result<Encoded, Error> {
         if reply.0.len() + HEADER_ROOM > self.client.server_info().max_payload {
-            return Err(Error::new(Code::TooLarge, "the answer is larger than the server's max_payload; ask for less"));
+            return Err(Error::new(
+                Code::TooLarge,
+                "the answer is larger than the server's max_payload; ask for less",
+            ));
         }
         Ok(reply)
     }
@@ -215,7 +263,12 @@ impl Service {
                 "INFO" => serde_json::to_vec(&self.info()),
                 _ => serde_json::to_vec(&self.stats()),
             };
-            self.send(reply, body.map(|body| (body.into(), Vec::new())).map_err(Error::internal)).await;
+            self.send(
+                reply,
+                body.map(|body| (body.into(), Vec::new()))
+                    .map_err(Error::internal),
+            )
+            .await;
         }
     }
 
@@ -237,7 +290,11 @@ impl Service {
             version: self.identity.version.to_owned(),
             description: self.identity.description.to_owned(),
             metadata: self.metadata.clone(),
-            endpoints: self.endpoints.iter().map(|endpoint| endpoint.info.clone()).collect(),
+            endpoints: self
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.info.clone())
+                .collect(),
         }
     }
 
@@ -249,28 +306,42 @@ impl Service {
             version: self.identity.version.to_owned(),
             metadata: self.metadata.clone(),
             started: self.started.clone(),
-            endpoints: self.endpoints.iter().enumerate().map(|(index, endpoint)| self.endpoint_stats(index, endpoint)).collect(),
+            endpoints: self
+                .endpoints
+                .iter()
+                .enumerate()
+                .map(|(index, endpoint)| self.endpoint_stats(index, endpoint))
+                .collect(),
         }
     }
 
     fn endpoint_stats(&self, index: usize, endpoint: &Registered) -> EndpointStats {
         let mut stats = endpoint.meter.stats(&endpoint.info);
         if let Some(waiting) = self.waiting.get().filter(|_| endpoint.handler.is_some()) {
-            stats.data.insert("waiting".to_owned(), waiting.of(index) as u64);
+            stats
+                .data
+                .insert("waiting".to_owned(), waiting.of(index) as u64);
         }
         stats
     }
 }
 
 /// What must be right before a handler sees a request: its subject, its headers, and where its answer goes.
-fn check(subject: Option<String>, headers: Option<&[u8]>, may_reply: bool) -> Result<(String, Option<HeaderMap>), Error> {
+fn check(
+    subject: Option<String>,
+    headers: Option<&[u8]>,
+    may_reply: bool,
+) -> Result<(String, Option<HeaderMap>), Error> {
     let wrong = |reason| Error::new(Code::BadRequest, reason);
     if !may_reply {
-        return Err(wrong("a request needs a reply subject that begins with _INBOX. or _R_."));
+        return Err(wrong(
+            "a request needs a reply subject that begins with _INBOX. or _R_.",
+        ));
     }
     let subject = subject.ok_or_else(|| wrong("the subject is not UTF-8"))?;
     let headers = headers.map(parse_headers).transpose();
-    let headers = headers.map_err(|_| wrong("malformed headers; send `Name: value` lines after NATS/1.0"))?;
+    let headers =
+        headers.map_err(|_| wrong("malformed headers; send `Name: value` lines after NATS/1.0"))?;
     Ok((subject, headers))
 }
 
@@ -280,7 +351,11 @@ const HEADER_ROOM: usize = 1024;
 /// Reply subjects are not checked by the server: without this, a request with reply `chat.general` or
 /// `$JS.API.STREAM.DELETE.…` would make us publish there, with our rights.
 pub(crate) fn may_reply_to(subject: &str) -> bool {
-    [INBOX, SERVICE_REPLY].iter().any(|prefix| subject.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')))
+    [INBOX, SERVICE_REPLY].iter().any(|prefix| {
+        subject
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.starts_with('.'))
+    })
 }
 
 #[cfg(test)]
@@ -292,7 +367,14 @@ mod tests {
         for good in ["_INBOX.publisher.abc", "_INBOX.abc.1", "_R_.x.y"] {
             assert!(may_reply_to(good), "{good}");
         }
-        for bad in ["chat.general", "$JS.API.STREAM.DELETE.CHAT_MESSAGES", "_INBOXX.a", "_INBOX", "_R_", ""] {
+        for bad in [
+            "chat.general",
+            "$JS.API.STREAM.DELETE.CHAT_MESSAGES",
+            "_INBOXX.a",
+            "_INBOX",
+            "_R_",
+            "",
+        ] {
             assert!(!may_reply_to(bad), "{bad}");
         }
     }

@@ -16,7 +16,10 @@ pub struct Failing {
 impl Failing {
     /// Until something else is known it failed for want of time.
     pub fn new(span: &Span) -> Failing {
-        Failing { span: span.clone(), error_type: Some(Cow::Borrowed("timeout")) }
+        Failing {
+            span: span.clone(),
+            error_type: Some(Cow::Borrowed("timeout")),
+        }
     }
 
     /// It is no failure.
@@ -64,10 +67,12 @@ pub async fn query_span<T>(
     let outcome = query.instrument(span).await;
     match &outcome {
         Ok(_) => failing.done(),
-        Err(error) => failing.failed(match error.as_database_error().and_then(|error| error.code()) {
-            Some(state) => Cow::Owned(state.into_owned()),
-            None => Cow::Borrowed("connection"),
-        }),
+        Err(error) => failing.failed(
+            match error.as_database_error().and_then(|error| error.code()) {
+                Some(state) => Cow::Owned(state.into_owned()),
+                None => Cow::Borrowed("connection"),
+            },
+        ),
     }
     outcome
 }

@@ -71,7 +71,11 @@ impl Tails {
         if end <= floor || sides.iter().all(settled) {
             return Ok(Tails(vec![Tail::empty(floor.next())]));
         }
-        let all = Limit { messages: WHOLE, bytes: WHOLE_BYTES, ..need };
+        let all = Limit {
+            messages: WHOLE,
+            bytes: WHOLE_BYTES,
+            ..need
+        };
         let whole = Tail::oldest(log, subjects, floor.next(), all, limits).await?;
         if whole.complete || whole.through >= end {
             return Ok(Tails(vec![whole]));
@@ -79,8 +83,20 @@ impl Tails {
         let mut tails = Vec::with_capacity(sides.len());
         for side in sides {
             tails.push(match *side {
-                Side::Older(before) => Tail::newest(log, subjects, floor.next(), before.min(end.next()), need, limits).await?,
-                Side::Newer(after) => Tail::oldest(log, subjects, floor.max(after).next(), need, limits).await?,
+                Side::Older(before) => {
+                    Tail::newest(
+                        log,
+                        subjects,
+                        floor.next(),
+                        before.min(end.next()),
+                        need,
+                        limits,
+                    )
+                    .await?
+                }
+                Side::Newer(after) => {
+                    Tail::oldest(log, subjects, floor.max(after).next(), need, limits).await?
+                }
             });
         }
         Ok(Tails(tails))
@@ -123,22 +139,45 @@ impl From<Tail> for Tails {
 impl Tail {
     /// Nothing was there from `from` on.
     pub fn empty(from: Seq) -> Tail {
-        Tail { complete: true, from, through: Seq::MAX, ..Tail::default() }
+        Tail {
+            complete: true,
+            from,
+            through: Seq::MAX,
+            ..Tail::default()
+        }
     }
 
     /// The newest messages in `from..before`: at least `need` if there are as many.
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn newest(log: &Log, subjects: &[String], from: Seq, before: Seq, need: Limit, limits: Limits) -> Result<Tail, LogError> {
-        let read = try_join_all(subjects.iter().map(|subject| newest_of(log, subject, from, before, need, limits))).await?;
+    pub async fn newest(
+        log: &Log,
+        subjects: &[String],
+        from: Seq,
+        before: Seq,
+        need: Limit,
+        limits: Limits,
+    ) -> Result<Tail, LogError> {
+        let read = try_join_all(
+            subjects
+                .iter()
+                .map(|subject| newest_of(log, subject, from, before, need, limits)),
+        )
+        .await?;
         Ok(Tail::of_newest(read, before, limits))
     }
 
     /// Below the highest beginning of the subjects that were cut, some messages are missing.
     pub(crate) fn of_newest(read: Vec<Stretch>, before: Seq, limits: Limits) -> Tail {
-        let begin = read.iter().filter(|stretch| !stretch.complete).map(|stretch| stretch.from).max();
-        let from = begin.or_else(|| read.iter().map(|stretch| stretch.from).max()).unwrap_or_default();
+        let begin = read
+            .iter()
+            .filter(|stretch| !stretch.complete)
+            .map(|stretch| stretch.from)
+            .max();
+        let from = begin
+            .or_else(|| read.iter().map(|stretch| stretch.from).max())
+            .unwrap_or_default();
         Tail::of(read, from, before.previous(), limits)
     }
 
@@ -146,25 +185,53 @@ impl Tail {
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn oldest(log: &Log, subjects: &[String], from: Seq, need: Limit, limits: Limits) -> Result<Tail, LogError> {
-        let read = try_join_all(subjects.iter().map(|subject| oldest_of(log, subject, from, need, limits))).await?;
+    pub async fn oldest(
+        log: &Log,
+        subjects: &[String],
+        from: Seq,
+        need: Limit,
+        limits: Limits,
+    ) -> Result<Tail, LogError> {
+        let read = try_join_all(
+            subjects
+                .iter()
+                .map(|subject| oldest_of(log, subject, from, need, limits)),
+        )
+        .await?;
         Ok(Tail::of_oldest(read, from, limits))
     }
 
     /// Beyond the lowest end of the subjects that were cut, some messages are missing.
     pub(crate) fn of_oldest(read: Vec<Stretch>, from: Seq, limits: Limits) -> Tail {
         let ends = read.iter().filter(|stretch| !stretch.complete);
-        let through = ends.map(|stretch| stretch.messages.last().map_or(from.previous(), |last| last.seq)).min();
+        let through = ends
+            .map(|stretch| {
+                stretch
+                    .messages
+                    .last()
+                    .map_or(from.previous(), |last| last.seq)
+            })
+            .min();
         Tail::of(read, from, through.unwrap_or(Seq::MAX), limits)
     }
 
     fn of(read: Vec<Stretch>, from: Seq, through: Seq, limits: Limits) -> Tail {
         let complete = read.iter().all(|stretch| stretch.complete);
-        let mut messages: Vec<LogMessage> = read.into_iter().flat_map(|stretch| stretch.messages).collect();
+        let mut messages: Vec<LogMessage> = read
+            .into_iter()
+            .flat_map(|stretch| stretch.messages)
+            .collect();
         messages.sort_by_key(|message| message.seq);
-        let mut tail = Tail { complete, from, through, ..Tail::default() };
+        let mut tail = Tail {
+            complete,
+            from,
+            through,
+            ..Tail::default()
+        };
         for message in messages {
-            let Some(incoming) = parse(&message, limits) else { continue };
+            let Some(incoming) = parse(&message, limits) else {
+                continue;
+            };
             if let Some(id) = &incoming.id {
                 let key = (incoming.user.clone(), id.clone());
                 if tail.firsts.contains_key(&key) {
@@ -182,16 +249,22 @@ impl Tail {
 
     /// The messages that have not expired.
     pub fn alive(&self, cutoffs: &Cutoffs) -> impl Iterator<Item = &Message> {
-        self.messages.iter().filter(move |message| !self.is_expired(message, cutoffs))
+        self.messages
+            .iter()
+            .filter(move |message| !self.is_expired(message, cutoffs))
     }
 
     /// Some of it has expired. The stream is in the order of receipt: what is older in the conversation has, too.
     pub fn expired(&self, cutoffs: &Cutoffs) -> bool {
-        self.messages.iter().any(|message| self.is_expired(message, cutoffs))
+        self.messages
+            .iter()
+            .any(|message| self.is_expired(message, cutoffs))
     }
 
     fn is_expired(&self, message: &Message, cutoffs: &Cutoffs) -> bool {
-        self.received_ms.get(&message.seq).is_some_and(|received_ms| cutoffs.expired(&message.room, *received_ms))
+        self.received_ms
+            .get(&message.seq)
+            .is_some_and(|received_ms| cutoffs.expired(&message.room, *received_ms))
     }
 }
 
@@ -200,7 +273,12 @@ impl Tail {
 /// # Errors
 /// The log does not answer; there are more than `limit` allows, and without all of them a reader
 /// might be shown what was deleted.
-pub async fn changes(log: &Log, subject: &str, from: Seq, limit: Limit) -> Result<Vec<Change>, LogError> {
+pub async fn changes(
+    log: &Log,
+    subject: &str,
+    from: Seq,
+    limit: Limit,
+) -> Result<Vec<Change>, LogError> {
     let window = log.first(subject, from, limit).await?;
     if !window.complete {
         return Err(LogError::TooMuch("deletions"));
@@ -212,42 +290,103 @@ pub async fn changes(log: &Log, subject: &str, from: Seq, limit: Limit) -> Resul
 ///
 /// # Errors
 /// The log does not answer.
-pub async fn few_changes(log: &Log, from: Seq, until: tokio::time::Instant) -> Result<Option<Vec<Change>>, LogError> {
-    let window = log.first(CHANGES, from, Limit { messages: DELETIONS, bytes: DELETIONS_BYTES, until }).await?;
-    Ok(window.complete.then(|| window.messages.iter().filter_map(parse_change).collect()))
+pub async fn few_changes(
+    log: &Log,
+    from: Seq,
+    until: tokio::time::Instant,
+) -> Result<Option<Vec<Change>>, LogError> {
+    let window = log
+        .first(
+            CHANGES,
+            from,
+            Limit {
+                messages: DELETIONS,
+                bytes: DELETIONS_BYTES,
+                until,
+            },
+        )
+        .await?;
+    Ok(window
+        .complete
+        .then(|| window.messages.iter().filter_map(parse_change).collect()))
 }
 
 /// The changes on some subjects, such as those of one conversation, from `from` on.
 ///
 /// # Errors
 /// As [`changes`]: there may be 10,000 of each.
-pub async fn own_changes(log: &Log, subjects: &[String], from: Seq, until: tokio::time::Instant) -> Result<Vec<Change>, LogError> {
-    let limit = Limit { messages: OWN_DELETIONS, bytes: OWN_DELETIONS_BYTES, until };
-    let read = try_join_all(subjects.iter().map(|subject| changes(log, subject, from, limit))).await?;
+pub async fn own_changes(
+    log: &Log,
+    subjects: &[String],
+    from: Seq,
+    until: tokio::time::Instant,
+) -> Result<Vec<Change>, LogError> {
+    let limit = Limit {
+        messages: OWN_DELETIONS,
+        bytes: OWN_DELETIONS_BYTES,
+        until,
+    };
+    let read = try_join_all(
+        subjects
+            .iter()
+            .map(|subject| changes(log, subject, from, limit)),
+    )
+    .await?;
     Ok(read.into_iter().flatten().collect())
 }
 
 fn parse_change(message: &LogMessage) -> Option<Change> {
-    Change::parse(&message.subject, &message.payload, message.seq, message.received_ms).ok()
+    Change::parse(
+        &message.subject,
+        &message.payload,
+        message.seq,
+        message.received_ms,
+    )
+    .ok()
 }
 
-async fn newest_of(log: &Log, subject: &str, from: Seq, before: Seq, need: Limit, limits: Limits) -> Result<Stretch, LogError> {
+async fn newest_of(
+    log: &Log,
+    subject: &str,
+    from: Seq,
+    before: Seq,
+    need: Limit,
+    limits: Limits,
+) -> Result<Stretch, LogError> {
     let mut windows: Vec<Vec<LogMessage>> = Vec::new();
     let (mut before, mut good, mut bytes, mut complete) = (before, 0, 0, false);
     while good < need.messages && bytes < need.bytes && !complete {
         let window = log.last(subject, from, before, need).await?;
         complete = window.complete || window.messages.is_empty();
         before = window.messages.first().map_or(before, |first| first.seq);
-        good += window.messages.iter().filter(|message| parse(message, limits).is_some()).count();
-        bytes += window.messages.iter().map(|message| message.payload.len()).sum::<usize>();
+        good += window
+            .messages
+            .iter()
+            .filter(|message| parse(message, limits).is_some())
+            .count();
+        bytes += window
+            .messages
+            .iter()
+            .map(|message| message.payload.len())
+            .sum::<usize>();
         windows.push(window.messages);
     }
     let messages = windows.into_iter().rev().flatten().collect();
     let from = if complete { from } else { before };
-    Ok(Stretch { messages, complete, from })
+    Ok(Stretch {
+        messages,
+        complete,
+        from,
+    })
 }
 
-async fn oldest_of(log: &Log, subject: &str, from: Seq, need: Limit, limits: Limits) -> Result<Stretch, LogError> {
+async fn oldest_of(
+    log: &Log,
+    subject: &str,
+    from: Seq,
+    need: Limit,
+    limits: Limits,
+) -> Result<Stretch, LogError> {
     let mut messages = Vec::new();
     let (mut next, mut good, mut bytes, mut complete) = (from, 0, 0, false);
     while good < need.messages && bytes < need.bytes && !complete {
@@ -263,10 +402,22 @@ async fn oldest_of(log: &Log, subject: &str, from: Seq, need: Limit, limits: Lim
             messages.push(message);
         }
     }
-    Ok(Stretch { messages, complete, from })
+    Ok(Stretch {
+        messages,
+        complete,
+        from,
+    })
 }
 
 fn parse(message: &LogMessage, limits: Limits) -> Option<Incoming> {
     let id = message.message_id();
-    Incoming::parse(&message.subject, id, &message.payload, message.seq, message.received_ms, limits).ok()
+    Incoming::parse(
+        &message.subject,
+        id,
+        &message.payload,
+        message.seq,
+        message.received_ms,
+        limits,
+    )
+    .ok()
 }

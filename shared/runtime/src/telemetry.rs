@@ -34,7 +34,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const FLUSH_TIMEOUT_AWAY: Duration = Duration::from_millis(200);
 /// Buckets of `scrollback.duration`, in seconds. The SDK's own are for milliseconds, and would put everything
 /// below five seconds into one. These are the semantic conventions', with finer ones for a page from memory.
-const DURATIONS: [f64; 17] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const DURATIONS: [f64; 17] = [
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
+    7.5, 10.0,
+];
 const INSTANCE_ID: Key = Key::from_static_str("service.instance.id");
 
 /// What has to be flushed before the process leaves.
@@ -69,15 +72,25 @@ impl Telemetry {
         }
         if exports("METRICS") {
             let exporter = MetricExporter::builder().build().map_err(wrong)?;
-            let reader = PeriodicReader::builder(Observed::new(exporter, Signal::Metrics, collector)).build();
-            let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource.clone()).build();
+            let reader =
+                PeriodicReader::builder(Observed::new(exporter, Signal::Metrics, collector))
+                    .build();
+            let provider = SdkMeterProvider::builder()
+                .with_reader(reader)
+                .with_resource(resource.clone())
+                .build();
             global::set_meter_provider(provider.clone());
             telemetry.metrics = Some(provider);
         }
         if exports("LOGS") {
             let exporter = LogExporter::builder().build().map_err(wrong)?;
             let exporter = Observed::new(exporter, Signal::Logs, collector);
-            telemetry.logs = Some(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build());
+            telemetry.logs = Some(
+                SdkLoggerProvider::builder()
+                    .with_batch_exporter(exporter)
+                    .with_resource(resource)
+                    .build(),
+            );
         }
         let plain = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
@@ -93,7 +106,10 @@ impl Telemetry {
                 .with_threads(false)
                 .with_filter(filter_fn(ours))
         });
-        let records = telemetry.logs.as_ref().map(|provider| OpenTelemetryTracingBridge::new(provider).with_filter(filter_fn(ours)));
+        let records = telemetry
+            .logs
+            .as_ref()
+            .map(|provider| OpenTelemetryTracingBridge::new(provider).with_filter(filter_fn(ours)));
         tracing_subscriber::registry()
             .with(plain)
             .with(spans)
@@ -105,8 +121,17 @@ impl Telemetry {
 
     /// Sends what is left, for at most two seconds. Blocks; call it outside the tokio runtime's tasks.
     pub fn stop(self) {
-        let Telemetry { traces, metrics, logs, collector } = self;
-        let limit = if collector.is_away() { FLUSH_TIMEOUT_AWAY } else { FLUSH_TIMEOUT };
+        let Telemetry {
+            traces,
+            metrics,
+            logs,
+            collector,
+        } = self;
+        let limit = if collector.is_away() {
+            FLUSH_TIMEOUT_AWAY
+        } else {
+            FLUSH_TIMEOUT
+        };
         let deadline = Instant::now() + limit;
         // Side by side, because each may take all of the time. On threads that are left behind when it is up, because
         // the SDK gives the last metrics five seconds whatever it is told. Nobody listening is no reason to complain.
@@ -118,9 +143,15 @@ impl Telemetry {
                 drop(done);
             });
         };
-        spawn(Box::new(move || _ = traces.map(|traces| traces.shutdown_with_timeout(limit))));
-        spawn(Box::new(move || _ = metrics.map(|metrics| metrics.shutdown_with_timeout(limit))));
-        spawn(Box::new(move || _ = logs.map(|logs| logs.shutdown_with_timeout(limit))));
+        spawn(Box::new(move || {
+            _ = traces.map(|traces| traces.shutdown_with_timeout(limit))
+        }));
+        spawn(Box::new(move || {
+            _ = metrics.map(|metrics| metrics.shutdown_with_timeout(limit))
+        }));
+        spawn(Box::new(move || {
+            _ = logs.map(|logs| logs.shutdown_with_timeout(limit))
+        }));
         drop(done);
         // Nothing is ever sent: it ends when the last thread has dropped its sender.
         let _ = all_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -136,8 +167,9 @@ pub fn new_instance_id() -> String {
 /// one series that jumps back and forth.
 fn resource(identity: &Identity, instance: &str) -> Resource {
     let given = Resource::builder().build();
-    let mut resource =
-        Resource::builder().with_service_name(service_name(identity)).with_attribute(KeyValue::new("service.version", identity.version));
+    let mut resource = Resource::builder()
+        .with_service_name(service_name(identity))
+        .with_attribute(KeyValue::new("service.version", identity.version));
     if given.get(&INSTANCE_ID).is_none() {
         resource = resource.with_attribute(KeyValue::new(INSTANCE_ID, instance.to_owned()));
     }
@@ -161,14 +193,27 @@ fn exports(signal: &str) -> bool {
     match variable(&format!("OTEL_{signal}_EXPORTER")).as_deref() {
         Some("otlp") => true,
         Some(_) => false,
-        None => variable("OTEL_EXPORTER_OTLP_ENDPOINT").or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))).is_some(),
+        None => variable("OTEL_EXPORTER_OTLP_ENDPOINT")
+            .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")))
+            .is_some(),
     }
 }
 
 /// Spans and records of this project; those of the exporters would feed on themselves.
 fn ours(metadata: &Metadata<'_>) -> bool {
-    const FOREIGN: [&str; 7] = ["opentelemetry", "h2", "hyper", "tonic", "tower", "reqwest", "rustls"];
-    *metadata.level() <= Level::INFO && !FOREIGN.iter().any(|name| metadata.target().starts_with(name))
+    const FOREIGN: [&str; 7] = [
+        "opentelemetry",
+        "h2",
+        "hyper",
+        "tonic",
+        "tower",
+        "reqwest",
+        "rustls",
+    ];
+    *metadata.level() <= Level::INFO
+        && !FOREIGN
+            .iter()
+            .any(|name| metadata.target().starts_with(name))
 }
 
 /// Not what the exporters say of each batch that failed: [`Collector`] says once that the collector is away. That a queue
@@ -190,8 +235,14 @@ impl Instruments {
     pub(crate) fn new() -> Instruments {
         let meter = global::meter("scrollback");
         Instruments {
-            handled: meter.u64_counter("scrollback.handled").with_description("Requests answered or messages handled").build(),
-            refused: meter.u64_counter("scrollback.refused").with_description("Requests refused or messages set aside").build(),
+            handled: meter
+                .u64_counter("scrollback.handled")
+                .with_description("Requests answered or messages handled")
+                .build(),
+            refused: meter
+                .u64_counter("scrollback.refused")
+                .with_description("Requests refused or messages set aside")
+                .build(),
             duration: meter
                 .f64_histogram("scrollback.duration")
                 .with_unit("s")
@@ -210,7 +261,11 @@ impl Instruments {
 
     pub(crate) fn gauge(&self, name: &'static str, value: u64) {
         let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || global::meter("scrollback").u64_gauge(format!("scrollback.{name}")).build();
+        let made = || {
+            global::meter("scrollback")
+                .u64_gauge(format!("scrollback.{name}"))
+                .build()
+        };
         gauges.entry(name).or_insert_with(made).record(value, &[]);
     }
 
@@ -260,7 +315,9 @@ pub fn remote_parent(span: &Span, headers: Option<&HeaderMap>) {
 
 /// Links `span` to the sampled span whose `traceparent` the headers carry; says whether there was one.
 pub fn link(span: &Span, headers: Option<&HeaderMap>) -> bool {
-    let Some(context) = remote_context(headers) else { return false };
+    let Some(context) = remote_context(headers) else {
+        return false;
+    };
     let remote = context.span().span_context().clone();
     let sampled = remote.is_sampled();
     if sampled {
@@ -272,10 +329,18 @@ pub fn link(span: &Span, headers: Option<&HeaderMap>) -> bool {
 /// The `traceparent` the headers carry, where it is a sampled one: for whoever goes on with the trace later.
 pub fn sampled_traceparent(headers: Option<&HeaderMap>) -> Option<String> {
     let sampled = remote_context(headers)?.span().span_context().is_sampled();
-    sampled.then(|| headers?.get("traceparent").map(|value| value.as_str().to_owned())).flatten()
+    sampled
+        .then(|| {
+            headers?
+                .get("traceparent")
+                .map(|value| value.as_str().to_owned())
+        })
+        .flatten()
 }
 
 /// Writes the `traceparent` of `span` into `headers`.
 pub fn inject_trace(span: &Span, headers: &mut HeaderMap) {
-    global::get_text_map_propagator(|propagator| propagator.inject_context(&span.context(), &mut CarrierMut(headers)));
+    global::get_text_map_propagator(|propagator| {
+        propagator.inject_context(&span.context(), &mut CarrierMut(headers))
+    });
 }

@@ -41,22 +41,40 @@ impl EventsPosition {
     pub async fn find(nats: &Connection) -> Result<EventsPosition, ApiError> {
         // In this order: an event that comes in between lies above `last`, and the stream refuses whoever expects that.
         let Info { created, state } = info(nats).await?;
-        let watermark = last_event(nats, 0, state.last_seq).await?.unwrap_or(Seq::ZERO);
-        Ok(EventsPosition { last: state.last_seq, watermark, created })
+        let watermark = last_event(nats, 0, state.last_seq)
+            .await?
+            .unwrap_or(Seq::ZERO);
+        Ok(EventsPosition {
+            last: state.last_seq,
+            watermark,
+            created,
+        })
     }
 
     /// The position now, when no event was added since; `None` when there was one, or nobody can tell.
     ///
     /// # Errors
     /// As [`find`](EventsPosition::find).
-    pub async fn without_new_events(&self, nats: &Connection) -> Result<Option<EventsPosition>, ApiError> {
-        let Info { created, state: State { first_seq, last_seq: last } } = info(nats).await?;
+    pub async fn without_new_events(
+        &self,
+        nats: &Connection,
+    ) -> Result<Option<EventsPosition>, ApiError> {
+        let Info {
+            created,
+            state: State {
+                first_seq,
+                last_seq: last,
+            },
+        } = info(nats).await?;
         // What has left the stream at its beginning may have been an event.
         let same = created == self.created && last >= self.last && first_seq <= self.last + 1;
         if !same || last_event(nats, self.last, last).await?.is_some() {
             return Ok(None);
         }
-        Ok(Some(EventsPosition { last, ..self.clone() }))
+        Ok(Some(EventsPosition {
+            last,
+            ..self.clone()
+        }))
     }
 }
 
@@ -77,7 +95,11 @@ pub async fn told(nats: &Connection) -> Result<Seq, ApiError> {
 ///
 /// # Errors
 /// JetStream does not answer.
-pub async fn foreign_events(nats: &Connection, above: u64, most: usize) -> Result<(Vec<u64>, u64), ApiError> {
+pub async fn foreign_events(
+    nats: &Connection,
+    above: u64,
+    most: usize,
+) -> Result<(Vec<u64>, u64), ApiError> {
     let last = match info(nats).await {
         Ok(info) => info.state.last_seq,
         Err(error) if error.is(ApiError::NO_STREAM) => return Ok((Vec::new(), 0)),
@@ -89,7 +111,11 @@ pub async fn foreign_events(nats: &Connection, above: u64, most: usize) -> Resul
     scan_back(nats, above, last, |position, event| {
         foreign.extend(event.is_none().then_some(position));
         looked_at += 1;
-        if looked_at < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if looked_at < most {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })
     .await?;
     Ok((foreign, last))
@@ -109,7 +135,8 @@ struct State {
 }
 
 async fn info(nats: &Connection) -> Result<Info, ApiError> {
-    nats.api(&jetstream::stream("INFO", EVENTS_STREAM), &json!({})).await
+    nats.api(&jetstream::stream("INFO", EVENTS_STREAM), &json!({}))
+        .await
 }
 
 /// What the last event between two positions says, the first excluded.
@@ -118,11 +145,17 @@ async fn last_event(nats: &Connection, above: u64, last: u64) -> Result<Option<S
     scan_back(nats, above, last, |_, event| {
         found = event;
         passed_over += 1;
-        if found.is_none() && passed_over < MOST_PASSED_OVER { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if found.is_none() && passed_over < MOST_PASSED_OVER {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })
     .await?;
     if found.is_none() && passed_over == MOST_PASSED_OVER {
-        tracing::warn!("the newest {passed_over} messages of {EVENTS_STREAM} are no events; is stream-bootstrap running? It removes them");
+        tracing::warn!(
+            "the newest {passed_over} messages of {EVENTS_STREAM} are no events; is stream-bootstrap running? It removes them"
+        );
     }
     Ok(found)
 }
@@ -136,7 +169,9 @@ async fn scan_back(
     mut show: impl FnMut(u64, Option<Seq>) -> ControlFlow<()>,
 ) -> Result<(), ApiError> {
     // Nearly always the last one is an event, and this is the only request.
-    let Some((position, event)) = get(nats, &json!({ "last_by_subj": EVENTS })).await? else { return Ok(()) };
+    let Some((position, event)) = get(nats, &json!({ "last_by_subj": EVENTS })).await? else {
+        return Ok(());
+    };
     let mut end = last;
     if position <= last {
         if position <= above || show(position, event).is_break() {
@@ -149,7 +184,10 @@ async fn scan_back(
         // Of what was removed only a gap is left, which may be long: one request for a whole chunk of it.
         let first = get(nats, &json!({ "seq": begin, "next_by_subj": EVENTS })).await?;
         if let Some((first, _)) = first.filter(|(first, _)| *first <= end) {
-            let asked: Vec<BoxFuture<'_, Found>> = (first..=end).rev().map(|position| get_at(nats, position).boxed()).collect();
+            let asked: Vec<BoxFuture<'_, Found>> = (first..=end)
+                .rev()
+                .map(|position| get_at(nats, position).boxed())
+                .collect();
             let mut answers = stream::iter(asked).buffered(CONCURRENCY);
             while let Some(answer) = answers.next().await {
                 if let Some((position, event)) = answer?
@@ -172,12 +210,21 @@ async fn get_at(nats: &Connection, position: u64) -> Found {
 }
 
 async fn get(nats: &Connection, request: &Value) -> Found {
-    let reply: GetReply = match nats.api(&jetstream::stream("MSG.GET", EVENTS_STREAM), request).await {
+    let reply: GetReply = match nats
+        .api(&jetstream::stream("MSG.GET", EVENTS_STREAM), request)
+        .await
+    {
         Ok(reply) => reply,
         Err(error) if error.is(ApiError::NO_MESSAGE) => return Ok(None),
         Err(error) => return Err(error),
     };
     let message = reply.message.read()?.message;
-    let value = |name| message.headers.as_ref()?.get(name).map(|value| value.as_str());
+    let value = |name| {
+        message
+            .headers
+            .as_ref()?
+            .get(name)
+            .map(|value| value.as_str())
+    };
     Ok(Some((message.seq.get(), wire::told(value))))
 }

@@ -49,13 +49,20 @@ impl Cutoffs {
 
     /// Whether what the log received then has expired.
     pub fn expired(&self, room: &str, received_ms: i64) -> bool {
-        self.0.get(room).is_some_and(|cutoff_ms| received_ms <= *cutoff_ms)
+        self.0
+            .get(room)
+            .is_some_and(|cutoff_ms| received_ms <= *cutoff_ms)
     }
 }
 
 impl FromIterator<(String, Option<i64>)> for Cutoffs {
     fn from_iter<I: IntoIterator<Item = (String, Option<i64>)>>(cutoffs: I) -> Cutoffs {
-        Cutoffs(cutoffs.into_iter().filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?))).collect())
+        Cutoffs(
+            cutoffs
+                .into_iter()
+                .filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?)))
+                .collect(),
+        )
     }
 }
 
@@ -105,48 +112,92 @@ pub struct Merged {
 
 impl<'a> Union<'a> {
     /// What was read beside the rows.
-    pub fn new(known: HashMap<Key, Seq>, changes: Vec<&'a Change>, cutoffs: Cutoffs, tails: &[Tail]) -> Union<'a> {
-        let deleted = changes.iter().filter(|change| !change.deletion.derived).map(|change| {
-            let tombstone = change.tombstone();
-            (key(&tombstone), tombstone.seq)
-        });
-        let in_tail = tails.iter().flat_map(|tail| tail.firsts.iter().map(|(key, seq)| (key.clone(), *seq)));
+    pub fn new(
+        known: HashMap<Key, Seq>,
+        changes: Vec<&'a Change>,
+        cutoffs: Cutoffs,
+        tails: &[Tail],
+    ) -> Union<'a> {
+        let deleted = changes
+            .iter()
+            .filter(|change| !change.deletion.derived)
+            .map(|change| {
+                let tombstone = change.tombstone();
+                (key(&tombstone), tombstone.seq)
+            });
+        let in_tail = tails
+            .iter()
+            .flat_map(|tail| tail.firsts.iter().map(|(key, seq)| (key.clone(), *seq)));
         let mut firsts = known.clone();
         for (key, seq) in deleted.chain(in_tail).collect::<Vec<_>>() {
-            firsts.entry(key).and_modify(|first| *first = seq.min(*first)).or_insert(seq);
+            firsts
+                .entry(key)
+                .and_modify(|first| *first = seq.min(*first))
+                .or_insert(seq);
         }
-        Union { known, changes, cutoffs, firsts }
+        Union {
+            known,
+            changes,
+            cutoffs,
+            firsts,
+        }
     }
 
     /// The keys to look up for what is known: those of the tails, and of what `changes` delete.
     pub fn keys(tails: &[Tail], changes: &[&Change]) -> Vec<Key> {
-        let deleted = changes.iter().filter(|change| !change.deletion.derived).map(|change| key(&change.tombstone()));
-        tails.iter().flat_map(|tail| tail.ids.iter().cloned()).chain(deleted).collect()
+        let deleted = changes
+            .iter()
+            .filter(|change| !change.deletion.derived)
+            .map(|change| key(&change.tombstone()));
+        tails
+            .iter()
+            .flat_map(|tail| tail.ids.iter().cloned())
+            .chain(deleted)
+            .collect()
     }
 
     /// One side of a page. `tail` holds what the stream has of the conversation above `floor`, and `end`
     /// is the stream's last sequence, asked before the tail was read.
     pub fn part(&self, side: Side, floor: Seq, end: Seq, tail: &Tail, rows: Rows) -> Part {
-        let tail_cut = (tail.from > floor.next() && !tail.expired(&self.cutoffs)).then_some(tail.from);
+        let tail_cut =
+            (tail.from > floor.next() && !tail.expired(&self.cutoffs)).then_some(tail.from);
         let (within, more) = match side {
             Side::Older(before) => {
                 let reach = rows.reach.max(tail_cut);
-                (reach.unwrap_or(Seq::ZERO)..=before.previous().min(end), reach.is_some())
+                (
+                    reach.unwrap_or(Seq::ZERO)..=before.previous().min(end),
+                    reach.is_some(),
+                )
             }
             Side::Newer(after) => {
-                let reach = [Some(end), Some(tail.through), rows.reach].into_iter().flatten().min().unwrap_or(end);
+                let reach = [Some(end), Some(tail.through), rows.reach]
+                    .into_iter()
+                    .flatten()
+                    .min()
+                    .unwrap_or(end);
                 (after.next()..=reach, reach < end)
             }
         };
         let merged = self.merge(rows.messages, tail, &within, &within);
         let messages = merged.messages.into_values().collect();
-        Part { messages, more, through: *within.end(), from_log: merged.from_log }
+        Part {
+            messages,
+            more,
+            through: *within.end(),
+            from_log: merged.from_log,
+        }
     }
 
     /// The rows of the projection and the messages of the tail as far as they lie `within`, and
     /// tombstones in the range `graves` for what was erased from the stream before anybody stored it. The
     /// rows must be all the projection has in that range.
-    pub fn merge(&self, rows: Vec<Message>, tail: &Tail, within: &RangeInclusive<Seq>, graves: &RangeInclusive<Seq>) -> Merged {
+    pub fn merge(
+        &self,
+        rows: Vec<Message>,
+        tail: &Tail,
+        within: &RangeInclusive<Seq>,
+        graves: &RangeInclusive<Seq>,
+    ) -> Merged {
         let mut merged = Merged::default();
         let mut stored = HashMap::new();
         for message in rows {
@@ -156,7 +207,10 @@ impl<'a> Union<'a> {
                 merged.messages.insert(message.seq, message);
             }
         }
-        for message in tail.alive(&self.cutoffs).filter(|message| within.contains(&message.seq) && self.is_first(message)) {
+        for message in tail
+            .alive(&self.cutoffs)
+            .filter(|message| within.contains(&message.seq) && self.is_first(message))
+        {
             let known = self.known.get(&key(message)) == Some(&message.seq);
             merged.from_log |= !stored.contains_key(&message.seq) && !known;
             // What the projection has as deleted was deleted while we were reading.
@@ -170,8 +224,15 @@ impl<'a> Union<'a> {
 
     /// The changes a reader is told of within `range`: those of the projection and those of the stream,
     /// each once; and whether the projection lacked any.
-    pub fn entries(&self, indexed: Vec<ChangeEntry>, range: &RangeInclusive<Seq>) -> (Vec<ChangeEntry>, bool) {
-        let mut entries: BTreeMap<Seq, ChangeEntry> = indexed.into_iter().map(|entry| (entry.seq, entry)).collect();
+    pub fn entries(
+        &self,
+        indexed: Vec<ChangeEntry>,
+        range: &RangeInclusive<Seq>,
+    ) -> (Vec<ChangeEntry>, bool) {
+        let mut entries: BTreeMap<Seq, ChangeEntry> = indexed
+            .into_iter()
+            .map(|entry| (entry.seq, entry))
+            .collect();
         entries.retain(|seq, _| range.contains(seq));
         let stored = entries.len();
         for change in self.told().filter(|change| range.contains(&change.seq)) {
@@ -183,26 +244,41 @@ impl<'a> Union<'a> {
 
     /// Whether no earlier message has its id.
     fn is_first(&self, message: &Message) -> bool {
-        message.id == derived_id(message.seq) || self.firsts.get(&key(message)).is_none_or(|&first| first >= message.seq)
+        message.id == derived_id(message.seq)
+            || self
+                .firsts
+                .get(&key(message))
+                .is_none_or(|&first| first >= message.seq)
     }
 
     /// The deletions a reader is told of: those of messages that have not expired.
     fn told(&self) -> impl Iterator<Item = &'_ Change> {
-        self.changes.iter().copied().filter(|change| !self.cutoffs.expired(&change.room, change.deletion.received))
+        self.changes
+            .iter()
+            .copied()
+            .filter(|change| !self.cutoffs.expired(&change.room, change.deletion.received))
     }
 
     /// Puts tombstones in the place of what was deleted; whether there was anything the projection did not know.
     fn bury(&self, messages: &mut BTreeMap<Seq, Message>, graves: &RangeInclusive<Seq>) -> bool {
         let mut buried = false;
         // By id first: thousands of deletions may wait.
-        let deletions = self.changes.iter().map(|change| (change.deletion.user.as_str(), change.deletion.id.as_str()));
+        let deletions = self
+            .changes
+            .iter()
+            .map(|change| (change.deletion.user.as_str(), change.deletion.id.as_str()));
         let deleted: HashSet<(&str, &str)> = deletions.collect();
         for message in messages.values_mut().filter(|message| !message.deleted) {
-            if deleted.contains(&(message.user.as_str(), message.id.as_str())) && self.changes.iter().any(|change| change.covers(message)) {
+            if deleted.contains(&(message.user.as_str(), message.id.as_str()))
+                && self.changes.iter().any(|change| change.covers(message))
+            {
                 (message.text, message.deleted, buried) = (String::new(), true, true);
             }
         }
-        for change in self.told().filter(|change| graves.contains(&change.deletion.target)) {
+        for change in self
+            .told()
+            .filter(|change| graves.contains(&change.deletion.target))
+        {
             // Nobody stored it, and the stream no longer has it: its place remains all the same.
             let tombstone = change.tombstone();
             let elsewhere = !change.deletion.derived && !self.is_first(&tombstone);
@@ -220,9 +296,18 @@ impl<'a> Union<'a> {
 pub fn assemble(limit: usize, older: Option<Part>, newer: Option<Part>) -> Part {
     let after = newer.as_ref().map_or(0, |part| part.messages.len());
     let before = older.as_ref().map_or(0, |part| part.messages.len());
-    let take_after = if older.is_some() { after.min((limit.div_ceil(2)).max(limit.saturating_sub(before))) } else { after.min(limit) };
+    let take_after = if older.is_some() {
+        after.min((limit.div_ceil(2)).max(limit.saturating_sub(before)))
+    } else {
+        after.min(limit)
+    };
     let take_before = before.min(limit - take_after);
-    let mut page = Part { messages: Vec::with_capacity(limit), more: false, through: Seq::ZERO, from_log: false };
+    let mut page = Part {
+        messages: Vec::with_capacity(limit),
+        more: false,
+        through: Seq::ZERO,
+        from_log: false,
+    };
     if let Some(mut part) = older {
         let surplus = part.messages.len() - take_before;
         page.more |= part.more || surplus > 0;

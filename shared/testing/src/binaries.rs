@@ -16,14 +16,22 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     let folder = FOLDER.get_or_init(|| {
         // …/target/<profile>/deps/<test>: the binaries lie one folder up.
         let test = std::env::current_exe().expect("a running program has a path");
-        let folder = test.ancestors().nth(2).expect("a test lies in <profile>/deps").to_path_buf();
+        let folder = test
+            .ancestors()
+            .nth(2)
+            .expect("a test lies in <profile>/deps")
+            .to_path_buf();
         if std::env::var_os("SCROLLBACK_SKIP_BUILD").is_none_or(|skip| skip.is_empty()) {
             build(&folder);
         }
         folder
     });
     let binary = folder.join(name);
-    assert!(binary.is_file(), "there is no function {name}: {} does not exist", binary.display());
+    assert!(
+        binary.is_file(),
+        "there is no function {name}: {} does not exist",
+        binary.display()
+    );
     binary
 }
 
@@ -36,7 +44,17 @@ fn build(folder: &Path) {
         Some(profile) => profile,
     };
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--workspace", "--bins", "--locked", "--profile", profile]).current_dir(REPOSITORY);
+    command
+        .args([
+            "build",
+            "--quiet",
+            "--workspace",
+            "--bins",
+            "--locked",
+            "--profile",
+            profile,
+        ])
+        .current_dir(REPOSITORY);
     // What cargo told this test about its own package. Build scripts watch some of these (ring's does), and
     // would run again, and everything above them be compiled again, each time another package asks.
     for (name, _) in std::env::vars_os() {
@@ -44,12 +62,19 @@ fn build(folder: &Path) {
             name.starts_with("CARGO_PKG_")
                 || name.starts_with("CARGO_MANIFEST_")
                 || name.starts_with("CARGO_BIN_")
-                || matches!(name, "CARGO" | "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE" | "OUT_DIR")
+                || matches!(
+                    name,
+                    "CARGO" | "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE" | "OUT_DIR"
+                )
         });
         if told {
             command.env_remove(name);
         }
     }
     let output = command.output().expect("cargo can be started");
-    assert!(output.status.success(), "the functions do not build:\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "the functions do not build:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

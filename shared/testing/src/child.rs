@@ -51,15 +51,27 @@ struct Janitor {
     folder: PathBuf,
 }
 
-#[expect(clippy::zombie_processes, reason = "the janitor ends after this process, so nobody here can wait for it")]
+#[expect(
+    clippy::zombie_processes,
+    reason = "the janitor ends after this process, so nobody here can wait for it"
+)]
 fn janitor() -> &'static Janitor {
     static JANITOR_OF_PROCESS: OnceLock<Janitor> = OnceLock::new();
     JANITOR_OF_PROCESS.get_or_init(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_nanos();
-        let folder = std::env::temp_dir().join(format!("scrollback-test-{}-{now}", std::process::id()));
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("it is after 1970")
+            .as_nanos();
+        let folder =
+            std::env::temp_dir().join(format!("scrollback-test-{}-{now}", std::process::id()));
         let (reader, pipe) = std::io::pipe().expect("a pipe");
         Command::new("sh")
-            .args([OsStr::new("-c"), OsStr::new(JANITOR), OsStr::new("janitor"), folder.as_os_str()])
+            .args([
+                OsStr::new("-c"),
+                OsStr::new(JANITOR),
+                OsStr::new("janitor"),
+                folder.as_os_str(),
+            ])
             .current_dir("/")
             .stdin(reader)
             // Not those of the test: a `cargo test | less` would wait for the janitor too.
@@ -71,7 +83,8 @@ fn janitor() -> &'static Janitor {
             .expect("sh can be started");
         std::fs::create_dir(&folder).expect("the folder for temporary files can be written");
         // PostgreSQL's user passes through.
-        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o711)).expect("the folder is ours");
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o711))
+            .expect("the folder is ours");
         Janitor { pipe, folder }
     })
 }
@@ -79,9 +92,12 @@ fn janitor() -> &'static Janitor {
 /// A new, empty folder, removed with the test process at the latest.
 pub(crate) fn new_folder(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let folder = janitor().folder.join(format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+    let folder = janitor()
+        .folder
+        .join(format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
     std::fs::create_dir(&folder).expect("the folder for temporary files can be written");
-    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o711)).expect("the folder is ours");
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o711))
+        .expect("the folder is ours");
     folder
 }
 
@@ -105,7 +121,9 @@ impl EndBy {
 pub(crate) fn tell_janitor(end: EndBy, pid: u32) {
     // One write, shorter than PIPE_BUF: lines of several writers never mix.
     let line = format!("{} {pid}\n", end.word());
-    (&janitor().pipe).write_all(line.as_bytes()).expect("the janitor reads as long as we live");
+    (&janitor().pipe)
+        .write_all(line.as_bytes())
+        .expect("the janitor reads as long as we live");
 }
 
 /// A command that runs `program` under the janitor's eye; arguments, environment and output are the caller's.
@@ -113,17 +131,33 @@ pub(crate) fn tell_janitor(end: EndBy, pid: u32) {
 pub(crate) fn kept(end: EndBy, program: &OsStr) -> Command {
     let mut command = Command::new("sh");
     command
-        .args(["-c", r#"echo "$1 $$" >&0; shift; exec "$@" </dev/null"#, "sh", end.word()])
+        .args([
+            "-c",
+            r#"echo "$1 $$" >&0; shift; exec "$@" </dev/null"#,
+            "sh",
+            end.word(),
+        ])
         .arg(program)
-        .stdin(janitor().pipe.try_clone().expect("a pipe can be duplicated"))
+        .stdin(
+            janitor()
+                .pipe
+                .try_clone()
+                .expect("a pipe can be duplicated"),
+        )
         .process_group(0);
     command
 }
 
 /// Sends a signal by its name without `SIG`. The shell's own `kill`: the program of that name is not on every machine.
 pub(crate) fn signal(pid: u32, name: &str) {
-    let sent = Command::new("sh").args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid.to_string()]).stderr(Stdio::null()).status();
-    assert!(sent.expect("sh can be started").success(), "SIG{name} to process {pid}: there is no such process");
+    let sent = Command::new("sh")
+        .args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
+    assert!(
+        sent.expect("sh can be started").success(),
+        "SIG{name} to process {pid}: there is no such process"
+    );
 }
 
 /// The state letter and the parent of a process, as in `/proc/<pid>/stat`; `None` when it is gone or a zombie.
@@ -144,7 +178,9 @@ pub(crate) async fn stand_still(pids: &[u32]) {
         }
     }
     eventually("stopped processes stand still", SOON, async || {
-        pids.iter().all(|&pid| look(pid).is_none_or(|(state, _)| state == 'T')).then_some(())
+        pids.iter()
+            .all(|&pid| look(pid).is_none_or(|(state, _)| state == 'T'))
+            .then_some(())
     })
     .await;
 }
@@ -163,9 +199,25 @@ impl Child {
     pub(crate) fn start(what: &str, mut command: Command, folder: &Path) -> Self {
         let stdout = folder.join(format!("{what}.stdout"));
         let stderr = folder.join(format!("{what}.stderr"));
-        let append = |path: &Path| File::options().create(true).append(true).open(path).expect("a log can be written");
-        let child = command.stdout(append(&stdout)).stderr(append(&stderr)).spawn().expect("sh can be started");
-        Self { what: what.to_owned(), id: child.id(), child: Mutex::new(child), stdout, stderr }
+        let append = |path: &Path| {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .expect("a log can be written")
+        };
+        let child = command
+            .stdout(append(&stdout))
+            .stderr(append(&stderr))
+            .spawn()
+            .expect("sh can be started");
+        Self {
+            what: what.to_owned(),
+            id: child.id(),
+            child: Mutex::new(child),
+            stdout,
+            stderr,
+        }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -174,7 +226,9 @@ impl Child {
 
     fn child(&self) -> MutexGuard<'_, std::process::Child> {
         // What a panic elsewhere left is still a process that can be asked and killed.
-        self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.child
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     pub(crate) fn status(&self) -> Option<ExitStatus> {
@@ -192,7 +246,11 @@ impl Child {
     pub(crate) fn signal(&self, name: &str) {
         // Under the lock, and only while the child is not reaped: its id cannot belong to another process.
         let mut child = self.child();
-        if child.try_wait().expect("a child can be waited for").is_none() {
+        if child
+            .try_wait()
+            .expect("a child can be waited for")
+            .is_none()
+        {
             signal(self.id, name);
         }
     }
@@ -205,7 +263,11 @@ impl Child {
             if let Some(status) = self.status() {
                 return status;
             }
-            assert!(started.elapsed() < within, "{what}: not within {within:?}\n{}", self.log());
+            assert!(
+                started.elapsed() < within,
+                "{what}: not within {within:?}\n{}",
+                self.log()
+            );
             deadline.tick().await;
         }
     }
@@ -215,7 +277,10 @@ impl Child {
         let written = format!("{}{}", self.stdout(), self.stderr());
         let lines: Vec<&str> = written.lines().collect();
         let shown = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n");
-        format!("---- the end of the log of {} (process {}) ----\n{shown}\n----", self.what, self.id)
+        format!(
+            "---- the end of the log of {} (process {}) ----\n{shown}\n----",
+            self.what, self.id
+        )
     }
 }
 

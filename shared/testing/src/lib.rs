@@ -14,7 +14,10 @@
 //! Everything here panics rather than returns an error: a test has nothing to do without its servers, and the
 //! panic carries the end of their logs. Linux only, for `/proc`.
 
-#![expect(clippy::expect_used, reason = "a test has nothing to do without its servers")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test has nothing to do without its servers"
+)]
 
 mod binaries;
 mod child;
@@ -50,7 +53,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 ///
 /// With `what` when `within` has passed and `probe` still gives `None`. `probe` is asked at least once, and is
 /// not interrupted: bound what it does by itself.
-pub async fn eventually<T>(what: &str, within: Duration, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(
+    what: &str,
+    within: Duration,
+    mut probe: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let deadline = Instant::now() + within;
     loop {
         if let Some(value) = probe().await {

@@ -38,7 +38,11 @@ struct Ports {
 
 impl Ports {
     fn free() -> Self {
-        Self { client: free_port(), monitor: free_port(), websocket: free_port() }
+        Self {
+            client: free_port(),
+            monitor: free_port(),
+            websocket: free_port(),
+        }
     }
 }
 
@@ -48,12 +52,21 @@ impl NatsServer {
         let folder = new_folder("nats");
         let shipped = Path::new(REPOSITORY).join("nats");
         let (configuration, accounts) = if settings.is_empty() && !administrator {
-            (shipped.join("nats-server.conf"), shipped.join("accounts.conf"))
+            (
+                shipped.join("nats-server.conf"),
+                shipped.join("accounts.conf"),
+            )
         } else {
             changed(&shipped, &folder, settings, administrator)
         };
         let users = users(&read(&accounts));
-        let mut server = Self { folder, configuration, users, ports: Ports::free(), child: Mutex::new(None) };
+        let mut server = Self {
+            folder,
+            configuration,
+            users,
+            ports: Ports::free(),
+            child: Mutex::new(None),
+        };
         for _ in 1..PORT_ATTEMPTS {
             match server.try_start().await {
                 Ok(()) => return server,
@@ -101,7 +114,11 @@ impl NatsServer {
     ///
     /// When the configuration has no such user.
     pub fn password(&self, user: &str) -> String {
-        assert!(self.users.contains(user), "nats/accounts.conf has no user {user}; it has {:?}", self.users);
+        assert!(
+            self.users.contains(user),
+            "nats/accounts.conf has no user {user}; it has {:?}",
+            self.users
+        );
         // Not a secret, only never the same for two users.
         format!("{user}-password")
     }
@@ -112,7 +129,12 @@ impl NatsServer {
     ///
     /// When it is stopped.
     pub fn id(&self) -> u32 {
-        self.child.lock().expect("no panic under this lock").as_ref().expect("nats-server is stopped").id()
+        self.child
+            .lock()
+            .expect("no panic under this lock")
+            .as_ref()
+            .expect("nats-server is stopped")
+            .id()
     }
 
     /// SIGTERM, and waits for the end. Clients are told and try to reconnect.
@@ -146,16 +168,26 @@ impl NatsServer {
 
     /// What it logged so far.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(self.folder.join("nats-server.stderr")).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(
+            &std::fs::read(self.folder.join("nats-server.stderr")).unwrap_or_default(),
+        )
+        .into_owned()
     }
 
     async fn try_start(&self) -> Result<(), String> {
         let name = format!("test-{}-{}", std::process::id(), self.ports.client);
         let mut command = kept(EndBy::Kill, &program());
-        command.arg("--name").arg(&name).arg("--config").arg(&self.configuration);
+        command
+            .arg("--name")
+            .arg(&name)
+            .arg("--config")
+            .arg(&self.configuration);
         command.env("NATS_LISTEN", format!("127.0.0.1:{}", self.ports.client));
         command.env("NATS_MONITOR", format!("127.0.0.1:{}", self.ports.monitor));
-        command.env("NATS_WEBSOCKET", format!("127.0.0.1:{}", self.ports.websocket));
+        command.env(
+            "NATS_WEBSOCKET",
+            format!("127.0.0.1:{}", self.ports.websocket),
+        );
         command.env("NATS_STORE_DIR", self.store_dir());
         for user in &self.users {
             command.env(password_variable(user), self.password(user));
@@ -163,10 +195,14 @@ impl NatsServer {
         let child = Child::start("nats-server", command, &self.folder);
         // It greets after JetStream has read its store. By name: in our place another process might have taken the port.
         let ours = format!("\"server_name\":\"{name}\"");
-        eventually("nats-server greets", SOON, async || match greeting(self.ports.client).await {
-            Some(info) if info.contains(&ours) => Some(info.contains("\"jetstream\":true").then_some(())),
-            _ if child.status().is_some() => Some(None),
-            _ => None,
+        eventually("nats-server greets", SOON, async || {
+            match greeting(self.ports.client).await {
+                Some(info) if info.contains(&ours) => {
+                    Some(info.contains("\"jetstream\":true").then_some(()))
+                }
+                _ if child.status().is_some() => Some(None),
+                _ => None,
+            }
         })
         .await
         .ok_or_else(|| child.log())?;
@@ -183,7 +219,11 @@ impl Drop for NatsServer {
         // First the process, then what it writes to. The janitor removes what cannot be removed now.
         drop(self.child.lock().ok().and_then(|mut child| child.take()));
         if std::thread::panicking() {
-            for line in self.log().lines().filter(|line| line.contains("[ERR]") || line.contains("[FTL]")) {
+            for line in self
+                .log()
+                .lines()
+                .filter(|line| line.contains("[ERR]") || line.contains("[FTL]"))
+            {
                 eprintln!("nats-server: {line}");
             }
         }
@@ -199,7 +239,10 @@ async fn greeting(port: u16) -> Option<String> {
         BufReader::new(connection).read_line(&mut line).await.ok()?;
         Some(line)
     };
-    tokio::time::timeout(Duration::from_secs(1), read).await.ok().flatten()
+    tokio::time::timeout(Duration::from_secs(1), read)
+        .await
+        .ok()
+        .flatten()
 }
 
 /// nats-server's binary, found once: where version managers put a script in its place, every start through that script costs as
@@ -219,20 +262,39 @@ fn program() -> OsString {
 
 /// Copies the configuration with other values, since in the server's language a later `jetstream { … }` replaces all of
 /// an earlier one, `sync_interval` included. Gives the paths of the two files.
-fn changed(shipped: &Path, folder: &Path, settings: &[(String, String)], administrator: bool) -> (PathBuf, PathBuf) {
+fn changed(
+    shipped: &Path,
+    folder: &Path,
+    settings: &[(String, String)],
+    administrator: bool,
+) -> (PathBuf, PathBuf) {
     let mut text = read(&shipped.join("nats-server.conf"));
     for (key, value) in settings {
-        let line = text.lines().find(|line| line.trim_start().starts_with(&format!("{key}:")));
-        let line = line.unwrap_or_else(|| panic!("nats/nats-server.conf has no line `{key}: …`")).to_owned();
+        let line = text
+            .lines()
+            .find(|line| line.trim_start().starts_with(&format!("{key}:")));
+        let line = line
+            .unwrap_or_else(|| panic!("nats/nats-server.conf has no line `{key}: …`"))
+            .to_owned();
         text = text.replace(&line, &format!("{key}: {value}"));
     }
     let mut accounts = read(&shipped.join("accounts.conf"));
     if administrator {
         let first = "users: [";
-        assert!(accounts.contains(first), "nats/accounts.conf has no `{first}`");
-        accounts = accounts.replacen(first, &format!("{first} {{ user: \"administrator\", password: $ADMINISTRATOR_PASSWORD }}"), 1);
+        assert!(
+            accounts.contains(first),
+            "nats/accounts.conf has no `{first}`"
+        );
+        accounts = accounts.replacen(
+            first,
+            &format!("{first} {{ user: \"administrator\", password: $ADMINISTRATOR_PASSWORD }}"),
+            1,
+        );
     }
-    let paths = (folder.join("nats-server.conf"), folder.join("accounts.conf"));
+    let paths = (
+        folder.join("nats-server.conf"),
+        folder.join("accounts.conf"),
+    );
     std::fs::write(&paths.0, text).expect("a temporary file can be written");
     std::fs::write(&paths.1, accounts).expect("a temporary file can be written");
     paths
@@ -243,10 +305,17 @@ fn users(accounts: &str) -> BTreeSet<String> {
     let users: BTreeSet<String> = accounts
         .split('$')
         .skip(1)
-        .filter_map(|rest| rest.split(|c: char| !c.is_ascii_uppercase() && c != '_').next()?.strip_suffix("_PASSWORD"))
+        .filter_map(|rest| {
+            rest.split(|c: char| !c.is_ascii_uppercase() && c != '_')
+                .next()?
+                .strip_suffix("_PASSWORD")
+        })
         .map(|name| name.to_lowercase().replace('_', "-"))
         .collect();
-    assert!(!users.is_empty(), "nats/accounts.conf names no password as $<USER>_PASSWORD");
+    assert!(
+        !users.is_empty(),
+        "nats/accounts.conf names no password as $<USER>_PASSWORD"
+    );
     users
 }
 

@@ -108,8 +108,13 @@ impl OtlpReceiver {
     ///
     /// Without a tokio runtime, and when the address is taken.
     pub async fn start_at(address: &str) -> Self {
-        let listener = TcpListener::bind(address).await.expect("the address is free");
-        let endpoint = format!("http://{}", listener.local_addr().expect("a listener has an address"));
+        let listener = TcpListener::bind(address)
+            .await
+            .expect("the address is free");
+        let endpoint = format!(
+            "http://{}",
+            listener.local_addr().expect("a listener has an address")
+        );
         let received = Arc::new(Mutex::new(Received::default()));
         let into = received.clone();
         let listening = tokio::spawn(async move {
@@ -120,7 +125,11 @@ impl OtlpReceiver {
                 connections.spawn(serve(connection, into.clone()));
             }
         });
-        Self { endpoint, received, listening }
+        Self {
+            endpoint,
+            received,
+            listening,
+        }
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -162,7 +171,10 @@ impl OtlpReceiver {
 
     /// Whether `text` stands anywhere in what was received: name, attribute, body, whatever signal.
     pub fn contains(&self, text: &str) -> bool {
-        self.received().bodies.iter().any(|body| body.windows(text.len()).any(|window| window == text.as_bytes()))
+        self.received().bodies.iter().any(|body| {
+            body.windows(text.len())
+                .any(|window| window == text.as_bytes())
+        })
     }
 
     /// Waits until `enough` says so of the spans so far, and returns them.
@@ -170,15 +182,26 @@ impl OtlpReceiver {
     /// # Panics
     ///
     /// With `what`, and the names of the spans that did come, when `within` has passed.
-    pub async fn wait_for(&self, what: &str, within: Duration, enough: impl Fn(&[Span]) -> bool) -> Vec<Span> {
+    pub async fn wait_for(
+        &self,
+        what: &str,
+        within: Duration,
+        enough: impl Fn(&[Span]) -> bool,
+    ) -> Vec<Span> {
         let deadline = Instant::now() + within;
         loop {
             let spans = self.spans();
             if enough(&spans) {
                 return spans;
             }
-            let names: Vec<_> = spans.iter().map(|span| format!("{}: {}", span.service, span.name)).collect();
-            assert!(Instant::now() < deadline, "{what}: not within {within:?}; spans so far: {names:#?}");
+            let names: Vec<_> = spans
+                .iter()
+                .map(|span| format!("{}: {}", span.service, span.name))
+                .collect();
+            assert!(
+                Instant::now() < deadline,
+                "{what}: not within {within:?}; spans so far: {names:#?}"
+            );
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
@@ -198,27 +221,46 @@ async fn serve(connection: TcpStream, into: Arc<Mutex<Received>>) -> Option<()> 
     let mut connection = BufReader::new(connection);
     loop {
         let mut line = String::new();
-        connection.read_line(&mut line).await.ok().filter(|&bytes| bytes > 0)?;
+        connection
+            .read_line(&mut line)
+            .await
+            .ok()
+            .filter(|&bytes| bytes > 0)?;
         let path = line.split(' ').nth(1)?.to_owned();
         let mut length = None;
         loop {
             line.clear();
-            connection.read_line(&mut line).await.ok().filter(|&bytes| bytes > 0)?;
+            connection
+                .read_line(&mut line)
+                .await
+                .ok()
+                .filter(|&bytes| bytes > 0)?;
             match line.trim_end().split_once(':') {
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.trim().parse().ok(),
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse().ok()
+                }
                 Some(_) => {}
                 None => break,
             }
         }
         let Some(length) = length else {
-            connection.write_all(b"HTTP/1.1 411 Length Required\r\nContent-Length: 0\r\n\r\n").await.ok()?;
+            connection
+                .write_all(b"HTTP/1.1 411 Length Required\r\nContent-Length: 0\r\n\r\n")
+                .await
+                .ok()?;
             return None;
         };
         let mut body = vec![0; length];
         connection.read_exact(&mut body).await.ok()?;
         // An empty body is the protobuf of "all accepted".
-        let status = if take(&path, body, &into) { "200 OK" } else { "400 Bad Request" };
-        let answer = format!("HTTP/1.1 {status}\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n");
+        let status = if take(&path, body, &into) {
+            "200 OK"
+        } else {
+            "400 Bad Request"
+        };
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n"
+        );
         connection.write_all(answer.as_bytes()).await.ok()?;
     }
 }
@@ -227,9 +269,15 @@ async fn serve(connection: TcpStream, into: Arc<Mutex<Received>>) -> Option<()> 
 fn take(path: &str, body: Vec<u8>, into: &Mutex<Received>) -> bool {
     let mut received = into.lock().expect("no panic under this lock");
     let taken = match path {
-        "/v1/traces" => ExportTraceServiceRequest::decode(&body[..]).map(|request| received.spans.extend(spans(request))).is_ok(),
-        "/v1/metrics" => ExportMetricsServiceRequest::decode(&body[..]).map(|request| received.metrics.extend(metrics(request))).is_ok(),
-        "/v1/logs" => ExportLogsServiceRequest::decode(&body[..]).map(|request| received.logs.extend(logs(request))).is_ok(),
+        "/v1/traces" => ExportTraceServiceRequest::decode(&body[..])
+            .map(|request| received.spans.extend(spans(request)))
+            .is_ok(),
+        "/v1/metrics" => ExportMetricsServiceRequest::decode(&body[..])
+            .map(|request| received.metrics.extend(metrics(request)))
+            .is_ok(),
+        "/v1/logs" => ExportLogsServiceRequest::decode(&body[..])
+            .map(|request| received.logs.extend(logs(request)))
+            .is_ok(),
         _ => false,
     };
     received.bodies.push(body);
@@ -239,7 +287,11 @@ fn take(path: &str, body: Vec<u8>, into: &Mutex<Received>) -> bool {
 fn spans(request: ExportTraceServiceRequest) -> impl Iterator<Item = Span> {
     request.resource_spans.into_iter().flat_map(|resource| {
         let service = service(resource.resource);
-        resource.scope_spans.into_iter().flat_map(|scope| scope.spans).map(move |raw| span(service.clone(), raw))
+        resource
+            .scope_spans
+            .into_iter()
+            .flat_map(|scope| scope.spans)
+            .map(move |raw| span(service.clone(), raw))
     })
 }
 
@@ -263,7 +315,11 @@ fn span(service: String, raw: otlp::Span) -> Span {
         },
         service,
         attributes: attributes(raw.attributes),
-        links: raw.links.iter().map(|link| (hex(&link.trace_id), hex(&link.span_id))).collect(),
+        links: raw
+            .links
+            .iter()
+            .map(|link| (hex(&link.trace_id), hex(&link.span_id)))
+            .collect(),
         start_unix_ns: raw.start_time_unix_nano,
         end_unix_ns: raw.end_time_unix_nano,
         name: raw.name,
@@ -272,16 +328,34 @@ fn span(service: String, raw: otlp::Span) -> Span {
 
 fn metrics(request: ExportMetricsServiceRequest) -> impl Iterator<Item = Metric> {
     request.resource_metrics.into_iter().flat_map(|resource| {
-        let mut attributes = attributes(resource.resource.map(|resource| resource.attributes).unwrap_or_default());
-        let [service, instance] = ["service.name", "service.instance.id"].map(|name| attributes.remove(name).unwrap_or_default());
-        let metrics = resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
+        let mut attributes = attributes(
+            resource
+                .resource
+                .map(|resource| resource.attributes)
+                .unwrap_or_default(),
+        );
+        let [service, instance] = ["service.name", "service.instance.id"]
+            .map(|name| attributes.remove(name).unwrap_or_default());
+        let metrics = resource
+            .scope_metrics
+            .into_iter()
+            .flat_map(|scope| scope.metrics);
         metrics.map(move |metric| {
             let bounds = match metric.data {
-                Some(Data::Histogram(histogram)) => histogram.data_points.first().map(|point| point.explicit_bounds.clone()),
+                Some(Data::Histogram(histogram)) => histogram
+                    .data_points
+                    .first()
+                    .map(|point| point.explicit_bounds.clone()),
                 _ => None,
             };
             let bounds = bounds.unwrap_or_default();
-            Metric { service: service.clone(), instance: instance.clone(), name: metric.name, unit: metric.unit, bounds }
+            Metric {
+                service: service.clone(),
+                instance: instance.clone(),
+                name: metric.name,
+                unit: metric.unit,
+                bounds,
+            }
         })
     })
 }
@@ -289,22 +363,39 @@ fn metrics(request: ExportMetricsServiceRequest) -> impl Iterator<Item = Metric>
 fn logs(request: ExportLogsServiceRequest) -> impl Iterator<Item = Log> {
     request.resource_logs.into_iter().flat_map(|resource| {
         let service = service(resource.resource);
-        resource.scope_logs.into_iter().flat_map(|scope| scope.log_records).map(move |record| Log {
-            service: service.clone(),
-            severity: record.severity_text,
-            body: record.body.map(print).unwrap_or_default(),
-            attributes: attributes(record.attributes),
-            trace_id: (!record.trace_id.is_empty()).then(|| hex(&record.trace_id)),
-        })
+        resource
+            .scope_logs
+            .into_iter()
+            .flat_map(|scope| scope.log_records)
+            .map(move |record| Log {
+                service: service.clone(),
+                severity: record.severity_text,
+                body: record.body.map(print).unwrap_or_default(),
+                attributes: attributes(record.attributes),
+                trace_id: (!record.trace_id.is_empty()).then(|| hex(&record.trace_id)),
+            })
     })
 }
 
 fn service(resource: Option<Resource>) -> String {
-    attributes(resource.map(|resource| resource.attributes).unwrap_or_default()).remove("service.name").unwrap_or_default()
+    attributes(
+        resource
+            .map(|resource| resource.attributes)
+            .unwrap_or_default(),
+    )
+    .remove("service.name")
+    .unwrap_or_default()
 }
 
 fn attributes(raw: Vec<KeyValue>) -> BTreeMap<String, String> {
-    raw.into_iter().map(|attribute| (attribute.key, attribute.value.map(print).unwrap_or_default())).collect()
+    raw.into_iter()
+        .map(|attribute| {
+            (
+                attribute.key,
+                attribute.value.map(print).unwrap_or_default(),
+            )
+        })
+        .collect()
 }
 
 fn print(value: AnyValue) -> String {
@@ -313,7 +404,15 @@ fn print(value: AnyValue) -> String {
         Some(Value::BoolValue(value)) => value.to_string(),
         Some(Value::IntValue(value)) => value.to_string(),
         Some(Value::DoubleValue(value)) => value.to_string(),
-        Some(Value::ArrayValue(array)) => format!("[{}]", array.values.into_iter().map(print).collect::<Vec<_>>().join(", ")),
+        Some(Value::ArrayValue(array)) => format!(
+            "[{}]",
+            array
+                .values
+                .into_iter()
+                .map(print)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
         Some(Value::KvlistValue(list)) => format!("{:?}", attributes(list.values)),
         Some(Value::BytesValue(bytes)) => hex(&bytes),
         other => other.map(|value| format!("{value:?}")).unwrap_or_default(),

@@ -20,13 +20,20 @@ const GROW: &str = "
 /// When PostgreSQL does not take the rows.
 pub async fn at_every_size(database: &PgPool, check: impl AsyncFn(&str)) {
     let execute = async |sql: String| {
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(database).await.expect("PostgreSQL takes it");
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(database)
+            .await
+            .expect("PostgreSQL takes it");
     };
     check("nothing is there").await;
     // The statistics of twenty say that each table is one page: a plan of that moment is kept while the tables grow.
     let mut before = 0;
     for rooms in [20, 1_000, 100_000] {
-        execute(GROW.replace("$1", &(before + 1).to_string()).replace("$2", &rooms.to_string())).await;
+        execute(
+            GROW.replace("$1", &(before + 1).to_string())
+                .replace("$2", &rooms.to_string()),
+        )
+        .await;
         check(&format!("{rooms} rooms, and statistics of {before}")).await;
         execute("analyze".to_owned()).await;
         check(&format!("{rooms} rooms")).await;

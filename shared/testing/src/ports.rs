@@ -16,12 +16,16 @@ const PORTS: u16 = 12_000;
 pub(crate) fn free_port() -> u16 {
     static NEXT: OnceLock<AtomicU16> = OnceLock::new();
     // Somewhere else in every process, so that tests side by side do not run after the same ports.
-    let next = NEXT.get_or_init(|| AtomicU16::new(RandomState::new().hash_one(std::process::id()) as u16));
+    let next =
+        NEXT.get_or_init(|| AtomicU16::new(RandomState::new().hash_one(std::process::id()) as u16));
     for _ in 0..PORTS {
         let port = FIRST_PORT + next.fetch_add(1, Ordering::Relaxed) % PORTS;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
-    panic!("no free TCP port on 127.0.0.1 between {FIRST_PORT} and {}", FIRST_PORT + PORTS);
+    panic!(
+        "no free TCP port on 127.0.0.1 between {FIRST_PORT} and {}",
+        FIRST_PORT + PORTS
+    );
 }

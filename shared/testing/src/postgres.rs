@@ -44,7 +44,12 @@ impl Postgres {
             true => make(&folder),
             false => copy(template(), &folder.join("data")),
         }
-        let mut server = Self { folder, port: free_port(), shared, child: Mutex::new(None) };
+        let mut server = Self {
+            folder,
+            port: free_port(),
+            shared,
+            child: Mutex::new(None),
+        };
         for _ in 1..PORT_ATTEMPTS {
             match server.try_start().await {
                 Ok(()) => return server,
@@ -77,7 +82,12 @@ impl Postgres {
     ///
     /// When it is stopped.
     pub fn id(&self) -> u32 {
-        self.child.lock().expect("no panic under this lock").as_ref().expect("PostgreSQL is stopped").id()
+        self.child
+            .lock()
+            .expect("no panic under this lock")
+            .as_ref()
+            .expect("PostgreSQL is stopped")
+            .id()
     }
 
     /// Fast shutdown (SIGINT): sessions are ended, transactions rolled back. Waits for the end.
@@ -111,8 +121,13 @@ impl Postgres {
                 }
             }
             child.exited(SOON).await;
-            eventually("PostgreSQL's processes have ended", SOON, async || children.iter().all(|&pid| look(pid).is_none()).then_some(()))
-                .await;
+            eventually("PostgreSQL's processes have ended", SOON, async || {
+                children
+                    .iter()
+                    .all(|&pid| look(pid).is_none())
+                    .then_some(())
+            })
+            .await;
         }
     }
 
@@ -152,25 +167,44 @@ impl Postgres {
 
     /// What it logged so far, message texts included.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(self.folder.join("postgres.stderr")).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(
+            &std::fs::read(self.folder.join("postgres.stderr")).unwrap_or_default(),
+        )
+        .into_owned()
     }
 
     fn mine_to_stop(&self) {
-        assert!(!self.shared, "this PostgreSQL serves all tests of the process; World::with_own_postgres gives one that may be stopped");
+        assert!(
+            !self.shared,
+            "this PostgreSQL serves all tests of the process; World::with_own_postgres gives one that may be stopped"
+        );
     }
 
     async fn try_start(&self) -> Result<(), String> {
         let data = self.folder.join("data");
         let (program, arguments) = as_its_user("postgres");
         let mut command = kept(EndBy::Quit, &program);
-        command.args(arguments).arg("-D").arg(&data).args(["-p", &self.port.to_string()]);
-        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "max_connections=200"]);
+        command
+            .args(arguments)
+            .arg("-D")
+            .arg(&data)
+            .args(["-p", &self.port.to_string()]);
+        command.args([
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+            "-c",
+            "max_connections=200",
+        ]);
         // In its folder, which is removed: a server that is killed would leave segments in /dev/shm.
         command.args(["-c", "dynamic_shared_memory_type=mmap"]);
         let child = Child::start("postgres", command, &self.folder);
-        eventually("PostgreSQL answers", SOON, async || match self.answers(&data).await {
-            true => Some(Some(())),
-            false => child.status().is_some().then_some(None),
+        eventually("PostgreSQL answers", SOON, async || {
+            match self.answers(&data).await {
+                true => Some(Some(())),
+                false => child.status().is_some().then_some(None),
+            }
         })
         .await
         .ok_or_else(|| child.log())?;
@@ -182,11 +216,18 @@ impl Postgres {
     async fn answers(&self, data: &Path) -> bool {
         let ask = async {
             let mut connection = PgConnection::connect(&self.url("postgres")).await.ok()?;
-            let directory: String = sqlx::query_scalar("show data_directory").fetch_one(&mut connection).await.ok()?;
+            let directory: String = sqlx::query_scalar("show data_directory")
+                .fetch_one(&mut connection)
+                .await
+                .ok()?;
             _ = connection.close().await;
             Some(Path::new(&directory) == data)
         };
-        tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten().unwrap_or(false)
+        tokio::time::timeout(Duration::from_secs(2), ask)
+            .await
+            .ok()
+            .flatten()
+            .unwrap_or(false)
     }
 }
 
@@ -244,16 +285,45 @@ fn make(folder: &Path) {
 fn initdb(data: &Path, options: &[&str]) -> Result<(), String> {
     let (program, arguments) = as_its_user("initdb");
     let mut command = Command::new(program);
-    command.args(arguments).arg("-D").arg(data).args(["--no-sync", "-A", "trust", "-U", "scrollback", "-E", "UTF8", "--locale=C"]);
-    let output = command.args(options).output().expect("initdb can be started");
-    let words = || format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if output.status.success() { Ok(()) } else { Err(words()) }
+    command.args(arguments).arg("-D").arg(data).args([
+        "--no-sync",
+        "-A",
+        "trust",
+        "-U",
+        "scrollback",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ]);
+    let output = command
+        .args(options)
+        .output()
+        .expect("initdb can be started");
+    let words = || {
+        format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    };
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(words())
+    }
 }
 
 /// `cp`, for it keeps owners and modes; PostgreSQL insists on both.
 fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").args([OsStr::new("-a"), from.as_os_str(), to.as_os_str()]).status();
-    assert!(copied.expect("cp can be started").success(), "{} cannot be copied to {}", from.display(), to.display());
+    let copied = Command::new("cp")
+        .args([OsStr::new("-a"), from.as_os_str(), to.as_os_str()])
+        .status();
+    assert!(
+        copied.expect("cp can be started").success(),
+        "{} cannot be copied to {}",
+        from.display(),
+        to.display()
+    );
 }
 
 /// Who runs PostgreSQL, which refuses root.
@@ -274,7 +344,9 @@ fn runner() -> &'static Runner {
         }
         let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         let find = |name: &str| {
-            let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+            let line = users
+                .lines()
+                .find(|line| line.split(':').next() == Some(name))?;
             let mut fields = line.split(':').skip(2);
             Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
         };
@@ -282,7 +354,11 @@ fn runner() -> &'static Runner {
             return Runner::Namespace;
         };
         let folder = new_folder("reachable");
-        let entered = Command::new("setpriv").args(become_user(uid, gid)).args(["sh", "-c", r#"cd "$1""#, "sh"]).arg(&folder).output();
+        let entered = Command::new("setpriv")
+            .args(become_user(uid, gid))
+            .args(["sh", "-c", r#"cd "$1""#, "sh"])
+            .arg(&folder)
+            .output();
         match entered {
             Ok(output) if output.status.success() => Runner::User { uid, gid },
             _ => Runner::Namespace,
@@ -291,7 +367,11 @@ fn runner() -> &'static Runner {
 }
 
 fn become_user(uid: u32, gid: u32) -> [String; 3] {
-    [format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]
+    [
+        format!("--reuid={uid}"),
+        format!("--regid={gid}"),
+        "--clear-groups".to_owned(),
+    ]
 }
 
 /// The program and first arguments that run one of PostgreSQL's programs as a user it accepts. The process id stays that of the
@@ -300,10 +380,22 @@ fn as_its_user(name: &str) -> (OsString, Vec<OsString>) {
     let program = programs().join(name).into_os_string();
     match *runner() {
         Runner::Myself => (program, vec![]),
-        Runner::User { uid, gid } => ("setpriv".into(), become_user(uid, gid).into_iter().map(OsString::from).chain([program]).collect()),
-        Runner::Namespace => {
-            ("unshare".into(), ["--user", "--map-user=1000", "--map-group=1000"].map(OsString::from).into_iter().chain([program]).collect())
-        }
+        Runner::User { uid, gid } => (
+            "setpriv".into(),
+            become_user(uid, gid)
+                .into_iter()
+                .map(OsString::from)
+                .chain([program])
+                .collect(),
+        ),
+        Runner::Namespace => (
+            "unshare".into(),
+            ["--user", "--map-user=1000", "--map-group=1000"]
+                .map(OsString::from)
+                .into_iter()
+                .chain([program])
+                .collect(),
+        ),
     }
 }
 
@@ -315,8 +407,14 @@ fn give(folder: &Path) {
 
 fn effective_uid() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is there on Linux");
-    let line = status.lines().find(|line| line.starts_with("Uid:")).expect("the kernel writes it");
-    line.split_whitespace().nth(2).and_then(|uid| uid.parse().ok()).expect("real, effective, saved, file system")
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("Uid:"))
+        .expect("the kernel writes it");
+    line.split_whitespace()
+        .nth(2)
+        .and_then(|uid| uid.parse().ok())
+        .expect("real, effective, saved, file system")
 }
 
 /// The folder of `initdb` and `postgres`: `SCROLLBACK_PG_BIN`, else the newest that Debian's packages installed, else the PATH.

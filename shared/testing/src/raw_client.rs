@@ -55,7 +55,9 @@ impl RawClient {
     ///
     /// As [`connect`](Self::connect).
     pub async fn connect_with(server: &NatsServer, user: &str, fields: serde_json::Value) -> Self {
-        let connection = TcpStream::connect(("127.0.0.1", server.port())).await.expect("nats-server listens");
+        let connection = TcpStream::connect(("127.0.0.1", server.port()))
+            .await
+            .expect("nats-server listens");
         connection.set_nodelay(true).expect("a TCP connection");
         let mut client = Self {
             connection: BufReader::new(connection),
@@ -73,7 +75,10 @@ impl RawClient {
             hello[name] = value.clone();
         }
         client.send(format!("CONNECT {hello}\r\n").as_bytes()).await;
-        client.flush().await.unwrap_or_else(|error| panic!("{user} cannot connect to nats-server: {error}"));
+        client
+            .flush()
+            .await
+            .unwrap_or_else(|error| panic!("{user} cannot connect to nats-server: {error}"));
         client
     }
 
@@ -85,7 +90,13 @@ impl RawClient {
 
     /// Publishes: `PUB`, or with `headers` `HPUB`. `headers` is the whole block, from `NATS/1.0\r\n` to the empty line, and is sent
     /// as it is. Nothing is confirmed; see [`flush`](Self::flush).
-    pub async fn publish_raw(&mut self, subject: &str, reply: Option<&str>, headers: Option<&[u8]>, payload: &[u8]) {
+    pub async fn publish_raw(
+        &mut self,
+        subject: &str,
+        reply: Option<&str>,
+        headers: Option<&[u8]>,
+        payload: &[u8],
+    ) {
         let reply = reply.map(|reply| format!(" {reply}")).unwrap_or_default();
         let headers_bytes = headers.map_or(0, <[u8]>::len);
         let total_bytes = headers_bytes + payload.len();
@@ -93,13 +104,23 @@ impl RawClient {
             Some(_) => format!("HPUB {subject}{reply} {headers_bytes} {total_bytes}\r\n"),
             None => format!("PUB {subject}{reply} {total_bytes}\r\n"),
         };
-        self.send(&[line.as_bytes(), headers.unwrap_or_default(), payload, b"\r\n"].concat()).await;
+        self.send(
+            &[
+                line.as_bytes(),
+                headers.unwrap_or_default(),
+                payload,
+                b"\r\n",
+            ]
+            .concat(),
+        )
+        .await;
     }
 
     /// Subscribes; a wildcard may be used, and `subject queue` for a queue group. Refusals show at the next [`flush`](Self::flush).
     pub async fn subscribe(&mut self, subject: &str) {
         self.subscriptions += 1;
-        self.send(format!("SUB {subject} {}\r\n", self.subscriptions).as_bytes()).await;
+        self.send(format!("SUB {subject} {}\r\n", self.subscriptions).as_bytes())
+            .await;
     }
 
     /// A new subject below this user's private inbox prefix.
@@ -116,22 +137,32 @@ impl RawClient {
     pub async fn flush(&mut self) -> Result<(), String> {
         self.pongs_awaited += 1;
         self.send(b"PING\r\n").await;
-        let answered = timeout(ANSWER_WITHIN, async { while self.pongs_awaited > 0 && self.read().await.is_some() {} });
+        let answered = timeout(ANSWER_WITHIN, async {
+            while self.pongs_awaited > 0 && self.read().await.is_some() {}
+        });
         if answered.await.is_err() {
-            self.errors.push(format!("no answer to PING within {ANSWER_WITHIN:?}"));
+            self.errors
+                .push(format!("no answer to PING within {ANSWER_WITHIN:?}"));
         }
         if self.pongs_awaited > 0 {
             self.pongs_awaited = 0;
             self.errors.push("connection closed".to_owned());
         }
         let errors = std::mem::take(&mut self.errors);
-        if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors.join("\n"))
+        }
     }
 
     /// The next message of any subscription; `None` when none comes within `within`, or the server has hung up.
     pub async fn next(&mut self, within: Duration) -> Option<RawMessage> {
         if self.received.is_empty() {
-            _ = timeout(within, async { while self.received.is_empty() && self.read().await.is_some() {} }).await;
+            _ = timeout(within, async {
+                while self.received.is_empty() && self.read().await.is_some() {}
+            })
+            .await;
         }
         self.received.pop_front()
     }
@@ -142,22 +173,33 @@ impl RawClient {
     /// # Errors
     ///
     /// What the server complained about, or that nobody answered.
-    pub async fn request(&mut self, subject: &str, headers: Option<&[u8]>, payload: &[u8]) -> Result<RawMessage, String> {
+    pub async fn request(
+        &mut self,
+        subject: &str,
+        headers: Option<&[u8]>,
+        payload: &[u8],
+    ) -> Result<RawMessage, String> {
         let inbox = self.inbox();
         self.subscribe(&inbox).await;
-        self.publish_raw(subject, Some(&inbox), headers, payload).await;
+        self.publish_raw(subject, Some(&inbox), headers, payload)
+            .await;
         self.flush().await?;
         let mut answer = None;
         _ = timeout(ANSWER_WITHIN, async {
             loop {
-                answer = self.received.iter().position(|message| message.subject == inbox);
+                answer = self
+                    .received
+                    .iter()
+                    .position(|message| message.subject == inbox);
                 if answer.is_some() || self.read().await.is_none() {
                     return;
                 }
             }
         })
         .await;
-        answer.and_then(|index| self.received.remove(index)).ok_or_else(|| format!("nobody answers {subject} within {ANSWER_WITHIN:?}"))
+        answer
+            .and_then(|index| self.received.remove(index))
+            .ok_or_else(|| format!("nobody answers {subject} within {ANSWER_WITHIN:?}"))
     }
 
     /// Reads one protocol line and what belongs to it; `None` at the end of the connection.
@@ -176,24 +218,46 @@ impl RawClient {
         match words[..] {
             ["PING"] => self.send(b"PONG\r\n").await,
             ["PONG"] => self.pongs_awaited = self.pongs_awaited.saturating_sub(1),
-            ["-ERR", ..] => self.errors.push(line.trim_start_matches("-ERR ").trim_matches('\'').to_owned()),
+            ["-ERR", ..] => self.errors.push(
+                line.trim_start_matches("-ERR ")
+                    .trim_matches('\'')
+                    .to_owned(),
+            ),
             ["MSG", subject, _, total] => self.message(subject, None, "0", total).await?,
-            ["MSG", subject, _, reply, total] => self.message(subject, Some(reply), "0", total).await?,
-            ["HMSG", subject, _, headers, total] => self.message(subject, None, headers, total).await?,
-            ["HMSG", subject, _, reply, headers, total] => self.message(subject, Some(reply), headers, total).await?,
+            ["MSG", subject, _, reply, total] => {
+                self.message(subject, Some(reply), "0", total).await?
+            }
+            ["HMSG", subject, _, headers, total] => {
+                self.message(subject, None, headers, total).await?
+            }
+            ["HMSG", subject, _, reply, headers, total] => {
+                self.message(subject, Some(reply), headers, total).await?
+            }
             // INFO, +OK
             _ => {}
         }
         Some(())
     }
 
-    async fn message(&mut self, subject: &str, reply: Option<&str>, headers: &str, total: &str) -> Option<()> {
-        let (headers_bytes, total_bytes): (usize, usize) = (headers.parse().ok()?, total.parse().ok()?);
+    async fn message(
+        &mut self,
+        subject: &str,
+        reply: Option<&str>,
+        headers: &str,
+        total: &str,
+    ) -> Option<()> {
+        let (headers_bytes, total_bytes): (usize, usize) =
+            (headers.parse().ok()?, total.parse().ok()?);
         let mut headers = vec![0; total_bytes + 2];
         self.connection.read_exact(&mut headers).await.ok()?;
         headers.truncate(total_bytes);
         let payload = headers.split_off(headers_bytes);
-        self.received.push_back(RawMessage { subject: subject.to_owned(), reply: reply.map(str::to_owned), headers, payload });
+        self.received.push_back(RawMessage {
+            subject: subject.to_owned(),
+            reply: reply.map(str::to_owned),
+            headers,
+            payload,
+        });
         Some(())
     }
 }

@@ -167,7 +167,9 @@ impl World {
             ("NATS_PASS", self.nats.password(function)),
             ("DATABASE_URL", self.database_url()),
         ];
-        vars.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        vars.into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
     }
 
     /// How to connect as a user of `nats/accounts.conf`: credentials and the private inbox prefix
@@ -200,7 +202,11 @@ impl World {
     ///
     /// When PostgreSQL does not answer.
     pub async fn database(&self) -> sqlx::PgPool {
-        let connected = PgPoolOptions::new().max_connections(5).acquire_timeout(SOON).connect(&self.database_url()).await;
+        let connected = PgPoolOptions::new()
+            .max_connections(5)
+            .acquire_timeout(SOON)
+            .connect(&self.database_url())
+            .await;
         connected.unwrap_or_else(|error| panic!("PostgreSQL does not answer: {error}"))
     }
 
@@ -217,7 +223,10 @@ impl World {
                from generate_series(1, 40000) as n join rooms on rooms.name = 'dm.a-' || n % 2000 || '.b-' || n % 2000;
              analyze",
         );
-        stored.execute(&self.database().await).await.expect("messages are stored");
+        stored
+            .execute(&self.database().await)
+            .await
+            .expect("messages are stored");
     }
 
     /// The shipped streams and consumers, each changed by `edit` (its file name, its configuration), in a folder of this world.
@@ -227,7 +236,10 @@ impl World {
     ///
     /// When the shipped files cannot be read.
     pub fn shipped_but(&self, edit: impl Fn(&str, &mut serde_json::Value)) -> String {
-        let (from, to) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"), self.folder.join("config"));
+        let (from, to) = (
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"),
+            self.folder.join("config"),
+        );
         for folder in ["streams", "consumers"] {
             std::fs::create_dir_all(to.join(folder)).expect("a folder in this world's own");
             for file in std::fs::read_dir(from.join(folder)).expect("the shipped folder") {
@@ -235,7 +247,8 @@ impl World {
                 let text = std::fs::read(file.path()).expect("a shipped file");
                 let mut object = serde_json::from_slice(&text).expect("a shipped file is JSON");
                 edit(&file.file_name().to_string_lossy(), &mut object);
-                std::fs::write(to.join(folder).join(file.file_name()), object.to_string()).expect("a file in this world's own folder");
+                std::fs::write(to.join(folder).join(file.file_name()), object.to_string())
+                    .expect("a file in this world's own folder");
             }
         }
         to.to_string_lossy().into_owned()
@@ -249,10 +262,13 @@ impl World {
     pub async fn with_ack_wait(&self, ack_wait: Duration) -> Process {
         let config = self.shipped_but(|_, object| {
             if let Some(shipped) = object.get_mut("ack_wait") {
-                *shipped = serde_json::json!(u64::try_from(ack_wait.as_nanos()).expect("nanoseconds that fit"));
+                *shipped = serde_json::json!(
+                    u64::try_from(ack_wait.as_nanos()).expect("nanoseconds that fit")
+                );
             }
         });
-        self.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)]).await
+        self.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)])
+            .await
     }
 
     /// Starts a function's real binary with [`vars`](Self::vars) and waits until it answers `$SRV.PING.<name>`.
@@ -320,22 +336,34 @@ impl World {
     async fn new_instance(&self, name: &str, child: &Child, known: &HashSet<String>) -> String {
         let operator = self.operator.get_or_init(|| self.client("operator")).await;
         let inbox = operator.new_inbox();
-        let mut answers = operator.subscribe(inbox.clone()).await.expect("a client that is not closed");
+        let mut answers = operator
+            .subscribe(inbox.clone())
+            .await
+            .expect("a client that is not closed");
         let deadline = Instant::now() + SOON;
         loop {
-            let question = operator.publish_with_reply(format!("$SRV.PING.{name}"), inbox.clone(), "".into());
+            let question =
+                operator.publish_with_reply(format!("$SRV.PING.{name}"), inbox.clone(), "".into());
             question.await.expect("a client that is not closed");
             while let Ok(Some(answer)) = tokio::time::timeout(PING_EVERY, answers.next()).await {
-                let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+                let answer: serde_json::Value =
+                    serde_json::from_slice(&answer.payload).unwrap_or_default();
                 match answer["id"].as_str() {
                     Some(id) if !known.contains(id) => return id.to_owned(),
                     _ => {}
                 }
             }
             if let Some(status) = child.status() {
-                panic!("{name} ended with {status} instead of answering\n{}", child.log());
+                panic!(
+                    "{name} ended with {status} instead of answering\n{}",
+                    child.log()
+                );
             }
-            assert!(Instant::now() < deadline, "{name} does not answer $SRV.PING.{name} within {SOON:?}\n{}", child.log());
+            assert!(
+                Instant::now() < deadline,
+                "{name} does not answer $SRV.PING.{name} within {SOON:?}\n{}",
+                child.log()
+            );
         }
     }
 
@@ -343,7 +371,10 @@ impl World {
         let bootstrap = self.spawn("stream-bootstrap").await;
         let log = bootstrap.stderr();
         let status = bootstrap.terminate().await;
-        assert!(status.success(), "stream-bootstrap ended with {status}\n{log}");
+        assert!(
+            status.success(),
+            "stream-bootstrap ended with {status}\n{log}"
+        );
     }
 }
 
@@ -361,10 +392,16 @@ async fn create_database(cluster: &Cluster) -> String {
         Cluster::Shared(postgres) => postgres,
         Cluster::Own(postgres) => postgres,
     };
-    let mut connection = PgConnection::connect(&postgres.url("postgres")).await.expect("PostgreSQL answered a moment ago");
+    let mut connection = PgConnection::connect(&postgres.url("postgres"))
+        .await
+        .expect("PostgreSQL answered a moment ago");
     // template0, because nobody can be connected to it: autovacuum in template1 makes this statement wait.
     // The name is ours, so there is nothing to quote.
-    let created = sqlx::raw_sql(AssertSqlSafe(format!("create database {name} template template0"))).execute(&mut connection).await;
+    let created = sqlx::raw_sql(AssertSqlSafe(format!(
+        "create database {name} template template0"
+    )))
+    .execute(&mut connection)
+    .await;
     created.unwrap_or_else(|error| panic!("create database {name}: {error}"));
     _ = connection.close().await;
     name

@@ -7,10 +7,18 @@ use async_nats::Client;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use testing::{RawClient, SOON, World, eventually};
-use wire::{BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DEADLETTERS_LIST, DELETE, Endpoint, HISTORY, OUTBOX_WAKE, READ, SEND, SYNC, UNREAD};
+use wire::{
+    BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DEADLETTERS_LIST, DELETE, Endpoint, HISTORY, OUTBOX_WAKE,
+    READ, SEND, SYNC, UNREAD,
+};
 
 /// Subjects of the log: there the acknowledgement is a dead letter.
-const IN_THE_LOG: [&str; 4] = ["chat.other", "dm.ann.bob", "admin.alerts", "change.chat.general"];
+const IN_THE_LOG: [&str; 4] = [
+    "chat.other",
+    "dm.ann.bob",
+    "admin.alerts",
+    "change.chat.general",
+];
 
 /// Subjects on which our functions listen, or others listen to us.
 fn elsewhere() -> Vec<String> {
@@ -34,13 +42,31 @@ fn elsewhere() -> Vec<String> {
         "$SRV.PING".to_owned(),
         "$SRV.STATS".to_owned(),
     ];
-    let functions = ["send-message", "relay-outbox", "persist-message", "stream-bootstrap", "get-history"];
-    subjects.extend(functions.iter().flat_map(|name| [format!("_INBOX.{name}.x"), format!("_INBOX.{name}.>")]));
+    let functions = [
+        "send-message",
+        "relay-outbox",
+        "persist-message",
+        "stream-bootstrap",
+        "get-history",
+    ];
+    subjects.extend(
+        functions
+            .iter()
+            .flat_map(|name| [format!("_INBOX.{name}.x"), format!("_INBOX.{name}.>")]),
+    );
     subjects
 }
 
-async fn ask<T, R>(client: &Client, endpoint: Endpoint<T, R>, tokens: &[&str], body: Value) -> Value {
-    let reply = client.request(endpoint.subject(tokens), body.to_string().into()).await.unwrap();
+async fn ask<T, R>(
+    client: &Client,
+    endpoint: Endpoint<T, R>,
+    tokens: &[&str],
+    body: Value,
+) -> Value {
+    let reply = client
+        .request(endpoint.subject(tokens), body.to_string().into())
+        .await
+        .unwrap();
     let reply: Value = serde_json::from_slice(&reply.payload).unwrap();
     assert_eq!(reply.get("error"), None, "{reply}");
     reply
@@ -49,43 +75,105 @@ async fn ask<T, R>(client: &Client, endpoint: Endpoint<T, R>, tokens: &[&str], b
 #[tokio::test]
 async fn an_acknowledgement_is_nothing_wherever_it_goes() {
     let world = World::start().await;
-    let functions = ["persist-message", "relay-outbox", "send-message", "get-history", "sync-messages", "delete-message", "track-receipts"];
+    let functions = [
+        "persist-message",
+        "relay-outbox",
+        "send-message",
+        "get-history",
+        "sync-messages",
+        "delete-message",
+        "track-receipts",
+    ];
     let running = futures::future::join_all(functions.map(|name| world.spawn(name))).await;
-    let (operators, bootstrap) = tokio::join!(world.spawn("manage-dead-letters"), world.spawn("stream-bootstrap"));
-    let (client, operator) = (world.client("publisher").await, world.client("operator").await);
+    let (operators, bootstrap) = tokio::join!(
+        world.spawn("manage-dead-letters"),
+        world.spawn("stream-bootstrap")
+    );
+    let (client, operator) = (
+        world.client("publisher").await,
+        world.client("operator").await,
+    );
     let mut live = client.subscribe("live.chat.general").await.unwrap();
     client.flush().await.unwrap();
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;
-    let replies: Vec<String> = IN_THE_LOG.iter().map(|subject| (*subject).to_owned()).chain(elsewhere()).collect();
+    let replies: Vec<String> = IN_THE_LOG
+        .iter()
+        .map(|subject| (*subject).to_owned())
+        .chain(elsewhere())
+        .collect();
     for (number, reply) in replies.iter().enumerate() {
         let body = json!({"user": "mallory", "text": "x", "id": number.to_string()}).to_string();
-        mallory.publish_raw("chat.general", Some(reply), None, body.as_bytes()).await;
+        mallory
+            .publish_raw("chat.general", Some(reply), None, body.as_bytes())
+            .await;
         // What the server refuses by itself shows here, and is no harm.
         _ = mallory.flush().await;
     }
-    let last = ask(&client, SEND, &["ann", "general"], json!({"text": "after it all", "id": "a"})).await["seq"].as_u64().unwrap();
+    let last = ask(
+        &client,
+        SEND,
+        &["ann", "general"],
+        json!({"text": "after it all", "id": "a"}),
+    )
+    .await["seq"]
+        .as_u64()
+        .unwrap();
 
     let database = world.database().await;
-    let stored = async || sqlx::query_scalar::<_, i64>("select count(*) from messages").fetch_one(&database).await.unwrap();
-    eventually("every message is stored, and nothing else", SOON, async || {
-        let newest: Option<i64> = sqlx::query_scalar("select max(seq) from messages").fetch_one(&database).await.unwrap();
-        (newest? == last as i64).then_some(())
-    })
+    let stored = async || {
+        sqlx::query_scalar::<_, i64>("select count(*) from messages")
+            .fetch_one(&database)
+            .await
+            .unwrap()
+    };
+    eventually(
+        "every message is stored, and nothing else",
+        SOON,
+        async || {
+            let newest: Option<i64> = sqlx::query_scalar("select max(seq) from messages")
+                .fetch_one(&database)
+                .await
+                .unwrap();
+            (newest? == last as i64).then_some(())
+        },
+    )
     .await;
     assert_eq!(stored().await, replies.len() as i64 + 1);
     let letters = ask(&operator, DEADLETTERS_LIST, &[], json!({})).await;
-    let mut letters: Vec<&str> = letters["letters"].as_array().unwrap().iter().map(|one| one["subject"].as_str().unwrap()).collect();
+    let mut letters: Vec<&str> = letters["letters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["subject"].as_str().unwrap())
+        .collect();
     letters.sort_unstable();
-    assert_eq!(letters, ["admin.alerts", "change.chat.general", "chat.other", "dm.ann.bob"]);
+    assert_eq!(
+        letters,
+        [
+            "admin.alerts",
+            "change.chat.general",
+            "chat.other",
+            "dm.ann.bob"
+        ]
+    );
 
     // Everything answers, and means what it says.
     ask(&client, HISTORY, &["general"], json!({})).await;
     ask(&client, SYNC, &["general"], json!({"after": 0})).await;
-    assert_eq!(ask(&client, READ, &["bob", "general"], json!({"through": last})).await["moved"], true);
+    assert_eq!(
+        ask(&client, READ, &["bob", "general"], json!({"through": last})).await["moved"],
+        true
+    );
     assert_eq!(ask(&client, UNREAD, &["bob"], json!({})).await["total"], 0);
-    assert_eq!(ask(&client, DELETE, &["ann", "general"], json!({"id": "a"})).await["status"], "deleted");
+    assert_eq!(
+        ask(&client, DELETE, &["ann", "general"], json!({"id": "a"})).await["status"],
+        "deleted"
+    );
     let told: i64 = eventually("all of it is told", SOON, async || {
-        let told: i64 = sqlx::query_scalar("select seq from relayed").fetch_one(&database).await.unwrap();
+        let told: i64 = sqlx::query_scalar("select seq from relayed")
+            .fetch_one(&database)
+            .await
+            .unwrap();
         (told > last as i64).then_some(told)
     })
     .await;
@@ -98,15 +186,26 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
     // A live reader tells an acknowledgement by what it lacks.
     let mut heard = 0;
     while heard < replies.len() + 1 {
-        let message = tokio::time::timeout(SOON, live.next()).await.unwrap().unwrap();
+        let message = tokio::time::timeout(SOON, live.next())
+            .await
+            .unwrap()
+            .unwrap();
         let ours = message.headers.as_ref().is_some_and(|headers| {
-            headers.get("Nats-Stream").is_some_and(|stream| stream.as_str() == wire::STREAM) && headers.get("Nats-Sequence").is_some()
+            headers
+                .get("Nats-Stream")
+                .is_some_and(|stream| stream.as_str() == wire::STREAM)
+                && headers.get("Nats-Sequence").is_some()
         });
         let body: Value = serde_json::from_slice(&message.payload).unwrap();
         assert_eq!(ours, body.get("text").is_some(), "{body}");
         heard += usize::from(ours);
     }
-    assert!(running.iter().chain([&operators, &bootstrap]).all(testing::Process::is_running));
+    assert!(
+        running
+            .iter()
+            .chain([&operators, &bootstrap])
+            .all(testing::Process::is_running)
+    );
 }
 
 /// JetStream's API does not take its own acknowledgements for requests; newer servers refuse such a reply subject.
@@ -125,19 +224,44 @@ async fn an_acknowledgement_is_no_request_to_jetstream() {
         "CONSUMER.PAUSE.",
     ];
     for call in calls {
-        let consumer = if call.starts_with("CONSUMER") { ".persist-message" } else { "" };
+        let consumer = if call.starts_with("CONSUMER") {
+            ".persist-message"
+        } else {
+            ""
+        };
         let reply = format!("$JS.API.{call}CHAT_MESSAGES{consumer}");
-        mallory.publish_raw("chat.general", Some(&reply), None, br#"{"user":"mallory","text":"x"}"#).await;
+        mallory
+            .publish_raw(
+                "chat.general",
+                Some(&reply),
+                None,
+                br#"{"user":"mallory","text":"x"}"#,
+            )
+            .await;
         _ = mallory.flush().await;
     }
-    let ack = admin.request("chat.general", r#"{"user":"ann","text":"x"}"#.into()).await.unwrap();
+    let ack = admin
+        .request("chat.general", r#"{"user":"ann","text":"x"}"#.into())
+        .await
+        .unwrap();
     let ack: Value = serde_json::from_slice(&ack.payload).unwrap();
     let info = async |call: &str| {
-        let reply = admin.request(format!("$JS.API.{call}"), "".into()).await.unwrap();
+        let reply = admin
+            .request(format!("$JS.API.{call}"), "".into())
+            .await
+            .unwrap();
         serde_json::from_slice::<Value>(&reply.payload).unwrap()
     };
     let stream = info("STREAM.INFO.CHAT_MESSAGES").await;
-    assert_eq!((&stream["state"]["first_seq"], &stream["state"]["messages"]), (&json!(1), &ack["seq"]), "{stream}");
+    assert_eq!(
+        (&stream["state"]["first_seq"], &stream["state"]["messages"]),
+        (&json!(1), &ack["seq"]),
+        "{stream}"
+    );
     let consumer = info("CONSUMER.INFO.CHAT_MESSAGES.persist-message").await;
-    assert_eq!((consumer.get("error"), consumer.get("paused")), (None, None), "{consumer}");
+    assert_eq!(
+        (consumer.get("error"), consumer.get("paused")),
+        (None, None),
+        "{consumer}"
+    );
 }

@@ -29,24 +29,47 @@ async fn malformed_headers_cost_their_own_request_and_nothing_else() {
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     let mut operator = RawClient::connect(world.nats(), "operator").await;
     for (what, block) in MALFORMED {
-        let reply = client.request("chat.history.general", Some(block), b"").await;
+        let reply = client
+            .request("chat.history.general", Some(block), b"")
+            .await;
         let reply = reply.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(is_refused_with_400(&reply), "{what}: {reply:?}");
-        let found = operator.request("$SRV.PING.get-history", Some(block), b"").await;
+        let found = operator
+            .request("$SRV.PING.get-history", Some(block), b"")
+            .await;
         let found = found.unwrap_or_else(|error| panic!("$SRV.PING with {what}: {error}"));
-        assert!(String::from_utf8_lossy(&found.payload).contains("ping_response"), "{what}: {found:?}");
+        assert!(
+            String::from_utf8_lossy(&found.payload).contains("ping_response"),
+            "{what}: {found:?}"
+        );
         let page = client.request("chat.history.general", None, b"").await;
         let page = page.unwrap_or_else(|error| panic!("after {what}: {error}"));
         assert_eq!(page.payload, b"[]", "after {what}: {page:?}");
     }
     // Without a subject to answer to, too; and with one that is no inbox.
     for (_, block) in MALFORMED {
-        client.publish_raw("chat.history.general", None, Some(block), b"").await;
-        client.publish_raw("chat.history.general", Some("chat.general"), Some(block), b"").await;
+        client
+            .publish_raw("chat.history.general", None, Some(block), b"")
+            .await;
+        client
+            .publish_raw(
+                "chat.history.general",
+                Some("chat.general"),
+                Some(block),
+                b"",
+            )
+            .await;
     }
     client.send(b"PUB chat.history.\xff 0\r\n\r\n").await;
     client.flush().await.unwrap();
-    assert_eq!(client.request("chat.history.general", None, b"").await.unwrap().payload, b"[]");
+    assert_eq!(
+        client
+            .request("chat.history.general", None, b"")
+            .await
+            .unwrap()
+            .payload,
+        b"[]"
+    );
     assert!(history.is_running());
 }
 
@@ -58,7 +81,9 @@ async fn malformed_headers_twenty_times_a_second_hold_up_nobody() {
     let attack = async {
         for round in 0..60 {
             let (_, block) = MALFORMED[round % MALFORMED.len()];
-            attacker.publish_raw("chat.history.general", None, Some(block), b"").await;
+            attacker
+                .publish_raw("chat.history.general", None, Some(block), b"")
+                .await;
             tokio::time::sleep(PACE).await;
         }
     };
@@ -67,7 +92,11 @@ async fn malformed_headers_twenty_times_a_second_hold_up_nobody() {
     let requests = async {
         loop {
             let page = client.request("chat.history.general", None, b"").await;
-            assert_eq!(page.unwrap_or_else(|error| panic!("after {answered} answers: {error}")).payload, b"[]");
+            assert_eq!(
+                page.unwrap_or_else(|error| panic!("after {answered} answers: {error}"))
+                    .payload,
+                b"[]"
+            );
             answered += 1;
         }
     };
@@ -83,10 +112,19 @@ async fn malformed_headers_twenty_times_a_second_hold_up_nobody() {
 async fn one_connection_takes_so_much_of_the_server_and_no_more() {
     let world = World::bare().await;
     // A signed token may be long.
-    let mut client = RawClient::connect_with(world.nats(), "publisher", json!({"jwt": "x".repeat(6_000)})).await;
+    let mut client =
+        RawClient::connect_with(world.nats(), "publisher", json!({"jwt": "x".repeat(6_000)})).await;
     client.flush().await.expect("6 kB in CONNECT are taken");
-    let lines: String = (0..=10_000).map(|sid| format!("SUB _INBOX.publisher.{sid} {sid}\r\n")).collect();
+    let lines: String = (0..=10_000)
+        .map(|sid| format!("SUB _INBOX.publisher.{sid} {sid}\r\n"))
+        .collect();
     client.send(lines.as_bytes()).await;
-    let refused = client.flush().await.expect_err("there is a limit to subscriptions");
-    assert!(refused.to_lowercase().contains("maximum subscriptions"), "{refused}");
+    let refused = client
+        .flush()
+        .await
+        .expect_err("there is a limit to subscriptions");
+    assert!(
+        refused.to_lowercase().contains("maximum subscriptions"),
+        "{refused}"
+    );
 }

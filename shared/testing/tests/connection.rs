@@ -43,7 +43,11 @@ impl Proxy {
     }
 }
 
-async fn pass(mut client: TcpStream, mut server: TcpStream, mut modes: watch::Receiver<Mode>) -> Option<()> {
+async fn pass(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    mut modes: watch::Receiver<Mode>,
+) -> Option<()> {
     let (mut up, mut down) = ([0; 4096], [0; 4096]);
     let (mut is_for_requests, mut hangs) = (false, false);
     modes.mark_unchanged();
@@ -74,7 +78,11 @@ async fn pass(mut client: TcpStream, mut server: TcpStream, mut modes: watch::Re
 async fn answers_again(world: &World, what: &str) {
     let client = world.client("publisher").await;
     eventually(what, SOON, async || {
-        let asked = tokio::time::timeout(Duration::from_millis(200), client.request("chat.history.general", "".into())).await;
+        let asked = tokio::time::timeout(
+            Duration::from_millis(200),
+            client.request("chat.history.general", "".into()),
+        )
+        .await;
         matches!(asked, Ok(Ok(_))).then_some(())
     })
     .await;
@@ -84,13 +92,30 @@ async fn answers_again(world: &World, what: &str) {
 async fn a_connection_that_ends_or_hangs_is_replaced() {
     let world = World::start().await;
     let proxy = Proxy::start(world.nats().port()).await;
-    let history = world.spawn_with("get-history", &[("NATS_URL", &proxy.url)]).await;
-    for (mode, what) in [(Mode::End, "after its end"), (Mode::Hang, "although it hangs"), (Mode::End, "after another end")] {
+    let history = world
+        .spawn_with("get-history", &[("NATS_URL", &proxy.url)])
+        .await;
+    for (mode, what) in [
+        (Mode::End, "after its end"),
+        (Mode::Hang, "although it hangs"),
+        (Mode::End, "after another end"),
+    ] {
         answers_again(&world, "requests are answered").await;
-        let lines = history.stderr().matches("requests are received again").count();
+        let lines = history
+            .stderr()
+            .matches("requests are received again")
+            .count();
         let begun = Instant::now();
         proxy.mode.send(mode).unwrap();
-        eventually(what, SOON, async || (history.stderr().matches("requests are received again").count() > lines).then_some(())).await;
+        eventually(what, SOON, async || {
+            (history
+                .stderr()
+                .matches("requests are received again")
+                .count()
+                > lines)
+                .then_some(())
+        })
+        .await;
         println!("connected again {what} after {:?}", begun.elapsed());
         answers_again(&world, what).await;
     }
@@ -119,19 +144,34 @@ impl Drop for HealthFile {
 }
 
 async fn is_touched(path: &Path) {
-    eventually("the health file is touched", SOON, async || path.exists().then_some(())).await;
+    eventually("the health file is touched", SOON, async || {
+        path.exists().then_some(())
+    })
+    .await;
 }
 
 /// Waits until the function finds itself unwell, and forgets what it said while it was well.
 async fn turns_red(function: &Process, file: &HealthFile, why: &str) {
-    let said = || function.stderr().lines().any(|line| line.contains("not healthy") && line.contains(why));
+    let said = || {
+        function
+            .stderr()
+            .lines()
+            .any(|line| line.contains("not healthy") && line.contains(why))
+    };
     eventually(why, SOON, async || said().then_some(())).await;
     std::fs::remove_file(&file.0).unwrap();
 }
 
 async fn exit_code(world: &World, file: &HealthFile) -> Option<i32> {
     let mut command = world.command("get-history");
-    command.arg("--health").env("HEALTH_FILE", file.path()).output().await.unwrap().status.code()
+    command
+        .arg("--health")
+        .env("HEALTH_FILE", file.path())
+        .output()
+        .await
+        .unwrap()
+        .status
+        .code()
 }
 
 #[tokio::test]
@@ -139,7 +179,12 @@ async fn health_is_red_while_requests_do_not_come_in() {
     let world = World::start().await;
     let proxy = Proxy::start(world.nats().port()).await;
     let file = HealthFile::new("requests");
-    let history = world.spawn_with("get-history", &[("NATS_URL", &proxy.url), ("HEALTH_FILE", file.path())]).await;
+    let history = world
+        .spawn_with(
+            "get-history",
+            &[("NATS_URL", &proxy.url), ("HEALTH_FILE", file.path())],
+        )
+        .await;
     is_touched(&file.0).await;
     assert_eq!(exit_code(&world, &file).await, Some(0));
     // The other connection lives on, and the process with it.
@@ -156,7 +201,9 @@ async fn health_is_red_while_requests_do_not_come_in() {
 async fn health_is_red_while_postgres_is_away() {
     let world = World::with_own_postgres().await;
     let file = HealthFile::new("postgres");
-    let history = world.spawn_with("get-history", &[("HEALTH_FILE", file.path())]).await;
+    let history = world
+        .spawn_with("get-history", &[("HEALTH_FILE", file.path())])
+        .await;
     is_touched(&file.0).await;
     world.postgres().kill().await;
     turns_red(&history, &file, "PostgreSQL does not answer").await;
@@ -170,14 +217,27 @@ async fn requests_come_in_over_tls() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
     let (cert, key) = (format!("{folder}/cert.pem"), format!("{folder}/key.pem"));
     let tls = format!("16KB\ntls {{ cert_file: {cert:?}, key_file: {key:?} }}");
-    let world = World::builder().bare().nats_setting("max_control_line", &tls).start().await;
+    let world = World::builder()
+        .bare()
+        .nats_setting("max_control_line", &tls)
+        .start()
+        .await;
     for scheme in ["tls", "nats"] {
         let url = format!("{scheme}://localhost:{}", world.nats().port());
         // It is ready when it has answered itself.
-        let function = world.launch("get-history", &[("NATS_URL", &url), ("SSL_CERT_FILE", &cert)]);
-        eventually("the function is ready", SOON, async || function.stderr().contains("ready").then_some(())).await;
+        let function = world.launch(
+            "get-history",
+            &[("NATS_URL", &url), ("SSL_CERT_FILE", &cert)],
+        );
+        eventually("the function is ready", SOON, async || {
+            function.stderr().contains("ready").then_some(())
+        })
+        .await;
     }
     let url = format!("tls://localhost:{}", world.nats().port());
     let function = world.launch("get-history", &[("NATS_URL", &url)]);
-    eventually("an unknown certificate is refused", SOON, async || function.stderr().contains("waiting for NATS").then_some(())).await;
+    eventually("an unknown certificate is refused", SOON, async || {
+        function.stderr().contains("waiting for NATS").then_some(())
+    })
+    .await;
 }

@@ -13,7 +13,9 @@ fn read(path: &str) -> String {
 }
 
 fn functions() -> Vec<String> {
-    let folders = std::fs::read_dir(root().join("functions")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let folders = std::fs::read_dir(root().join("functions"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut found: Vec<String> = folders.collect();
     found.sort();
     assert!(!found.is_empty());
@@ -33,14 +35,33 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_function_is_in_readme_compose_and_permissions() {
-    let (readme, compose, accounts) = (read("README.md"), read("docker-compose.yml"), read("nats/accounts.conf"));
+    let (readme, compose, accounts) = (
+        read("README.md"),
+        read("docker-compose.yml"),
+        read("nats/accounts.conf"),
+    );
     for function in functions() {
-        assert!(readme.contains(&format!("(functions/{function})")), "{function} is not in README.md's table");
-        assert!(compose.contains(&format!("  {function}:\n")), "{function} is no service in docker-compose.yml");
-        assert!(compose.contains(&format!("[CMD, {function}, --health]")), "{function} has no health check in docker-compose.yml");
-        assert!(accounts.contains(&format!("user: \"{function}\"")), "{function} has no user in nats/accounts.conf");
+        assert!(
+            readme.contains(&format!("(functions/{function})")),
+            "{function} is not in README.md's table"
+        );
+        assert!(
+            compose.contains(&format!("  {function}:\n")),
+            "{function} is no service in docker-compose.yml"
+        );
+        assert!(
+            compose.contains(&format!("[CMD, {function}, --health]")),
+            "{function} has no health check in docker-compose.yml"
+        );
+        assert!(
+            accounts.contains(&format!("user: \"{function}\"")),
+            "{function} has no user in nats/accounts.conf"
+        );
         for verb in ["PING", "INFO", "STATS"] {
-            assert!(accounts.contains(&format!("\"$SRV.{verb}.{function}.*\"")), "{function} may not answer $SRV.{verb}");
+            assert!(
+                accounts.contains(&format!("\"$SRV.{verb}.{function}.*\"")),
+                "{function} may not answer $SRV.{verb}"
+            );
         }
     }
 }
@@ -48,35 +69,72 @@ fn every_function_is_in_readme_compose_and_permissions() {
 /// The lines of one service in docker-compose.yml, or of one anchor before the services.
 fn block(compose: &str, head: &str) -> String {
     let mut lines = compose.lines().skip_while(|line| !line.starts_with(head));
-    let first = lines.next().unwrap_or_else(|| panic!("no {head} in docker-compose.yml"));
+    let first = lines
+        .next()
+        .unwrap_or_else(|| panic!("no {head} in docker-compose.yml"));
     let indent = |line: &str| line.len() - line.trim_start().len();
-    lines.take_while(|line| line.is_empty() || indent(line) > indent(first)).collect::<Vec<_>>().join("\n")
+    lines
+        .take_while(|line| line.is_empty() || indent(line) > indent(first))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
 fn compose_builds_one_image_once_and_asks_for_health_rarely() {
     let compose = read("docker-compose.yml");
     // Every service that builds makes an image of its own, and the next `just up` recreates all of them.
-    assert_eq!(compose.matches(" build:").count(), 1, "one service builds the image, the others take it");
+    assert_eq!(
+        compose.matches(" build:").count(),
+        1,
+        "one service builds the image, the others take it"
+    );
     let function = block(&compose, "x-function:");
-    assert!(function.contains("pull_policy: never"), "the image is made here: {function}");
+    assert!(
+        function.contains("pull_policy: never"),
+        "the image is made here: {function}"
+    );
     let health = block(&compose, "x-healthcheck:");
     for wanted in ["interval: 30s", "start_interval: 2s"] {
-        assert!(health.lines().any(|line| line.trim() == wanted), "{wanted}: {health}");
+        assert!(
+            health.lines().any(|line| line.trim() == wanted),
+            "{wanted}: {health}"
+        );
     }
-    for service in functions().iter().map(String::as_str).chain(["nats", "postgres"]) {
+    for service in functions()
+        .iter()
+        .map(String::as_str)
+        .chain(["nats", "postgres"])
+    {
         let service = block(&compose, &format!("  {service}:"));
-        assert!(service.contains("healthcheck:") && !service.contains(" interval:"), "{service}");
+        assert!(
+            service.contains("healthcheck:") && !service.contains(" interval:"),
+            "{service}"
+        );
     }
     // Docker and ./dev kill a function only after it should have left by itself.
     let seconds = |text: &str, before: &str| {
-        let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before}"));
-        rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u64>().unwrap()
+        let (_, rest) = text
+            .split_once(before)
+            .unwrap_or_else(|| panic!("no {before}"));
+        rest.chars()
+            .take_while(char::is_ascii_digit)
+            .collect::<String>()
+            .parse::<u64>()
+            .unwrap()
     };
-    let limit = seconds(&read("shared/runtime/src/function.rs"), "const STOP_LIMIT: Duration = Duration::from_secs(");
-    assert!(seconds(&function, "stop_grace_period: ") > limit && seconds(&read("dev"), "drain_seconds=") > limit);
+    let limit = seconds(
+        &read("shared/runtime/src/function.rs"),
+        "const STOP_LIMIT: Duration = Duration::from_secs(",
+    );
+    assert!(
+        seconds(&function, "stop_grace_period: ") > limit
+            && seconds(&read("dev"), "drain_seconds=") > limit
+    );
     let up = block(&read("justfile"), "up:");
-    assert!(up.contains("--wait ") && up.contains("just nats micro ls"), "{up}");
+    assert!(
+        up.contains("--wait ") && up.contains("just nats micro ls"),
+        "{up}"
+    );
 }
 
 #[test]
@@ -87,9 +145,18 @@ fn spans_are_not_named_after_rooms_and_users() {
     }
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| line.contains("otel.name")) {
+        for (number, line) in text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| line.contains("otel.name"))
+        {
             let names_subject = line.contains("{subject}") || line.contains("message.subject)");
-            assert!(!names_subject || line.contains("subject_template"), "{}:{}: {line}", path.display(), number + 1);
+            assert!(
+                !names_subject || line.contains("subject_template"),
+                "{}:{}: {line}",
+                path.display(),
+                number + 1
+            );
         }
     }
 }
@@ -105,7 +172,11 @@ fn subjects_stand_in_wire_and_nowhere_else() {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+        for (number, line) in code
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        {
             for literal in [
                 "\"chat.",
                 "\"dm.",
@@ -121,7 +192,12 @@ fn subjects_stand_in_wire_and_nowhere_else() {
                 "\"events.",
                 "\"scrollback.outbox",
             ] {
-                assert!(!line.contains(literal), "{}:{}: {line}", path.display(), number + 1);
+                assert!(
+                    !line.contains(literal),
+                    "{}:{}: {line}",
+                    path.display(),
+                    number + 1
+                );
             }
         }
     }
@@ -132,23 +208,44 @@ fn a_function_never_depends_on_a_function_and_testing_reaches_no_release() {
     let names = functions();
     for function in &names {
         let manifest = read(&format!("functions/{function}/Cargo.toml"));
-        let (dependencies, dev) = manifest.split_once("[dev-dependencies]").unwrap_or((&manifest, ""));
-        assert!(!dependencies.contains("testing"), "{function} takes testing into its release build");
+        let (dependencies, dev) = manifest
+            .split_once("[dev-dependencies]")
+            .unwrap_or((&manifest, ""));
+        assert!(
+            !dependencies.contains("testing"),
+            "{function} takes testing into its release build"
+        );
         for other in names.iter().filter(|other| *other != function) {
-            assert!(!dependencies.contains(&format!("{other}.")) && !dev.contains(&format!("{other}.")), "{function} depends on {other}");
+            assert!(
+                !dependencies.contains(&format!("{other}.")) && !dev.contains(&format!("{other}.")),
+                "{function} depends on {other}"
+            );
         }
     }
     for manifest in ["shared/wire/Cargo.toml", "shared/runtime/Cargo.toml"] {
-        assert!(!read(manifest).split("[dev-dependencies]").next().unwrap().contains("testing"), "{manifest}");
+        assert!(
+            !read(manifest)
+                .split("[dev-dependencies]")
+                .next()
+                .unwrap()
+                .contains("testing"),
+            "{manifest}"
+        );
     }
-    assert!(!read("shared/wire/Cargo.toml").contains("runtime"), "wire knows nothing of the runtime");
+    assert!(
+        !read("shared/wire/Cargo.toml").contains("runtime"),
+        "wire knows nothing of the runtime"
+    );
 }
 
 #[test]
 fn every_reason_is_in_the_contract() {
     let contract = read("shared/wire/README.md");
     for reason in wire::Reason::ALL {
-        assert!(contract.contains(&format!("`{reason}`")), "{reason} is not in shared/wire/README.md");
+        assert!(
+            contract.contains(&format!("`{reason}`")),
+            "{reason} is not in shared/wire/README.md"
+        );
     }
 }
 
@@ -163,7 +260,10 @@ fn the_first_page_of_the_contract_says_how_to_hear_a_reply() {
         "inboxPrefix: \"_INBOX.publisher\"",
         "custom_inbox_prefix(\"_INBOX.publisher\")",
     ] {
-        assert!(first.contains(snippet), "a client cannot find out how to get a reply: {snippet}");
+        assert!(
+            first.contains(snippet),
+            "a client cannot find out how to get a reply: {snippet}"
+        );
     }
     // What the lines promise is what the server permits.
     assert!(read("nats/accounts.conf").contains("subscribe: [\"_INBOX.publisher.>\""));

@@ -61,15 +61,33 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.MSG.DELETE.CHAT_EVENTS",
             "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
         ],
-        "manage-dead-letters" => &["chat.general", "admin.alerts", "dm.alice.bob", "change.chat.general"],
+        "manage-dead-letters" => &[
+            "chat.general",
+            "admin.alerts",
+            "dm.alice.bob",
+            "change.chat.general",
+        ],
         "send-message" => &["chat.general", "dm.alice.bob", "$SRV.PING.send-message.abc"],
         "get-history" => &["$SRV.PING.get-history.abc"],
         // The rescue of messages no client can read, and the erasing of deleted texts.
-        "persist-message" => &["$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES", "scrollback.outbox"],
+        "persist-message" => &[
+            "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES",
+            "scrollback.outbox",
+        ],
         "track-receipts" => &["scrollback.outbox"],
-        "relay-outbox" => &["events.v1.chat.general", "$JS.API.STREAM.MSG.GET.CHAT_EVENTS"],
-        "delete-message" => &["change.chat.general", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
-        "enforce-retention" => &["change.chat.general", "$JS.API.STREAM.PURGE.CHAT_MESSAGES", "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES"],
+        "relay-outbox" => &[
+            "events.v1.chat.general",
+            "$JS.API.STREAM.MSG.GET.CHAT_EVENTS",
+        ],
+        "delete-message" => &[
+            "change.chat.general",
+            "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES",
+        ],
+        "enforce-retention" => &[
+            "change.chat.general",
+            "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
+            "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES",
+        ],
         "publisher" => &[
             "chat.general",
             "admin.alerts",
@@ -111,7 +129,11 @@ async fn nobody_publishes_what_is_not_theirs() {
             let mut client = RawClient::connect(world.nats(), user).await;
             client.publish_raw(subject, None, None, b"").await;
             let refused = client.flush().await.is_err();
-            assert_eq!(refused, !own(user).contains(&subject), "{user} publishing to {subject}");
+            assert_eq!(
+                refused,
+                !own(user).contains(&subject),
+                "{user} publishing to {subject}"
+            );
         }
     }
 }
@@ -143,14 +165,22 @@ async fn nobody_hears_what_is_not_theirs() {
         ]
         .map(str::to_owned)
         .to_vec();
-        subjects.extend(users.iter().filter(|other| other != &user).map(|other| format!("_INBOX.{other}.>")));
+        subjects.extend(
+            users
+                .iter()
+                .filter(|other| other != &user)
+                .map(|other| format!("_INBOX.{other}.>")),
+        );
         if !matches!(user.as_str(), "publisher" | "operator") {
             subjects.extend(["live.>", "events.v1.>"].map(str::to_owned));
         }
         for subject in subjects {
             let mut client = RawClient::connect(world.nats(), user).await;
             client.subscribe(&subject).await;
-            assert!(client.flush().await.is_err(), "{user} listening to {subject}");
+            assert!(
+                client.flush().await.is_err(),
+                "{user} listening to {subject}"
+            );
         }
         let mut client = RawClient::connect(world.nats(), user).await;
         client.subscribe(&format!("_INBOX.{user}.>")).await;
@@ -161,8 +191,13 @@ async fn nobody_hears_what_is_not_theirs() {
 #[tokio::test]
 async fn nobody_comes_in_without_a_password() {
     let world = World::bare().await;
-    let anonymous = async_nats::ConnectOptions::new().connect(world.nats().url()).await;
+    let anonymous = async_nats::ConnectOptions::new()
+        .connect(world.nats().url())
+        .await;
     assert!(anonymous.is_err());
-    let guessed = async_nats::ConnectOptions::with_user_and_password("publisher".into(), "guess".into()).connect(world.nats().url()).await;
+    let guessed =
+        async_nats::ConnectOptions::with_user_and_password("publisher".into(), "guess".into())
+            .connect(world.nats().url())
+            .await;
     assert!(guessed.is_err());
 }

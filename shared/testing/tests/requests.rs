@@ -15,18 +15,28 @@ type Seen = Arc<Mutex<Vec<u64>>>;
 /// `send-message` as the permissions know it, whose handlers only note the number in the text, before they first wait.
 fn noting(seen: &Seen) -> Function<Seen> {
     let seen = seen.clone();
-    let identity = Identity { name: "send-message", version: "0.1.0", description: "notes what it is asked" };
+    let identity = Identity {
+        name: "send-message",
+        version: "0.1.0",
+        description: "notes what it is asked",
+    };
     Function::with(identity, async move |_| Ok(seen))
-        .answer(SEND, async |ctx: Ctx<Seen>, request: Request<SendRequest<Room>>| {
-            note(&ctx, request.ask.draft.text.as_str());
-            tokio::task::yield_now().await;
-            Ok(Reply::encoded("{}".into(), Vec::new()))
-        })
-        .answer(DM_SEND, async |ctx: Ctx<Seen>, request: Request<SendRequest<User>>| {
-            note(&ctx, request.ask.draft.text.as_str());
-            tokio::task::yield_now().await;
-            Ok(Reply::encoded("{}".into(), Vec::new()))
-        })
+        .answer(
+            SEND,
+            async |ctx: Ctx<Seen>, request: Request<SendRequest<Room>>| {
+                note(&ctx, request.ask.draft.text.as_str());
+                tokio::task::yield_now().await;
+                Ok(Reply::encoded("{}".into(), Vec::new()))
+            },
+        )
+        .answer(
+            DM_SEND,
+            async |ctx: Ctx<Seen>, request: Request<SendRequest<User>>| {
+                note(&ctx, request.ask.draft.text.as_str());
+                tokio::task::yield_now().await;
+                Ok(Reply::encoded("{}".into(), Vec::new()))
+            },
+        )
 }
 
 fn note(ctx: &Ctx<Seen>, number: &str) {
@@ -38,17 +48,29 @@ async fn the_requests_of_a_caller_are_started_in_the_order_of_their_arrival() {
     const REQUESTS: u64 = 2_000;
     let world = World::bare().await;
     let seen = Seen::default();
-    let function = noting(&seen).start(Vars::from_pairs(world.vars("send-message")).unwrap()).await.unwrap();
+    let function = noting(&seen)
+        .start(Vars::from_pairs(world.vars("send-message")).unwrap())
+        .await
+        .unwrap();
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     let inbox = client.inbox();
     for number in 0..REQUESTS {
         // Two endpoints in turn: the order is the caller's, not the endpoint's.
-        let subject = if number % 3 == 0 { "dm.send.alice.bob" } else { "chat.send.alice.general" };
+        let subject = if number % 3 == 0 {
+            "dm.send.alice.bob"
+        } else {
+            "chat.send.alice.general"
+        };
         let body = format!(r#"{{"text":"{number}"}}"#);
-        client.publish_raw(subject, Some(&inbox), None, body.as_bytes()).await;
+        client
+            .publish_raw(subject, Some(&inbox), None, body.as_bytes())
+            .await;
     }
     client.flush().await.unwrap();
-    eventually("all requests are started", SOON, async || (seen.lock().unwrap().len() == REQUESTS as usize).then_some(())).await;
+    eventually("all requests are started", SOON, async || {
+        (seen.lock().unwrap().len() == REQUESTS as usize).then_some(())
+    })
+    .await;
     let started = seen.lock().unwrap().clone();
     assert_eq!(started, (0..REQUESTS).collect::<Vec<_>>());
     function.stop().await.unwrap();
@@ -57,12 +79,23 @@ async fn the_requests_of_a_caller_are_started_in_the_order_of_their_arrival() {
 #[tokio::test]
 async fn with_one_permit_every_endpoint_answers() {
     let world = World::start().await;
-    let _history = world.spawn_with("get-history", &[("MAX_CONCURRENT_REQUESTS", "1")]).await;
+    let _history = world
+        .spawn_with("get-history", &[("MAX_CONCURRENT_REQUESTS", "1")])
+        .await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     for _ in 0..3 {
         // Twice each: a permit that an idle endpoint held would come free with the first.
-        for subject in ["chat.history.general", "chat.history.general", "dm.history.alice.bob", "dm.history.alice.bob"] {
-            assert_eq!(client.request(subject, None, b"").await.unwrap().payload, b"[]", "{subject}");
+        for subject in [
+            "chat.history.general",
+            "chat.history.general",
+            "dm.history.alice.bob",
+            "dm.history.alice.bob",
+        ] {
+            assert_eq!(
+                client.request(subject, None, b"").await.unwrap().payload,
+                b"[]",
+                "{subject}"
+            );
         }
     }
 }
@@ -73,9 +106,13 @@ const FLOOD: usize = 20_000;
 async fn answers(flooder: &mut RawClient) -> BTreeMap<u16, usize> {
     let mut codes = BTreeMap::new();
     for _ in 0..FLOOD {
-        let Some(answer) = flooder.next(SOON).await else { break };
+        let Some(answer) = flooder.next(SOON).await else {
+            break;
+        };
         let headers = String::from_utf8_lossy(&answer.headers).into_owned();
-        let code = headers.split_once("Nats-Service-Error-Code: ").and_then(|(_, rest)| rest.lines().next()?.parse().ok());
+        let code = headers
+            .split_once("Nats-Service-Error-Code: ")
+            .and_then(|(_, rest)| rest.lines().next()?.parse().ok());
         *codes.entry(code.unwrap_or(200)).or_default() += 1;
     }
     codes
@@ -84,7 +121,10 @@ async fn answers(flooder: &mut RawClient) -> BTreeMap<u16, usize> {
 /// The most memory a process ever had, in MB.
 fn peak_megabytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
@@ -92,51 +132,99 @@ fn peak_megabytes(pid: u32) -> u64 {
 async fn a_flood_of_one_client_is_refused_and_holds_up_nobody_else() {
     let world = World::start().await;
     // Whatever a machine's speed: only the queue's own limits refuse, not the deadline.
-    let deadline = [("REQUEST_DEADLINE_MS", "60000"), ("MAX_CONCURRENT_REQUESTS", "16")];
+    let deadline = [
+        ("REQUEST_DEADLINE_MS", "60000"),
+        ("MAX_CONCURRENT_REQUESTS", "16"),
+    ];
     let history = world.spawn_with("get-history", &deadline).await;
     let mut flooder = RawClient::connect(world.nats(), "publisher").await;
     flooder.subscribe("_INBOX.publisher.flood.>").await;
     flooder.flush().await.unwrap();
-    let flood: String = (0..FLOOD).map(|n| format!("PUB chat.history.room-{n} _INBOX.publisher.flood.{n} 0\r\n\r\n")).collect();
+    let flood: String = (0..FLOOD)
+        .map(|n| format!("PUB chat.history.room-{n} _INBOX.publisher.flood.{n} 0\r\n\r\n"))
+        .collect();
     let begun = Instant::now();
     flooder.send(flood.as_bytes()).await;
     // The server has taken all of it before anybody else asks.
     flooder.flush().await.unwrap();
     let operator = world.client("operator").await;
     let asked = Instant::now();
-    let reply = operator.request("chat.history.general", "".into()).await.unwrap();
+    let reply = operator
+        .request("chat.history.general", "".into())
+        .await
+        .unwrap();
     let waited = asked.elapsed();
     assert_eq!(&reply.payload[..], b"[]");
     let codes = answers(&mut flooder).await;
     let all = begun.elapsed();
-    println!("one other request {waited:?}, the flood {all:?}: {codes:?}, {} MB", peak_megabytes(history.id()));
-    assert_eq!(codes.values().sum::<usize>(), FLOOD, "every request of the flood has an answer: {codes:?}");
-    assert_eq!(codes.keys().copied().collect::<Vec<_>>(), [200, 503], "{codes:?}");
-    assert!(waited * 4 < all, "another client waited {waited:?} while the flood took {all:?}");
-    assert!(peak_megabytes(history.id()) < 200, "{} MB", peak_megabytes(history.id()));
+    println!(
+        "one other request {waited:?}, the flood {all:?}: {codes:?}, {} MB",
+        peak_megabytes(history.id())
+    );
+    assert_eq!(
+        codes.values().sum::<usize>(),
+        FLOOD,
+        "every request of the flood has an answer: {codes:?}"
+    );
+    assert_eq!(
+        codes.keys().copied().collect::<Vec<_>>(),
+        [200, 503],
+        "{codes:?}"
+    );
+    assert!(
+        waited * 4 < all,
+        "another client waited {waited:?} while the flood took {all:?}"
+    );
+    assert!(
+        peak_megabytes(history.id()) < 200,
+        "{} MB",
+        peak_megabytes(history.id())
+    );
 
-    let stats = operator.request(format!("$SRV.STATS.get-history.{}", history.instance().unwrap()), "".into()).await.unwrap();
+    let stats = operator
+        .request(
+            format!("$SRV.STATS.get-history.{}", history.instance().unwrap()),
+            "".into(),
+        )
+        .await
+        .unwrap();
     let stats: serde_json::Value = serde_json::from_slice(&stats.payload).unwrap();
     let data = &stats["endpoints"][0]["data"];
-    assert_eq!((data["overloaded"].as_u64(), data["waiting"].as_u64()), (codes.get(&503).map(|n| *n as u64), Some(0)), "{stats}");
+    assert_eq!(
+        (data["overloaded"].as_u64(), data["waiting"].as_u64()),
+        (codes.get(&503).map(|n| *n as u64), Some(0)),
+        "{stats}"
+    );
 }
 
 #[tokio::test]
 async fn a_request_that_waited_longer_than_its_deadline_is_dropped() {
     let world = World::start().await;
-    let limits = [("REQUEST_DEADLINE_MS", "300"), ("MAX_CONCURRENT_REQUESTS", "1")];
+    let limits = [
+        ("REQUEST_DEADLINE_MS", "300"),
+        ("MAX_CONCURRENT_REQUESTS", "1"),
+    ];
     let history = world.spawn_with("get-history", &limits).await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     client.subscribe("_INBOX.publisher.flood.>").await;
-    let requests: String = (0..3_000).map(|n| format!("PUB chat.history.room-{n} _INBOX.publisher.flood.{n} 0\r\n\r\n")).collect();
+    let requests: String = (0..3_000)
+        .map(|n| format!("PUB chat.history.room-{n} _INBOX.publisher.flood.{n} 0\r\n\r\n"))
+        .collect();
     client.send(requests.as_bytes()).await;
     let mut late = 0;
     for _ in 0..3_000 {
         let answer = client.next(SOON).await.unwrap();
-        late += usize::from(String::from_utf8_lossy(&answer.headers).contains("this waited too long"));
+        late +=
+            usize::from(String::from_utf8_lossy(&answer.headers).contains("this waited too long"));
     }
     let operator = world.client("operator").await;
-    let stats = operator.request(format!("$SRV.STATS.get-history.{}", history.instance().unwrap()), "".into()).await.unwrap();
+    let stats = operator
+        .request(
+            format!("$SRV.STATS.get-history.{}", history.instance().unwrap()),
+            "".into(),
+        )
+        .await
+        .unwrap();
     let stats: serde_json::Value = serde_json::from_slice(&stats.payload).unwrap();
     assert!(late > 0, "3,000 pages one after the other within 300 ms?");
     assert_eq!(stats["endpoints"][0]["data"]["late"], late, "{stats}");

@@ -20,10 +20,16 @@ const KILLS: usize = 6;
 
 /// Sends until it is acknowledged, now and then once more, and says under which position it stands.
 async fn send(client: &Client, user: &str, number: usize) -> u64 {
-    let (room, id) = (format!("room-{}", number % ROOMS), format!("{user}-{number}"));
+    let (room, id) = (
+        format!("room-{}", number % ROOMS),
+        format!("{user}-{number}"),
+    );
     let body = json!({"text": format!("text of {id}"), "id": id}).to_string();
     let once = async || {
-        let reply = client.request(SEND.subject(&[user, &room]), body.clone().into()).await.ok()?;
+        let reply = client
+            .request(SEND.subject(&[user, &room]), body.clone().into())
+            .await
+            .ok()?;
         let ack: SendAck = match serde_json::from_slice(&reply.payload) {
             Ok(ack) => ack,
             Err(_) => {
@@ -37,7 +43,11 @@ async fn send(client: &Client, user: &str, number: usize) -> u64 {
     };
     let seq = eventually("an acknowledgement", SOON, once).await;
     if (seq + number as u64).is_multiple_of(3) {
-        assert_eq!(eventually("another", SOON, once).await, seq, "the same id stands in the same place");
+        assert_eq!(
+            eventually("another", SOON, once).await,
+            seq,
+            "the same id stands in the same place"
+        );
     }
     seq
 }
@@ -47,7 +57,10 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
     let world = World::start().await;
     let _bootstrap = world.with_ack_wait(Duration::from_secs(2)).await;
     let _history = world.spawn("get-history").await;
-    let _steady = (world.spawn("send-message").await, world.spawn("persist-message").await);
+    let _steady = (
+        world.spawn("send-message").await,
+        world.spawn("persist-message").await,
+    );
     let clients = join_all((0..CONNECTIONS).map(|_| world.client("publisher"))).await;
     let done = AtomicUsize::new(0);
     let sender = async |number: usize| {
@@ -64,11 +77,16 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
         let mut victims: Vec<(&str, Process)> = Vec::new();
         for kill in 1..=KILLS {
             for name in ["send-message", "persist-message"] {
-                victims.push((name, world.spawn_with(name, &[("PERSIST_BATCH", "50")]).await));
+                victims.push((
+                    name,
+                    world.spawn_with(name, &[("PERSIST_BATCH", "50")]).await,
+                ));
             }
             // Spread over the sending, however fast it is.
-            eventually("more was sent", SOON, async || (done.load(Ordering::Relaxed) >= SENDERS * EACH * kill / (KILLS + 1)).then_some(()))
-                .await;
+            eventually("more was sent", SOON, async || {
+                (done.load(Ordering::Relaxed) >= SENDERS * EACH * kill / (KILLS + 1)).then_some(())
+            })
+            .await;
             for (_, victim) in victims.drain(..) {
                 victim.kill().await;
             }
@@ -80,31 +98,60 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
 
     let (operator, database) = (world.client("operator").await, world.database().await);
     let audit = eventually("everything is stored", SOON, async || {
-        let reply = operator.request(BOOTSTRAP_AUDIT.subject(&[]), "".into()).await.ok()?;
+        let reply = operator
+            .request(BOOTSTRAP_AUDIT.subject(&[]), "".into())
+            .await
+            .ok()?;
         let audit: Audit = serde_json::from_slice(&reply.payload).ok()?;
         (audit.counts.waiting == 0 && !audit.more).then_some(audit)
     })
     .await;
-    assert_eq!((audit.counts.missing, audit.offenders.len()), (0, 0), "{audit:?}");
+    assert_eq!(
+        (audit.counts.missing, audit.offenders.len()),
+        (0, 0),
+        "{audit:?}"
+    );
     assert_eq!(audit.counts.stored, (SENDERS * EACH) as u64, "{audit:?}");
 
-    let stored: Vec<(String, String, i64)> = sqlx::query_as("select sender, id, seq from messages").fetch_all(&database).await.unwrap();
-    let stored: HashMap<(String, String), u64> = stored.into_iter().map(|(user, id, seq)| ((user, id), seq as u64)).collect();
-    assert!(stored == acknowledged, "what is stored is what was acknowledged");
+    let stored: Vec<(String, String, i64)> = sqlx::query_as("select sender, id, seq from messages")
+        .fetch_all(&database)
+        .await
+        .unwrap();
+    let stored: HashMap<(String, String), u64> = stored
+        .into_iter()
+        .map(|(user, id, seq)| ((user, id), seq as u64))
+        .collect();
+    assert!(
+        stored == acknowledged,
+        "what is stored is what was acknowledged"
+    );
     // As a reader sees it.
     let mut read = HashMap::new();
     for room in 0..ROOMS {
         let (mut after, mut more) = (0, true);
         while more {
             let body = json!({"after": after, "limit": 500}).to_string();
-            let page = clients[0].request(HISTORY.subject(&[&format!("room-{room}")]), body.into()).await.unwrap();
+            let page = clients[0]
+                .request(HISTORY.subject(&[&format!("room-{room}")]), body.into())
+                .await
+                .unwrap();
             let header = |name: &str| page.headers.as_ref().unwrap().get(name).unwrap().as_str();
-            (after, more) = (header(header::THROUGH).parse().unwrap(), header(header::MORE) == "true");
+            (after, more) = (
+                header(header::THROUGH).parse().unwrap(),
+                header(header::MORE) == "true",
+            );
             for message in serde_json::from_slice::<Vec<Message>>(&page.payload).unwrap() {
                 assert_eq!(message.text, format!("text of {}", message.id));
-                assert_eq!(read.insert((message.user, message.id), message.seq.get()), None, "no message twice");
+                assert_eq!(
+                    read.insert((message.user, message.id), message.seq.get()),
+                    None,
+                    "no message twice"
+                );
             }
         }
     }
-    assert!(read == acknowledged, "what is read is what was acknowledged");
+    assert!(
+        read == acknowledged,
+        "what is read is what was acknowledged"
+    );
 }

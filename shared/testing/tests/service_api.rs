@@ -1,6 +1,10 @@
 //! Every function is found, described and measured through the NATS service API, by every way of asking.
 
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail like tests"
+)]
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,10 +30,16 @@ const FUNCTIONS: &[&str] = &[
 async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> Vec<Value> {
     let inbox = client.new_inbox();
     let mut subscription = client.subscribe(inbox.clone()).await.unwrap();
-    client.publish_with_reply(subject.to_owned(), inbox, "".into()).await.unwrap();
+    client
+        .publish_with_reply(subject.to_owned(), inbox, "".into())
+        .await
+        .unwrap();
     let mut found = Vec::new();
-    while let Ok(Some(reply)) =
-        tokio::time::timeout(Duration::from_millis(if found.len() < wanted { 5_000 } else { 100 }), subscription.next()).await
+    while let Ok(Some(reply)) = tokio::time::timeout(
+        Duration::from_millis(if found.len() < wanted { 5_000 } else { 100 }),
+        subscription.next(),
+    )
+    .await
     {
         found.push(serde_json::from_slice(&reply.payload).expect("JSON"));
     }
@@ -42,7 +52,10 @@ fn schema(verb: &str) -> jsonschema::Validator {
         "INFO" => include_str!("../schemas/micro_v1_info_response.json"),
         _ => include_str!("../schemas/micro_v1_stats_response.json"),
     };
-    jsonschema::options().should_validate_formats(true).build(&serde_json::from_str(text).unwrap()).unwrap()
+    jsonschema::options()
+        .should_validate_formats(true)
+        .build(&serde_json::from_str(text).unwrap())
+        .unwrap()
 }
 
 #[tokio::test]
@@ -68,11 +81,17 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
         let all = replies(&operator, &format!("$SRV.{verb}"), copies).await;
         assert_eq!(all.len(), copies, "{verb}");
         for reply in &all {
-            let wrong: Vec<String> = schema.iter_errors(reply).map(|error| error.to_string()).collect();
+            let wrong: Vec<String> = schema
+                .iter_errors(reply)
+                .map(|error| error.to_string())
+                .collect();
             assert!(wrong.is_empty(), "{verb}: {wrong:?} in {reply}");
             assert_eq!(reply["metadata"]["project"], "scrollback");
         }
-        let names: BTreeSet<&str> = all.iter().map(|reply| reply["name"].as_str().unwrap()).collect();
+        let names: BTreeSet<&str> = all
+            .iter()
+            .map(|reply| reply["name"].as_str().unwrap())
+            .collect();
         assert_eq!(names, FUNCTIONS.iter().copied().collect());
         for &name in FUNCTIONS {
             let copies = if name == "get-history" { 2 } else { 1 };
@@ -92,25 +111,63 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
 #[tokio::test]
 async fn stats_show_the_work() {
     let world = World::start().await;
-    let (_history, _worker) = tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
-    let (publisher, operator) = (world.client("publisher").await, world.client("operator").await);
+    let (_history, _worker) =
+        tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
+    let (publisher, operator) = (
+        world.client("publisher").await,
+        world.client("operator").await,
+    );
     for text in ["one", "two", "three"] {
-        publisher.request("chat.general", format!(r#"{{"user":"ann","text":"{text}"}}"#).into()).await.unwrap();
+        publisher
+            .request(
+                "chat.general",
+                format!(r#"{{"user":"ann","text":"{text}"}}"#).into(),
+            )
+            .await
+            .unwrap();
     }
-    publisher.request("chat.general", "bad".into()).await.unwrap();
-    let stats = async |name: &str| replies(&operator, &format!("$SRV.STATS.{name}"), 1).await.remove(0)["endpoints"][0].clone();
+    publisher
+        .request("chat.general", "bad".into())
+        .await
+        .unwrap();
+    let stats = async |name: &str| {
+        replies(&operator, &format!("$SRV.STATS.{name}"), 1)
+            .await
+            .remove(0)["endpoints"][0]
+            .clone()
+    };
     let store = eventually("the work is counted", SOON, async || {
         let store = stats("persist-message").await;
         (store["num_requests"] == 4).then_some(store)
     })
     .await;
-    assert_eq!((&store["num_errors"], &store["last_error"]), (&1.into(), &"422:not_json".into()));
+    assert_eq!(
+        (&store["num_errors"], &store["last_error"]),
+        (&1.into(), &"422:not_json".into())
+    );
     assert!(store["processing_time"].as_u64().unwrap() > 0);
-    assert_eq!(store["average_processing_time"].as_u64().unwrap(), store["processing_time"].as_u64().unwrap() / 4);
+    assert_eq!(
+        store["average_processing_time"].as_u64().unwrap(),
+        store["processing_time"].as_u64().unwrap() / 4
+    );
 
-    publisher.request("chat.history.general", "".into()).await.unwrap();
-    publisher.request("chat.history.general", "[]".into()).await.unwrap();
+    publisher
+        .request("chat.history.general", "".into())
+        .await
+        .unwrap();
+    publisher
+        .request("chat.history.general", "[]".into())
+        .await
+        .unwrap();
     let history = stats("get-history").await;
-    assert_eq!((&history["num_requests"], &history["num_errors"]), (&2.into(), &1.into()));
-    assert!(history["last_error"].as_str().unwrap().starts_with("400:the body"));
+    assert_eq!(
+        (&history["num_requests"], &history["num_errors"]),
+        (&2.into(), &1.into())
+    );
+    assert!(
+        history["last_error"]
+            .as_str()
+            .unwrap()
+            .starts_with("400:the body")
+    );
 }

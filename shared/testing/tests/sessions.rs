@@ -40,23 +40,48 @@ impl Chat {
         let functions = join_all(FUNCTIONS.map(|name| world.spawn(name))).await;
         let (client, operator) = tokio::join!(world.client("publisher"), world.client("operator"));
         let database = world.database().await;
-        Chat { world, client, operator, database, _functions: functions }
+        Chat {
+            world,
+            client,
+            operator,
+            database,
+            _functions: functions,
+        }
     }
 
     async fn ask(&self, client: &Client, subject: String, body: Value) -> Value {
-        let reply = client.request(subject.clone(), body.to_string().into()).await.unwrap();
-        let code = reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR_CODE));
-        assert!(code.is_none(), "{subject}: {}", String::from_utf8_lossy(&reply.payload));
+        let reply = client
+            .request(subject.clone(), body.to_string().into())
+            .await
+            .unwrap();
+        let code = reply
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(header::SERVICE_ERROR_CODE));
+        assert!(
+            code.is_none(),
+            "{subject}: {}",
+            String::from_utf8_lossy(&reply.payload)
+        );
         serde_json::from_slice(&reply.payload).unwrap()
     }
 
     /// One request of each kind, each of which has to be answered at the first attempt; the position of what was sent.
     async fn one_of_each(&self, id: &str) -> u64 {
-        let sent = self.ask(&self.client, SEND.subject(&["ann", "room"]), json!({"text": "x", "id": id})).await;
+        let sent = self
+            .ask(
+                &self.client,
+                SEND.subject(&["ann", "room"]),
+                json!({"text": "x", "id": id}),
+            )
+            .await;
         let seq = sent["seq"].as_u64().unwrap();
         let body = |body| body;
         let requests = [
-            (READ.subject(&["bob", "room"]), body(json!({ "through": seq }))),
+            (
+                READ.subject(&["bob", "room"]),
+                body(json!({ "through": seq })),
+            ),
             (UNREAD.subject(&["bob"]), json!({})),
             (DM_INBOX.subject(&["bob"]), json!({})),
             (HISTORY.subject(&["room"]), json!({"limit": 10})),
@@ -65,32 +90,52 @@ impl Chat {
         for (subject, body) in requests {
             self.ask(&self.client, subject, body).await;
         }
-        self.ask(&self.client, DELETE.subject(&["ann", "room"]), json!({ "seq": seq })).await;
-        self.ask(&self.operator, DEADLETTERS_LIST.subject(&[]), json!({})).await;
+        self.ask(
+            &self.client,
+            DELETE.subject(&["ann", "room"]),
+            json!({ "seq": seq }),
+        )
+        .await;
+        self.ask(&self.operator, DEADLETTERS_LIST.subject(&[]), json!({}))
+            .await;
         seq
     }
 
     /// Eight of each at once, so that every function has all the sessions it may have.
     async fn warm(&self) {
-        join_all((0..8).map(|number| async move { self.one_of_each(&format!("warm-{number}")).await })).await;
+        join_all(
+            (0..8).map(|number| async move { self.one_of_each(&format!("warm-{number}")).await }),
+        )
+        .await;
     }
 
     async fn sessions(&self) -> i64 {
         let sql = format!("select count(*) from pg_stat_activity where {OURS}");
-        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&self.database).await.unwrap()
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&self.database)
+            .await
+            .unwrap()
     }
 
     async fn end_sessions(&self) {
-        self.execute(&format!("select pg_terminate_backend(pid) from pg_stat_activity where {OURS}")).await;
+        self.execute(&format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where {OURS}"
+        ))
+        .await;
     }
 
     async fn execute(&self, sql: &str) {
-        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.database).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(&self.database)
+            .await
+            .unwrap();
     }
 
     async fn stored(&self, seq: u64) {
         eventually("it is stored", SOON, async || {
-            let stored = sqlx::query_scalar::<_, i64>("select count(*) from messages where seq = $1").bind(i64::try_from(seq).unwrap());
+            let stored =
+                sqlx::query_scalar::<_, i64>("select count(*) from messages where seq = $1")
+                    .bind(i64::try_from(seq).unwrap());
             (stored.fetch_one(&self.database).await.unwrap() == 1).then_some(())
         })
         .await;
@@ -101,19 +146,28 @@ impl Chat {
 async fn told(events: &mut Subscriber, seq: u64) {
     let heard = async {
         loop {
-            let event: Value = serde_json::from_slice(&events.next().await.unwrap().payload).unwrap();
+            let event: Value =
+                serde_json::from_slice(&events.next().await.unwrap().payload).unwrap();
             if event["seq"] == seq {
                 return;
             }
         }
     };
-    tokio::time::timeout(SOON, heard).await.unwrap_or_else(|_| panic!("message {seq} has no event"));
+    tokio::time::timeout(SOON, heard)
+        .await
+        .unwrap_or_else(|_| panic!("message {seq} has no event"));
 }
 
 #[tokio::test]
 async fn sessions_that_end_while_nobody_uses_them_cost_nobody_an_answer() {
     let chat = Chat::start().await;
-    let mut events = chat.world.client("operator").await.subscribe("events.v1.chat.room").await.unwrap();
+    let mut events = chat
+        .world
+        .client("operator")
+        .await
+        .subscribe("events.v1.chat.room")
+        .await
+        .unwrap();
     for round in 0..2 {
         chat.warm().await;
         chat.end_sessions().await;
@@ -121,37 +175,76 @@ async fn sessions_that_end_while_nobody_uses_them_cost_nobody_an_answer() {
         chat.stored(seq).await;
         told(&mut events, seq).await;
     }
-    chat.execute("alter role scrollback set idle_session_timeout = '100ms'").await;
+    chat.execute("alter role scrollback set idle_session_timeout = '100ms'")
+        .await;
     chat.end_sessions().await;
     for round in 0..3 {
         let seq = chat.one_of_each(&format!("idle-{round}")).await;
         chat.stored(seq).await;
         told(&mut events, seq).await;
-        eventually("hardly any session is left", SOON, async || (chat.sessions().await <= 2).then_some(())).await;
+        eventually("hardly any session is left", SOON, async || {
+            (chat.sessions().await <= 2).then_some(())
+        })
+        .await;
     }
 }
 
 #[tokio::test]
 async fn a_database_that_was_read_only_for_a_moment_is_used_again_at_once() {
     let chat = Chat::start().await;
-    let mut events = chat.world.client("operator").await.subscribe("events.v1.chat.room").await.unwrap();
+    let mut events = chat
+        .world
+        .client("operator")
+        .await
+        .subscribe("events.v1.chat.room")
+        .await
+        .unwrap();
     chat.warm().await;
-    chat.execute("alter role scrollback set default_transaction_read_only = on").await;
+    chat.execute("alter role scrollback set default_transaction_read_only = on")
+        .await;
     chat.end_sessions().await;
     // Sent, and not stored; a mark is refused; whoever reads is served.
-    let sent = chat.ask(&chat.client, SEND.subject(&["ann", "room"]), json!({"text": "x"})).await;
+    let sent = chat
+        .ask(
+            &chat.client,
+            SEND.subject(&["ann", "room"]),
+            json!({"text": "x"}),
+        )
+        .await;
     let seq = sent["seq"].as_u64().unwrap();
     eventually("somebody noticed", SOON, async || {
-        let reply = chat.client.request(READ.subject(&["bob", "room"]), json!({ "through": seq }).to_string().into()).await.unwrap();
-        reply.headers.is_some_and(|headers| headers.get(header::SERVICE_ERROR_CODE).is_some()).then_some(())
+        let reply = chat
+            .client
+            .request(
+                READ.subject(&["bob", "room"]),
+                json!({ "through": seq }).to_string().into(),
+            )
+            .await
+            .unwrap();
+        reply
+            .headers
+            .is_some_and(|headers| headers.get(header::SERVICE_ERROR_CODE).is_some())
+            .then_some(())
     })
     .await;
     for _ in 0..4 {
-        chat.ask(&chat.client, HISTORY.subject(&["room"]), json!({"limit": 10})).await;
-        chat.ask(&chat.client, UNREAD.subject(&["bob"]), json!({})).await;
+        chat.ask(
+            &chat.client,
+            HISTORY.subject(&["room"]),
+            json!({"limit": 10}),
+        )
+        .await;
+        chat.ask(&chat.client, UNREAD.subject(&["bob"]), json!({}))
+            .await;
     }
     chat.execute("set default_transaction_read_only = off; alter role scrollback reset default_transaction_read_only").await;
-    let marked = chat.ask(&chat.client, READ.subject(&["bob", "room"]), json!({ "through": seq })).await;
+    let marked = chat
+        .ask(
+            &chat.client,
+            READ.subject(&["bob", "room"]),
+            json!({ "through": seq }),
+        )
+        .await;
     assert_eq!(marked["moved"], true, "{marked}");
     let begun = std::time::Instant::now();
     chat.stored(seq).await;

@@ -11,8 +11,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(25);
 #[tokio::test]
 async fn with_nats_away_a_function_stops_within_its_deadline() {
     let world = World::start().await;
-    let functions =
-        ["get-history", "persist-message", "send-message", "relay-outbox", "enforce-retention", "stream-bootstrap", "track-receipts"];
+    let functions = [
+        "get-history",
+        "persist-message",
+        "send-message",
+        "relay-outbox",
+        "enforce-retention",
+        "stream-bootstrap",
+        "track-receipts",
+    ];
     let running = futures::future::join_all(functions.map(|name| world.spawn(name))).await;
     world.nats().kill().await;
     let begun = Instant::now();
@@ -23,8 +30,16 @@ async fn with_nats_away_a_function_stops_within_its_deadline() {
         let status = function.exited(SOON).await;
         let took = begun.elapsed();
         println!("{name} ended after {took:?} with {status}");
-        assert!(status.success(), "{name} ended with {status}\n{}", function.stderr());
-        assert!(took < STOP_LIMIT + Duration::from_secs(5), "{name} took {took:?} to stop\n{}", function.stderr());
+        assert!(
+            status.success(),
+            "{name} ended with {status}\n{}",
+            function.stderr()
+        );
+        assert!(
+            took < STOP_LIMIT + Duration::from_secs(5),
+            "{name} took {took:?} to stop\n{}",
+            function.stderr()
+        );
     }
 }
 
@@ -34,45 +49,71 @@ async fn a_second_signal_ends_a_function_at_once() {
     let deadline = [("REQUEST_DEADLINE_MS", "60000")];
     let function = world.spawn_with("track-receipts", &deadline).await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
-    client.request("chat.unread.alice", None, b"").await.unwrap();
+    client
+        .request("chat.unread.alice", None, b"")
+        .await
+        .unwrap();
     // Its request hangs as long as PostgreSQL does.
     world.postgres().pause().await;
     let inbox = client.inbox();
-    client.publish_raw("chat.unread.alice", Some(&inbox), None, b"").await;
+    client
+        .publish_raw("chat.unread.alice", Some(&inbox), None, b"")
+        .await;
     client.flush().await.unwrap();
     let operator = world.client("operator").await;
     let subject = format!("$SRV.PING.track-receipts.{}", function.instance().unwrap());
     operator.request(subject, "".into()).await.unwrap();
     function.signal("TERM");
-    eventually("it is stopping", SOON, async || function.stderr().contains("told to stop").then_some(())).await;
+    eventually("it is stopping", SOON, async || {
+        function.stderr().contains("told to stop").then_some(())
+    })
+    .await;
     let told = Instant::now();
     function.signal("INT");
     let status = function.exited(SOON).await;
     println!("ended {:?} after the second signal", told.elapsed());
     assert_eq!(status.code(), Some(1), "{}", function.stderr());
-    assert!(function.stderr().contains("leaving at once"), "{}", function.stderr());
+    assert!(
+        function.stderr().contains("leaving at once"),
+        "{}",
+        function.stderr()
+    );
 }
 
 #[tokio::test]
 async fn a_typo_in_rust_log_is_named_at_start() {
     let world = World::start().await;
-    let function = world.spawn_with("get-history", &[("RUST_LOG", "info,async_nats=wran")]).await;
+    let function = world
+        .spawn_with("get-history", &[("RUST_LOG", "info,async_nats=wran")])
+        .await;
     let named = async || {
         let log = function.stderr();
         (log.contains("RUST_LOG: async_nats=wran") && log.contains("ready")).then_some(())
     };
-    eventually("the typo is named, and the rest of the filter holds", SOON, named).await;
+    eventually(
+        "the typo is named, and the rest of the filter holds",
+        SOON,
+        named,
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_panic_in_a_loop_of_its_own_ends_a_function() {
     let world = World::bare().await;
-    let identity = Identity { name: "get-history", version: "0.1.0", description: "panics beside its work" };
+    let identity = Identity {
+        name: "get-history",
+        version: "0.1.0",
+        description: "panics beside its work",
+    };
     let function = Function::with(identity, async |ctx: Ctx| {
         ctx.spawn_essential("counts sheep", async { panic!("one too many") });
         Ok(())
     });
-    let running = function.start(Vars::from_pairs(world.vars("get-history")).unwrap()).await.unwrap();
+    let running = function
+        .start(Vars::from_pairs(world.vars("get-history")).unwrap())
+        .await
+        .unwrap();
     let fatal = running.ended().await.unwrap_err().to_string();
     assert!(fatal.contains("counts sheep panicked"), "{fatal}");
 }

@@ -8,19 +8,40 @@ use async_nats::{Client, Message as Heard, Subscriber};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use testing::{SOON, World, eventually};
-use wire::{AuditCounts, BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DELETE, HISTORY, Message, SEND, SYNC, SendAck, SyncPage, header};
+use wire::{
+    AuditCounts, BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DELETE, HISTORY, Message, SEND, SYNC, SendAck,
+    SyncPage, header,
+};
 
 /// What a client holds of the room: text and whether it is a tombstone, by position.
 type Held = BTreeMap<u64, (String, bool)>;
 
 async fn ask(client: &Client, subject: String, body: Value) -> Vec<u8> {
-    let reply = client.request(subject.clone(), body.to_string().into()).await.unwrap();
-    assert!(reply.headers.as_ref().is_none_or(|headers| headers.get(header::SERVICE_ERROR).is_none()), "{subject}: {:?}", reply.payload);
+    let reply = client
+        .request(subject.clone(), body.to_string().into())
+        .await
+        .unwrap();
+    assert!(
+        reply
+            .headers
+            .as_ref()
+            .is_none_or(|headers| headers.get(header::SERVICE_ERROR).is_none()),
+        "{subject}: {:?}",
+        reply.payload
+    );
     reply.payload.to_vec()
 }
 
 async fn send(client: &Client, user: &str, text: &str, id: &str) -> SendAck {
-    serde_json::from_slice(&ask(client, SEND.subject(&[user, "general"]), json!({"text": text, "id": id})).await).unwrap()
+    serde_json::from_slice(
+        &ask(
+            client,
+            SEND.subject(&[user, "general"]),
+            json!({"text": text, "id": id}),
+        )
+        .await,
+    )
+    .unwrap()
 }
 
 async fn delete(client: &Client, user: &str, body: Value) {
@@ -38,18 +59,30 @@ impl Listener {
     async fn start(client: &Client) -> Listener {
         let live = client.subscribe("live.>").await.unwrap();
         client.flush().await.unwrap();
-        Listener { live, held: Held::new(), last: 0 }
+        Listener {
+            live,
+            held: Held::new(),
+            last: 0,
+        }
     }
 
     /// Listens until it has heard position `seq`.
     async fn until(&mut self, seq: u64) {
         while self.last < seq {
-            let heard = tokio::time::timeout(SOON, self.live.next()).await.unwrap().unwrap();
+            let heard = tokio::time::timeout(SOON, self.live.next())
+                .await
+                .unwrap()
+                .unwrap();
             let body: Value = serde_json::from_slice(&heard.payload).unwrap();
             self.last = position(&heard);
             match body["target"].as_u64() {
                 Some(target) => _ = self.held.insert(target, (String::new(), true)),
-                None => _ = self.held.insert(self.last, (body["text"].as_str().unwrap().to_owned(), false)),
+                None => {
+                    _ = self.held.insert(
+                        self.last,
+                        (body["text"].as_str().unwrap().to_owned(), false),
+                    )
+                }
             }
         }
         assert_eq!(self.last, seq);
@@ -57,16 +90,35 @@ impl Listener {
 }
 
 fn position(heard: &Heard) -> u64 {
-    heard.headers.as_ref().unwrap().get("Nats-Sequence").unwrap().as_str().parse().unwrap()
+    heard
+        .headers
+        .as_ref()
+        .unwrap()
+        .get("Nats-Sequence")
+        .unwrap()
+        .as_str()
+        .parse()
+        .unwrap()
 }
 
 /// A client that was away: from 0, until there is no more.
 async fn synced(client: &Client) -> Held {
     let (mut held, mut after) = (Held::new(), 0);
     loop {
-        let page: SyncPage =
-            serde_json::from_slice(&ask(client, SYNC.subject(&["general"]), json!({"after": after, "limit": 2})).await).unwrap();
-        held.extend(page.messages.into_iter().map(|message| (message.seq.get(), (message.text, message.deleted))));
+        let page: SyncPage = serde_json::from_slice(
+            &ask(
+                client,
+                SYNC.subject(&["general"]),
+                json!({"after": after, "limit": 2}),
+            )
+            .await,
+        )
+        .unwrap();
+        held.extend(
+            page.messages
+                .into_iter()
+                .map(|message| (message.seq.get(), (message.text, message.deleted))),
+        );
         for change in page.changes {
             held.insert(change.target.get(), (String::new(), true));
         }
@@ -78,15 +130,32 @@ async fn synced(client: &Client) -> Held {
 }
 
 async fn read(client: &Client) -> Held {
-    let page: Vec<Message> = serde_json::from_slice(&ask(client, HISTORY.subject(&["general"]), json!({})).await).unwrap();
-    page.into_iter().map(|message| (message.seq.get(), (message.text, message.deleted))).collect()
+    let page: Vec<Message> =
+        serde_json::from_slice(&ask(client, HISTORY.subject(&["general"]), json!({})).await)
+            .unwrap();
+    page.into_iter()
+        .map(|message| (message.seq.get(), (message.text, message.deleted)))
+        .collect()
 }
 
 /// The events as they come, type and position.
 async fn event(events: &mut Subscriber) -> (String, u64) {
-    let event = tokio::time::timeout(SOON, events.next()).await.unwrap().unwrap();
-    assert!(!String::from_utf8_lossy(&event.payload).contains("secret"), "an event carries no text");
-    let kind = event.headers.as_ref().unwrap().get("ce-type").unwrap().as_str().to_owned();
+    let event = tokio::time::timeout(SOON, events.next())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        !String::from_utf8_lossy(&event.payload).contains("secret"),
+        "an event carries no text"
+    );
+    let kind = event
+        .headers
+        .as_ref()
+        .unwrap()
+        .get("ce-type")
+        .unwrap()
+        .as_str()
+        .to_owned();
     let data: Value = serde_json::from_slice(&event.payload).unwrap();
     (kind, data["seq"].as_u64().unwrap())
 }
@@ -94,10 +163,21 @@ async fn event(events: &mut Subscriber) -> (String, u64) {
 #[tokio::test]
 async fn everybody_holds_the_same_whatever_happens() {
     let world = World::start().await;
-    let functions =
-        ["stream-bootstrap", "persist-message", "get-history", "send-message", "sync-messages", "delete-message", "relay-outbox"];
+    let functions = [
+        "stream-bootstrap",
+        "persist-message",
+        "get-history",
+        "send-message",
+        "sync-messages",
+        "delete-message",
+        "relay-outbox",
+    ];
     let _running = futures::future::join_all(functions.map(|name| world.spawn(name))).await;
-    let (client, operator, database) = (world.client("publisher").await, world.client("operator").await, world.database().await);
+    let (client, operator, database) = (
+        world.client("publisher").await,
+        world.client("operator").await,
+        world.database().await,
+    );
     let mut live = Listener::start(&client).await;
     let mut events = client.subscribe("events.v1.>").await.unwrap();
     client.flush().await.unwrap();
@@ -109,41 +189,82 @@ async fn everybody_holds_the_same_whatever_happens() {
         assert!(!ack.duplicate);
         live.until(ack.seq.get()).await;
         assert_eq!(live.held[&ack.seq.get()], (format!("secret {id}"), false));
-        assert_eq!(event(&mut events).await, ("scrollback.message.stored".to_owned(), ack.seq.get()));
+        assert_eq!(
+            event(&mut events).await,
+            ("scrollback.message.stored".to_owned(), ack.seq.get())
+        );
         sent.push(ack.seq.get());
     }
     assert_eq!(synced(&client).await, live.held);
 
     // Deleted softly and for good.
-    for (user, body, change) in [("ann", json!({"id": "a"}), 5), ("bob", json!({"seq": sent[3], "mode": "hard"}), 6)] {
+    for (user, body, change) in [
+        ("ann", json!({"id": "a"}), 5),
+        ("bob", json!({"seq": sent[3], "mode": "hard"}), 6),
+    ] {
         delete(&client, user, body).await;
         live.until(change).await;
-        assert_eq!(event(&mut events).await, ("scrollback.message.deleted".to_owned(), change));
+        assert_eq!(
+            event(&mut events).await,
+            ("scrollback.message.deleted".to_owned(), change)
+        );
     }
-    let wanted: Held = [(sent[0], ""), (sent[1], "secret b"), (sent[2], "secret c"), (sent[3], "")]
-        .map(|(seq, text)| (seq, (text.to_owned(), text.is_empty())))
-        .into();
+    let wanted: Held = [
+        (sent[0], ""),
+        (sent[1], "secret b"),
+        (sent[2], "secret c"),
+        (sent[3], ""),
+    ]
+    .map(|(seq, text)| (seq, (text.to_owned(), text.is_empty())))
+    .into();
     assert_eq!(live.held, wanted);
-    assert_eq!((synced(&client).await, read(&client).await), (wanted.clone(), wanted.clone()));
+    assert_eq!(
+        (synced(&client).await, read(&client).await),
+        (wanted.clone(), wanted.clone())
+    );
 
     // The index is lost, the log is replayed into an empty one.
-    sqlx::raw_sql("truncate messages, rooms, changes, duplicates, outbox, dead_letters").execute(&database).await.unwrap();
+    sqlx::raw_sql("truncate messages, rooms, changes, duplicates, outbox, dead_letters")
+        .execute(&database)
+        .await
+        .unwrap();
     ask(&operator, BOOTSTRAP_REPLAY.subject(&[]), json!({})).await;
     let counts = eventually("everything is stored again", SOON, async || {
-        let audit: Value = serde_json::from_slice(&ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), json!({})).await).unwrap();
+        let audit: Value =
+            serde_json::from_slice(&ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), json!({})).await)
+                .unwrap();
         let counts: AuditCounts = serde_json::from_value(audit["counts"].clone()).unwrap();
         (counts.waiting == 0).then_some(counts)
     })
     .await;
     // One message is erased from the log, and its tombstone comes from its deletion.
-    assert_eq!((counts.stored, counts.deleted, counts.changes, counts.duplicates, counts.missing), (2, 1, 2, 0, 0));
-    assert_eq!((synced(&client).await, read(&client).await), (wanted.clone(), wanted.clone()));
+    assert_eq!(
+        (
+            counts.stored,
+            counts.deleted,
+            counts.changes,
+            counts.duplicates,
+            counts.missing
+        ),
+        (2, 1, 2, 0, 0)
+    );
+    assert_eq!(
+        (synced(&client).await, read(&client).await),
+        (wanted.clone(), wanted.clone())
+    );
 
     // Whoever sends again what was deleted gets its old place, and whoever sends something new a new one.
     let again = send(&client, "ann", "secret a", "a").await;
     assert_eq!((again.seq.get(), again.duplicate), (sent[0], true));
     let new = send(&client, "ann", "secret e", "e").await;
     live.until(new.seq.get()).await;
-    assert_eq!(event(&mut events).await, ("scrollback.message.stored".to_owned(), new.seq.get()), "nothing of the replay was told again");
-    assert_eq!((synced(&client).await, read(&client).await), (live.held.clone(), live.held.clone()));
+    assert_eq!(
+        event(&mut events).await,
+        ("scrollback.message.stored".to_owned(), new.seq.get()),
+        "nothing of the replay was told again"
+    );
+    assert_eq!(
+        (synced(&client).await, read(&client).await),
+        (live.held.clone(), live.held.clone())
+    );
 }

@@ -27,9 +27,16 @@ impl Ask for AuditRequest {
                 .as_u64()
                 .and_then(|n| usize::try_from(n).ok())
                 .filter(|n| *n <= MAX_OFFENDERS)
-                .ok_or_else(|| Refusal::bad_request(format!("offenders must be a whole number from 0 to {MAX_OFFENDERS}")))?,
+                .ok_or_else(|| {
+                    Refusal::bad_request(format!(
+                        "offenders must be a whole number from 0 to {MAX_OFFENDERS}"
+                    ))
+                })?,
         };
-        Ok(AuditRequest { from: body::sequence(&body, "from")?.unwrap_or(Seq::ZERO), offenders })
+        Ok(AuditRequest {
+            from: body::sequence(&body, "from")?.unwrap_or(Seq::ZERO),
+            offenders,
+        })
     }
 }
 
@@ -89,7 +96,14 @@ impl AuditCounts {
     /// Every message that was looked at.
     pub fn total(&self) -> u64 {
         let letters: u64 = self.dead_letters.values().sum();
-        self.stored + self.deleted + self.changes + self.duplicates + letters + self.expired + self.waiting + self.missing
+        self.stored
+            + self.deleted
+            + self.changes
+            + self.duplicates
+            + letters
+            + self.expired
+            + self.waiting
+            + self.missing
     }
 }
 
@@ -114,7 +128,9 @@ pub struct ReplayRequest {
 impl Ask for ReplayRequest {
     fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let body = body::object(body, r#"{"from":1}"#)?;
-        Ok(ReplayRequest { from: body::sequence(&body, "from")?.unwrap_or(Seq::ZERO) })
+        Ok(ReplayRequest {
+            from: body::sequence(&body, "from")?.unwrap_or(Seq::ZERO),
+        })
     }
 }
 
@@ -138,8 +154,19 @@ mod tests {
     #[test]
     fn everything_is_optional() {
         for body in ["", "{}", r#"{"from":0,"offenders":null}"#] {
-            assert_eq!(AuditRequest::parse("", body.as_bytes()).unwrap(), AuditRequest { from: Seq::ZERO, offenders: 10 }, "{body}");
-            assert_eq!(ReplayRequest::parse("", body.as_bytes()).unwrap(), ReplayRequest { from: Seq::ZERO }, "{body}");
+            assert_eq!(
+                AuditRequest::parse("", body.as_bytes()).unwrap(),
+                AuditRequest {
+                    from: Seq::ZERO,
+                    offenders: 10
+                },
+                "{body}"
+            );
+            assert_eq!(
+                ReplayRequest::parse("", body.as_bytes()).unwrap(),
+                ReplayRequest { from: Seq::ZERO },
+                "{body}"
+            );
         }
         let request = AuditRequest::parse("", br#"{"from":7,"offenders":0}"#).unwrap();
         assert_eq!((request.from, request.offenders), (Seq::new(7).unwrap(), 0));
@@ -156,7 +183,11 @@ mod tests {
             ("7", "a JSON object"),
         ] {
             let refusal = AuditRequest::parse("", body.as_bytes()).unwrap_err();
-            assert!(refusal.code.number() == 400 && refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+            assert!(
+                refusal.code.number() == 400 && refusal.reason.contains(mend),
+                "{body}: {}",
+                refusal.reason
+            );
         }
         assert!(ReplayRequest::parse("", br#"{"from":1.5}"#).is_err());
     }
@@ -171,6 +202,9 @@ mod tests {
         assert_eq!(part.total(), 36);
         sum.add(&part);
         sum.add(&part);
-        assert_eq!((sum.total(), sum.dead_letters["not_json"], sum.missing), (72, 10, 14));
+        assert_eq!(
+            (sum.total(), sum.dead_letters["not_json"], sum.missing),
+            (72, 10, 14)
+        );
     }
 }

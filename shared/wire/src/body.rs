@@ -12,7 +12,9 @@ pub(crate) fn object(body: &[u8], example: &str) -> Result<Map<String, Value>, R
     if body.is_empty() {
         return Ok(Map::new());
     }
-    serde_json::from_slice(body).map_err(|_| Refusal::bad_request(format!("the body must be a JSON object such as {example}")))
+    serde_json::from_slice(body).map_err(|_| {
+        Refusal::bad_request(format!("the body must be a JSON object such as {example}"))
+    })
 }
 
 /// `limit`, or `default` where there is none.
@@ -23,7 +25,9 @@ pub(crate) fn limit(body: &Map<String, Value>, default: u32) -> Result<u32, Refu
             .as_u64()
             .and_then(|n| u32::try_from(n).ok())
             .filter(|n| (1..=MAX_PAGE).contains(n))
-            .ok_or_else(|| Refusal::bad_request(format!("limit must be a whole number from 1 to {MAX_PAGE}"))),
+            .ok_or_else(|| {
+                Refusal::bad_request(format!("limit must be a whole number from 1 to {MAX_PAGE}"))
+            }),
     }
 }
 
@@ -33,7 +37,10 @@ pub(crate) fn sequence(body: &Map<String, Value>, key: &str) -> Result<Option<Se
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64().and_then(Seq::new) {
             Some(seq) => Ok(Some(seq)),
-            None => Err(Refusal::bad_request(format!("{key} must be a sequence: a whole number from 0 to {}", Seq::MAX))),
+            None => Err(Refusal::bad_request(format!(
+                "{key} must be a sequence: a whole number from 0 to {}",
+                Seq::MAX
+            ))),
         },
     }
 }

@@ -29,7 +29,9 @@ impl Mode {
 
     /// From the wire or the table.
     pub fn parse(mode: &str) -> Option<Mode> {
-        [Mode::Soft, Mode::Hard].into_iter().find(|known| known.as_str() == mode)
+        [Mode::Soft, Mode::Hard]
+            .into_iter()
+            .find(|known| known.as_str() == mode)
     }
 }
 
@@ -93,21 +95,43 @@ impl Change {
     ///
     /// # Errors
     /// The [`Reason`] why it can never be applied.
-    pub fn parse(subject: &str, payload: &[u8], seq: Seq, received_ms: i64) -> Result<Change, Reason> {
+    pub fn parse(
+        subject: &str,
+        payload: &[u8],
+        seq: Seq,
+        received_ms: i64,
+    ) -> Result<Change, Reason> {
         let room = changed_room(subject).ok_or(Reason::UnsupportedSubject)?;
         // serde would take an array for a struct.
         if payload.first() != Some(&b'{') {
             return Err(Reason::MalformedChange);
         }
-        let deletion: Deletion = serde_json::from_slice(payload).map_err(|_| Reason::MalformedChange)?;
-        let names = [Some(&deletion.user), Some(&deletion.by), deletion.to.as_ref()];
-        let good_name = |name: &&String| (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains('\0');
-        let good_id = (1..=MAX_ID_BYTES).contains(&deletion.id.len()) && !deletion.id.contains('\0');
+        let deletion: Deletion =
+            serde_json::from_slice(payload).map_err(|_| Reason::MalformedChange)?;
+        let names = [
+            Some(&deletion.user),
+            Some(&deletion.by),
+            deletion.to.as_ref(),
+        ];
+        let good_name =
+            |name: &&String| (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains('\0');
+        let good_id =
+            (1..=MAX_ID_BYTES).contains(&deletion.id.len()) && !deletion.id.contains('\0');
         let known = deletion.target > Seq::ZERO && deletion.target < seq;
         let derived = !deletion.derived || deletion.id == derived_id(deletion.target);
         let direct = deletion.to.is_some() == room.starts_with("dm.");
-        if names.into_iter().flatten().all(|name| good_name(&name)) && good_id && known && derived && direct {
-            Ok(Change { seq, room, received_ms, deletion })
+        if names.into_iter().flatten().all(|name| good_name(&name))
+            && good_id
+            && known
+            && derived
+            && direct
+        {
+            Ok(Change {
+                seq,
+                room,
+                received_ms,
+                deletion,
+            })
         } else {
             Err(Reason::MalformedChange)
         }
@@ -115,7 +139,13 @@ impl Change {
 
     /// Whether this message is the one that was deleted: the same sender and id, wherever a copy of it stands.
     pub fn covers(&self, message: &Message) -> bool {
-        let Deletion { target, user, id, derived, .. } = &self.deletion;
+        let Deletion {
+            target,
+            user,
+            id,
+            derived,
+            ..
+        } = &self.deletion;
         message.user == *user && message.id == *id && (!derived || message.seq == *target)
     }
 
@@ -139,8 +169,24 @@ impl Change {
 
     /// As sync tells it.
     pub fn entry(&self) -> ChangeEntry {
-        let Deletion { kind, target, id, user, mode, by, .. } = self.deletion.clone();
-        ChangeEntry { kind, seq: self.seq, target, id, user, mode, by }
+        let Deletion {
+            kind,
+            target,
+            id,
+            user,
+            mode,
+            by,
+            ..
+        } = self.deletion.clone();
+        ChangeEntry {
+            kind,
+            seq: self.seq,
+            target,
+            id,
+            user,
+            mode,
+            by,
+        }
     }
 }
 
@@ -166,12 +212,20 @@ pub struct ChangeEntry {
 
 /// Where the changes of a room are appended.
 pub fn change_subject(room: &str) -> String {
-    if is_direct(room) { format!("change.{room}") } else { format!("change.chat.{room}") }
+    if is_direct(room) {
+        format!("change.{room}")
+    } else {
+        format!("change.chat.{room}")
+    }
 }
 
 /// Where the events of a room are published.
 pub fn event_subject(room: &str) -> String {
-    if is_direct(room) { format!("events.v1.{room}") } else { format!("events.v1.chat.{room}") }
+    if is_direct(room) {
+        format!("events.v1.{room}")
+    } else {
+        format!("events.v1.chat.{room}")
+    }
 }
 
 /// A room's own name holds no dot.
@@ -184,7 +238,9 @@ fn changed_room(subject: &str) -> Option<String> {
     let good = |name: &str| (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains('\0');
     match tokens[..] {
         ["change", "chat", room] if good(room) => Some(room.to_owned()),
-        ["change", "dm", first, second] if good(first) && good(second) && first <= second => Some(direct_name(first, second)),
+        ["change", "dm", first, second] if good(first) && good(second) && first <= second => {
+            Some(direct_name(first, second))
+        }
         _ => None,
     }
 }
@@ -200,7 +256,12 @@ mod tests {
     }
 
     fn parse(subject: &str, body: &Value) -> Result<Change, Reason> {
-        Change::parse(subject, body.to_string().as_bytes(), Seq::new(12).unwrap(), 0)
+        Change::parse(
+            subject,
+            body.to_string().as_bytes(),
+            Seq::new(12).unwrap(),
+            0,
+        )
     }
 
     #[test]
@@ -236,15 +297,34 @@ mod tests {
         let mut elsewhere = change.tombstone();
         assert!(change.covers(&elsewhere));
         elsewhere.seq = Seq::new(11).unwrap();
-        assert!(!change.covers(&elsewhere), "somebody gave this id themselves");
+        assert!(
+            !change.covers(&elsewhere),
+            "somebody gave this id themselves"
+        );
     }
 
     #[test]
     fn what_is_no_deletion_is_refused() {
-        for subject in ["change.chat", "change.chat.a.b", "change.dm.a", "change.dm.b.a", "change.x.y", "change.chat.", "chat.general"] {
-            assert_eq!(parse(subject, &deletion()), Err(Reason::UnsupportedSubject), "{subject}");
+        for subject in [
+            "change.chat",
+            "change.chat.a.b",
+            "change.dm.a",
+            "change.dm.b.a",
+            "change.x.y",
+            "change.chat.",
+            "chat.general",
+        ] {
+            assert_eq!(
+                parse(subject, &deletion()),
+                Err(Reason::UnsupportedSubject),
+                "{subject}"
+            );
         }
-        assert_eq!(parse("change.dm.ann.bob", &deletion()), Err(Reason::MalformedChange), "to is missing");
+        assert_eq!(
+            parse("change.dm.ann.bob", &deletion()),
+            Err(Reason::MalformedChange),
+            "to is missing"
+        );
         let long = "x".repeat(256);
         for (field, value) in [
             ("type", json!("edit")),
@@ -262,10 +342,22 @@ mod tests {
         ] {
             let mut body = deletion();
             body[field] = value.clone();
-            assert_eq!(parse("change.chat.general", &body), Err(Reason::MalformedChange), "{field} {value}");
+            assert_eq!(
+                parse("change.chat.general", &body),
+                Err(Reason::MalformedChange),
+                "{field} {value}"
+            );
         }
         for payload in ["", "[]", "not json"] {
-            assert_eq!(Change::parse("change.chat.a", payload.as_bytes(), Seq::new(12).unwrap(), 0), Err(Reason::MalformedChange));
+            assert_eq!(
+                Change::parse(
+                    "change.chat.a",
+                    payload.as_bytes(),
+                    Seq::new(12).unwrap(),
+                    0
+                ),
+                Err(Reason::MalformedChange)
+            );
         }
     }
 }

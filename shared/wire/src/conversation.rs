@@ -15,7 +15,11 @@ pub enum Conversation {
 impl Conversation {
     /// Of two people, in either order.
     pub fn direct(one: User, other: User) -> Conversation {
-        if one.as_str() <= other.as_str() { Conversation::Direct(one, other) } else { Conversation::Direct(other, one) }
+        if one.as_str() <= other.as_str() {
+            Conversation::Direct(one, other)
+        } else {
+            Conversation::Direct(other, one)
+        }
     }
 
     /// As stored and shown: `general`, `__admin__`, `dm.alice.bob`.
@@ -30,8 +34,13 @@ impl Conversation {
     pub fn log_subjects(&self) -> Vec<String> {
         match self {
             Conversation::Room(room) => vec![room.log_subject()],
-            Conversation::Direct(one, other) if one == other => vec![crate::direct_subject(one, other)],
-            Conversation::Direct(one, other) => vec![crate::direct_subject(one, other), crate::direct_subject(other, one)],
+            Conversation::Direct(one, other) if one == other => {
+                vec![crate::direct_subject(one, other)]
+            }
+            Conversation::Direct(one, other) => vec![
+                crate::direct_subject(one, other),
+                crate::direct_subject(other, one),
+            ],
         }
     }
 
@@ -81,10 +90,22 @@ mod tests {
         let user = |name| User::parse(name).unwrap();
         let one = Conversation::direct(user("bob"), user("alice"));
         assert_eq!(one, Conversation::direct(user("alice"), user("bob")));
-        assert_eq!((one.name().as_str(), one.change_subject().as_str()), ("dm.alice.bob", "change.dm.alice.bob"));
+        assert_eq!(
+            (one.name().as_str(), one.change_subject().as_str()),
+            ("dm.alice.bob", "change.dm.alice.bob")
+        );
         assert_eq!(one.log_subjects(), ["dm.alice.bob", "dm.bob.alice"]);
-        assert_eq!(Conversation::direct(user("ann"), user("ann")).log_subjects(), ["dm.ann.ann"]);
+        assert_eq!(
+            Conversation::direct(user("ann"), user("ann")).log_subjects(),
+            ["dm.ann.ann"]
+        );
         let admin = Conversation::Room(Room::parse("__admin__").unwrap());
-        assert_eq!((admin.log_subjects(), admin.change_subject()), (vec!["admin.*".to_owned()], "change.chat.__admin__".to_owned()));
+        assert_eq!(
+            (admin.log_subjects(), admin.change_subject()),
+            (
+                vec!["admin.*".to_owned()],
+                "change.chat.__admin__".to_owned()
+            )
+        );
     }
 }

@@ -33,13 +33,15 @@ impl LetterId {
 
     fn read(body: &Map<String, Value>) -> Result<LetterId, Refusal> {
         match body.get("id") {
-            None | Some(Value::Null) => {
-                Err(Refusal::bad_request(format!("id of the letter is missing; give an object such as {ONE_EXAMPLE}")))
-            }
-            Some(id) => id
-                .as_i64()
-                .and_then(LetterId::new)
-                .ok_or_else(|| Refusal::bad_request(format!("id must be a letter's: a whole number from 1 to {}", i64::MAX))),
+            None | Some(Value::Null) => Err(Refusal::bad_request(format!(
+                "id of the letter is missing; give an object such as {ONE_EXAMPLE}"
+            ))),
+            Some(id) => id.as_i64().and_then(LetterId::new).ok_or_else(|| {
+                Refusal::bad_request(format!(
+                    "id must be a letter's: a whole number from 1 to {}",
+                    i64::MAX
+                ))
+            }),
         }
     }
 }
@@ -74,7 +76,13 @@ impl LetterOutcome {
 
     /// From the wire or the table.
     pub fn parse(outcome: &str) -> Option<LetterOutcome> {
-        [LetterOutcome::Retried, LetterOutcome::Dropped, LetterOutcome::Erased].into_iter().find(|known| known.as_str() == outcome)
+        [
+            LetterOutcome::Retried,
+            LetterOutcome::Dropped,
+            LetterOutcome::Erased,
+        ]
+        .into_iter()
+        .find(|known| known.as_str() == outcome)
     }
 }
 
@@ -114,7 +122,9 @@ impl SubjectPattern {
     /// 400 with the rule, when `pattern` breaks it.
     pub fn parse(pattern: &str) -> Result<SubjectPattern, Refusal> {
         let tokens: Vec<&str> = pattern.split('.').collect();
-        let good_token = |(place, token): (usize, &&str)| !token.is_empty() && (*token != ">" || place + 1 == tokens.len());
+        let good_token = |(place, token): (usize, &&str)| {
+            !token.is_empty() && (*token != ">" || place + 1 == tokens.len())
+        };
         let good = pattern.len() <= MAX_PATTERN_BYTES
             && tokens.len() <= MAX_PATTERN_TOKENS
             && tokens.iter().enumerate().all(good_token)
@@ -161,7 +171,10 @@ impl Ask for ListLetters {
         let after = match body.get("after") {
             None | Some(Value::Null) => 0,
             Some(after) => after.as_i64().filter(|after| *after >= 0).ok_or_else(|| {
-                Refusal::bad_request(format!("after must be the id of a letter, or 0: a whole number up to {}", i64::MAX))
+                Refusal::bad_request(format!(
+                    "after must be the id of a letter, or 0: a whole number up to {}",
+                    i64::MAX
+                ))
             })?,
         };
         let subject = match body.get("subject") {
@@ -170,7 +183,13 @@ impl Ask for ListLetters {
             Some(pattern) => Some(SubjectPattern::parse(pattern.as_str().unwrap_or_default())?),
         };
         let limit = body::limit(&body, DEFAULT_PAGE)?;
-        Ok(ListLetters { limit, after, reason: reason(&body)?, subject, outcome: OutcomeFilter::read(&body)? })
+        Ok(ListLetters {
+            limit,
+            after,
+            reason: reason(&body)?,
+            subject,
+            outcome: OutcomeFilter::read(&body)?,
+        })
     }
 }
 
@@ -179,11 +198,17 @@ fn reason(body: &Map<String, Value>) -> Result<Option<Reason>, Refusal> {
         None | Some(Value::Null) => return Ok(None),
         Some(said) => said.as_str(),
     };
-    match Reason::ALL.iter().find(|reason| said == Some(reason.as_str())) {
+    match Reason::ALL
+        .iter()
+        .find(|reason| said == Some(reason.as_str()))
+    {
         Some(reason) => Ok(Some(*reason)),
         None => {
             let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-            Err(Refusal::bad_request(format!("reason must be one of {}", names.join(", "))))
+            Err(Refusal::bad_request(format!(
+                "reason must be one of {}",
+                names.join(", ")
+            )))
         }
     }
 }
@@ -312,13 +337,29 @@ mod tests {
     #[test]
     fn a_list_may_be_narrowed() {
         let parse = |body: &str| ListLetters::parse("", body.as_bytes());
-        let all = ListLetters { limit: 50, after: 0, reason: None, subject: None, outcome: OutcomeFilter::Waiting };
+        let all = ListLetters {
+            limit: 50,
+            after: 0,
+            reason: None,
+            subject: None,
+            outcome: OutcomeFilter::Waiting,
+        };
         assert_eq!(parse("").unwrap(), all);
         assert_eq!(parse(r#"{"limit":null,"after":null,"reason":null,"subject":null,"outcome":null,"unknown":[1]}"#).unwrap(), all);
         let request = parse(r#"{"limit":500,"after":9223372036854775807,"reason":"not_json","subject":"dm.*.>","outcome":"all"}"#).unwrap();
-        assert_eq!((request.limit, request.after, request.reason), (500, i64::MAX, Some(Reason::NotJson)));
-        assert_eq!((request.subject.unwrap().as_str(), request.outcome), ("dm.*.>", OutcomeFilter::All));
-        for outcome in [LetterOutcome::Retried, LetterOutcome::Dropped, LetterOutcome::Erased] {
+        assert_eq!(
+            (request.limit, request.after, request.reason),
+            (500, i64::MAX, Some(Reason::NotJson))
+        );
+        assert_eq!(
+            (request.subject.unwrap().as_str(), request.outcome),
+            ("dm.*.>", OutcomeFilter::All)
+        );
+        for outcome in [
+            LetterOutcome::Retried,
+            LetterOutcome::Dropped,
+            LetterOutcome::Erased,
+        ] {
             let request = parse(&format!(r#"{{"outcome":"{}"}}"#, outcome.as_str())).unwrap();
             assert_eq!(request.outcome, OutcomeFilter::Only(outcome));
         }
@@ -331,8 +372,14 @@ mod tests {
             (r#"{"after":-1}"#.to_owned(), "after must be"),
             (r#"{"after":"1"}"#.to_owned(), "after must be"),
             (r#"{"after":1.5}"#.to_owned(), "after must be"),
-            (r#"{"after":9223372036854775808}"#.to_owned(), "after must be"),
-            (r#"{"reason":"no_json"}"#.to_owned(), "reason must be one of malformed_headers, "),
+            (
+                r#"{"after":9223372036854775808}"#.to_owned(),
+                "after must be",
+            ),
+            (
+                r#"{"reason":"no_json"}"#.to_owned(),
+                "reason must be one of malformed_headers, ",
+            ),
             (r#"{"reason":7}"#.to_owned(), "reason must be one of"),
             (r#"{"outcome":"gone"}"#.to_owned(), "outcome must be"),
             (r#"{"outcome":true}"#.to_owned(), "outcome must be"),
@@ -355,7 +402,13 @@ mod tests {
 
     #[test]
     fn one_letter_is_named_by_its_number() {
-        assert_eq!(ShowLetter::parse("", br#"{"id":7,"unknown":{}}"#).unwrap().0.get(), 7);
+        assert_eq!(
+            ShowLetter::parse("", br#"{"id":7,"unknown":{}}"#)
+                .unwrap()
+                .0
+                .get(),
+            7
+        );
         for body in [
             "",
             "{}",
@@ -375,7 +428,11 @@ mod tests {
                 DropLetter::parse("", body.as_bytes()).unwrap_err(),
             ] {
                 assert_eq!(refusal.code.number(), 400, "{body}");
-                assert!(refusal.reason.contains("id") || refusal.reason.contains("a JSON object"), "{body}: {}", refusal.reason);
+                assert!(
+                    refusal.reason.contains("id") || refusal.reason.contains("a JSON object"),
+                    "{body}: {}",
+                    refusal.reason
+                );
             }
         }
     }

@@ -31,28 +31,47 @@ pub enum Which {
 }
 
 impl DeleteRequest {
-    fn read((user, conversation): (User, Conversation), body: &[u8]) -> Result<DeleteRequest, Refusal> {
+    fn read(
+        (user, conversation): (User, Conversation),
+        body: &[u8],
+    ) -> Result<DeleteRequest, Refusal> {
         let body = body::object(body, EXAMPLE)?;
         let id = match body.get("id") {
             None | Some(Value::Null) => None,
-            Some(Value::String(id)) if (1..=MAX_ID_BYTES).contains(&id.len()) && !id.contains('\0') => Some(id.clone()),
-            Some(_) => return Err(Refusal::bad_request(format!("id must be a string of 1 to {MAX_ID_BYTES} bytes without U+0000"))),
+            Some(Value::String(id))
+                if (1..=MAX_ID_BYTES).contains(&id.len()) && !id.contains('\0') =>
+            {
+                Some(id.clone())
+            }
+            Some(_) => {
+                return Err(Refusal::bad_request(format!(
+                    "id must be a string of 1 to {MAX_ID_BYTES} bytes without U+0000"
+                )));
+            }
         };
         let which = match (body::sequence(&body, "seq")?, id) {
-            (Some(Seq::ZERO), None) => return Err(Refusal::bad_request("seq must be a message's: at least 1")),
+            (Some(Seq::ZERO), None) => {
+                return Err(Refusal::bad_request("seq must be a message's: at least 1"));
+            }
             (Some(seq), None) => Which::Seq(seq),
             (None, Some(id)) => Which::Id(id),
-            (None, None) => return Err(Refusal::bad_request("seq or id of the message is missing")),
+            (None, None) => {
+                return Err(Refusal::bad_request("seq or id of the message is missing"));
+            }
             (Some(_), Some(_)) => return Err(Refusal::bad_request("give either seq or id")),
         };
         let mode = match body.get("mode") {
             None | Some(Value::Null) => Mode::Soft,
-            Some(mode) => mode
-                .as_str()
-                .and_then(Mode::parse)
-                .ok_or_else(|| Refusal::bad_request(r#"mode must be "soft" or "hard"; without it, soft"#))?,
+            Some(mode) => mode.as_str().and_then(Mode::parse).ok_or_else(|| {
+                Refusal::bad_request(r#"mode must be "soft" or "hard"; without it, soft"#)
+            })?,
         };
-        Ok(DeleteRequest { user, conversation, which, mode })
+        Ok(DeleteRequest {
+            user,
+            conversation,
+            which,
+            mode,
+        })
     }
 }
 
@@ -93,9 +112,15 @@ mod tests {
     fn a_message_is_named_one_way() {
         let parse = |body: &str| DeleteRequest::parse("ann.general", body.as_bytes());
         let request = parse(r#"{"seq":7,"user":"mallory","text":[]}"#).unwrap();
-        assert_eq!((request.user.as_str(), request.which, request.mode), ("ann", Which::Seq(Seq::new(7).unwrap()), Mode::Soft));
+        assert_eq!(
+            (request.user.as_str(), request.which, request.mode),
+            ("ann", Which::Seq(Seq::new(7).unwrap()), Mode::Soft)
+        );
         let request = parse(r#"{"id":"a","seq":null,"mode":"hard"}"#).unwrap();
-        assert_eq!((request.which, request.mode), (Which::Id("a".to_owned()), Mode::Hard));
+        assert_eq!(
+            (request.which, request.mode),
+            (Which::Id("a".to_owned()), Mode::Hard)
+        );
         let long = format!(r#"{{"id":"{}"}}"#, "i".repeat(129));
         for (body, mend) in [
             ("", "is missing"),
@@ -122,9 +147,24 @@ mod tests {
 
     #[test]
     fn a_wrong_name_is_refused() {
-        for names in ["", "ann", "ann.", ".general", "ann.a.b", "a b.general", "ann.*", ">.general"] {
-            assert!(DeleteRequest::parse(names, br#"{"seq":7}"#).is_err(), "{names}");
-            assert!(Direct::<DeleteRequest>::parse(names, br#"{"seq":7}"#).is_err(), "{names}");
+        for names in [
+            "",
+            "ann",
+            "ann.",
+            ".general",
+            "ann.a.b",
+            "a b.general",
+            "ann.*",
+            ">.general",
+        ] {
+            assert!(
+                DeleteRequest::parse(names, br#"{"seq":7}"#).is_err(),
+                "{names}"
+            );
+            assert!(
+                Direct::<DeleteRequest>::parse(names, br#"{"seq":7}"#).is_err(),
+                "{names}"
+            );
         }
     }
 }

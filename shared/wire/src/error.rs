@@ -74,11 +74,17 @@ pub struct Refusal {
 impl Refusal {
     /// A 400.
     pub fn bad_request(reason: impl Into<String>) -> Refusal {
-        Refusal { code: Code::BadRequest, reason: reason.into() }
+        Refusal {
+            code: Code::BadRequest,
+            reason: reason.into(),
+        }
     }
 
     /// A 403.
     pub fn forbidden(reason: impl Into<String>) -> Refusal {
-        Refusal { code: Code::Forbidden, reason: reason.into() }
+        Refusal {
+            code: Code::Forbidden,
+            reason: reason.into(),
+        }
     }
 }

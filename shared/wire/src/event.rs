@@ -129,10 +129,15 @@ impl Event {
             ("ce-datacontenttype", "application/json".to_owned()),
         ];
         if !matches!(self, Event::Delivered(_) | Event::Read(_)) {
-            headers.push((header::SEQUENCE, format!("{:0SEQUENCE_DIGITS$}", self.seq().get())));
+            headers.push((
+                header::SEQUENCE,
+                format!("{:0SEQUENCE_DIGITS$}", self.seq().get()),
+            ));
         }
         if let Some(traceparent) = traceparent.filter(|value| is_traceparent(value)) {
-            headers.extend(["ce-traceparent", "traceparent"].map(|name| (name, traceparent.to_owned())));
+            headers.extend(
+                ["ce-traceparent", "traceparent"].map(|name| (name, traceparent.to_owned())),
+            );
         }
         headers
     }
@@ -141,14 +146,21 @@ impl Event {
 impl ReceiptEvent {
     /// A mark reaches each position once, so nothing else is called this.
     fn id(&self, kind: &str) -> String {
-        format!("{kind}:{}:{}:{}", percent_encoded(&self.user), percent_encoded(&self.room), self.through)
+        format!(
+            "{kind}:{}:{}:{}",
+            percent_encoded(&self.user),
+            percent_encoded(&self.room),
+            self.through
+        )
     }
 }
 
 /// Up to where the log is told with an event that has these headers: to the event's own place, or as a receipt says, which has none.
 /// `None` for what is no event of ours.
 pub fn told<'a>(header: impl Fn(&'static str) -> Option<&'a str>) -> Option<Seq> {
-    header(header::SEQUENCE).or_else(|| header(header::TOLD)).and_then(sequence)
+    header(header::SEQUENCE)
+        .or_else(|| header(header::TOLD))
+        .and_then(sequence)
 }
 
 /// Reads the value of the header `ce-sequence`.
@@ -171,7 +183,10 @@ fn percent_encoded(value: &str) -> String {
 
 /// Whether it looks like W3C's: lower-case hexadecimal and hyphens. Whoever sent the message wrote it.
 fn is_traceparent(value: &str) -> bool {
-    value.len() == 55 && value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
+    value.len() == 55
+        && value
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
 }
 
 #[cfg(test)]
@@ -180,11 +195,22 @@ mod tests {
 
     fn stored(room: &str) -> Event {
         let (seq, timestamp) = (Seq::new(17).unwrap(), 1_700_000_000_000);
-        Event::Stored(StoredEvent { seq, id: "a-1".to_owned(), room: room.to_owned(), user: "ann".to_owned(), to: None, timestamp })
+        Event::Stored(StoredEvent {
+            seq,
+            id: "a-1".to_owned(),
+            room: room.to_owned(),
+            user: "ann".to_owned(),
+            to: None,
+            timestamp,
+        })
     }
 
     fn value(event: &Event, traceparent: Option<&str>, name: &str) -> Option<String> {
-        event.headers("2026-11-21T12:00:00Z", traceparent).into_iter().find(|(found, _)| *found == name).map(|(_, value)| value)
+        event
+            .headers("2026-11-21T12:00:00Z", traceparent)
+            .into_iter()
+            .find(|(found, _)| *found == name)
+            .map(|(_, value)| value)
     }
 
     #[test]
@@ -196,25 +222,49 @@ mod tests {
         let text = r#"{"seq":18,"target":17,"id":"a-1","room":"general","user":"ann","mode":"hard","by":"root"}"#;
         let deleted = Event::Deleted(serde_json::from_str(text).unwrap());
         assert_eq!(serde_json::to_string(&deleted).unwrap(), text);
-        assert_eq!((deleted.id().as_str(), deleted.kind()), ("deleted:18", "scrollback.message.deleted"));
+        assert_eq!(
+            (deleted.id().as_str(), deleted.kind()),
+            ("deleted:18", "scrollback.message.deleted")
+        );
     }
 
     #[test]
     fn a_receipt_has_no_place_in_the_order() {
-        let receipt = ReceiptEvent { user: "bob".to_owned(), room: "dm.\r.bob".to_owned(), through: Seq::new(7).unwrap() };
+        let receipt = ReceiptEvent {
+            user: "bob".to_owned(),
+            room: "dm.\r.bob".to_owned(),
+            through: Seq::new(7).unwrap(),
+        };
         let read = Event::Read(receipt.clone());
-        assert_eq!(serde_json::to_string(&read).unwrap(), r#"{"user":"bob","room":"dm.\r.bob","through":7}"#);
-        assert_eq!((read.kind(), value(&read, None, header::SEQUENCE)), ("scrollback.receipt.read", None));
-        assert_eq!(value(&read, None, header::MESSAGE_ID).unwrap(), "read:bob:dm.%0D.bob:7");
+        assert_eq!(
+            serde_json::to_string(&read).unwrap(),
+            r#"{"user":"bob","room":"dm.\r.bob","through":7}"#
+        );
+        assert_eq!(
+            (read.kind(), value(&read, None, header::SEQUENCE)),
+            ("scrollback.receipt.read", None)
+        );
+        assert_eq!(
+            value(&read, None, header::MESSAGE_ID).unwrap(),
+            "read:bob:dm.%0D.bob:7"
+        );
         assert_eq!(Event::Delivered(receipt).id(), "delivered:bob:dm.%0D.bob:7");
     }
 
     #[test]
     fn a_room_of_any_name_makes_a_header() {
-        for (room, encoded) in
-            [("general", "general"), ("a%b", "a%25b"), ("\"", "%22"), ("müsli ☕", "m%C3%BCsli%20%E2%98%95"), ("\u{7f}\u{1}~!", "%7F%01~!")]
-        {
-            assert_eq!(value(&stored(room), None, "ce-subject").unwrap(), encoded, "{room}");
+        for (room, encoded) in [
+            ("general", "general"),
+            ("a%b", "a%25b"),
+            ("\"", "%22"),
+            ("müsli ☕", "m%C3%BCsli%20%E2%98%95"),
+            ("\u{7f}\u{1}~!", "%7F%01~!"),
+        ] {
+            assert_eq!(
+                value(&stored(room), None, "ce-subject").unwrap(),
+                encoded,
+                "{room}"
+            );
         }
     }
 
@@ -230,21 +280,46 @@ mod tests {
     #[test]
     fn an_event_says_up_to_where_the_log_is_told() {
         let told_by = |headers: &[(&str, &'static str)]| {
-            told(|name| headers.iter().find(|(found, _)| *found == name).map(|(_, value)| *value)).map(Seq::get)
+            told(|name| {
+                headers
+                    .iter()
+                    .find(|(found, _)| *found == name)
+                    .map(|(_, value)| *value)
+            })
+            .map(Seq::get)
         };
-        assert_eq!(told_by(&[(header::SEQUENCE, "0000000000000000017"), (header::TOLD, "3")]), Some(17));
+        assert_eq!(
+            told_by(&[
+                (header::SEQUENCE, "0000000000000000017"),
+                (header::TOLD, "3")
+            ]),
+            Some(17)
+        );
         assert_eq!(told_by(&[(header::TOLD, "3")]), Some(3));
-        assert_eq!((told_by(&[]), told_by(&[(header::SEQUENCE, "x")])), (None, None));
+        assert_eq!(
+            (told_by(&[]), told_by(&[(header::SEQUENCE, "x")])),
+            (None, None)
+        );
     }
 
     #[test]
     fn what_is_no_traceparent_is_left_out() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(value(&stored("a"), Some(good), "traceparent").as_deref(), Some(good));
-        assert_eq!(value(&stored("a"), Some(good), "ce-traceparent").as_deref(), Some(good));
+        assert_eq!(
+            value(&stored("a"), Some(good), "traceparent").as_deref(),
+            Some(good)
+        );
+        assert_eq!(
+            value(&stored("a"), Some(good), "ce-traceparent").as_deref(),
+            Some(good)
+        );
         let broken = good.replace('b', "\r");
         for wrong in ["", "00", broken.as_str(), &good.to_uppercase()] {
-            assert_eq!(value(&stored("a"), Some(wrong), "traceparent"), None, "{wrong}");
+            assert_eq!(
+                value(&stored("a"), Some(wrong), "traceparent"),
+                None,
+                "{wrong}"
+            );
         }
     }
 }

@@ -37,14 +37,27 @@ impl HistoryRequest {
         let body = body::object(body, EXAMPLE)?;
         let limit = body::limit(&body, DEFAULT_PAGE)?;
         let mut cursor = Cursor::Latest;
-        for (key, make) in [("before", Cursor::Before as fn(Seq) -> Cursor), ("after", Cursor::After), ("around", Cursor::Around)] {
-            let Some(seq) = body::sequence(&body, key)? else { continue };
+        for (key, make) in [
+            ("before", Cursor::Before as fn(Seq) -> Cursor),
+            ("after", Cursor::After),
+            ("around", Cursor::Around),
+        ] {
+            let Some(seq) = body::sequence(&body, key)? else {
+                continue;
+            };
             if cursor != Cursor::Latest {
-                return Err(Refusal::bad_request("give at most one of before, after and around"));
+                return Err(Refusal::bad_request(
+                    "give at most one of before, after and around",
+                ));
             }
             cursor = make(seq);
         }
-        Ok(HistoryRequest { conversation, limit, cursor, receipts: false })
+        Ok(HistoryRequest {
+            conversation,
+            limit,
+            cursor,
+            receipts: false,
+        })
     }
 }
 
@@ -99,7 +112,9 @@ impl Source {
 
     /// From the value of the header.
     pub fn parse(value: &str) -> Option<Source> {
-        [Source::Index, Source::Log, Source::Both].into_iter().find(|source| source.as_str() == value)
+        [Source::Index, Source::Log, Source::Both]
+            .into_iter()
+            .find(|source| source.as_str() == value)
     }
 }
 
@@ -115,23 +130,56 @@ mod tests {
     fn an_empty_body_asks_for_the_newest_fifty() {
         for body in ["", "{}", r#"{"limit":null,"unknown":[1,2]}"#] {
             let request = parse(body).unwrap();
-            assert_eq!((request.limit, request.cursor), (50, Cursor::Latest), "{body}");
+            assert_eq!(
+                (request.limit, request.cursor),
+                (50, Cursor::Latest),
+                "{body}"
+            );
         }
     }
 
     #[test]
     fn one_cursor_at_most() {
-        assert_eq!(parse(r#"{"before":7}"#).unwrap().cursor, Cursor::Before(Seq::new(7).unwrap()));
-        assert_eq!(parse(r#"{"after":0}"#).unwrap().cursor, Cursor::After(Seq::ZERO));
-        assert_eq!(parse(r#"{"around":7}"#).unwrap().cursor, Cursor::Around(Seq::new(7).unwrap()));
-        assert!(parse(r#"{"before":1,"after":2}"#).unwrap_err().reason.contains("at most one"));
+        assert_eq!(
+            parse(r#"{"before":7}"#).unwrap().cursor,
+            Cursor::Before(Seq::new(7).unwrap())
+        );
+        assert_eq!(
+            parse(r#"{"after":0}"#).unwrap().cursor,
+            Cursor::After(Seq::ZERO)
+        );
+        assert_eq!(
+            parse(r#"{"around":7}"#).unwrap().cursor,
+            Cursor::Around(Seq::new(7).unwrap())
+        );
+        assert!(
+            parse(r#"{"before":1,"after":2}"#)
+                .unwrap_err()
+                .reason
+                .contains("at most one")
+        );
     }
 
     #[test]
     fn receipts_are_asked_for_between_two_people() {
-        let direct = |body: &str| Direct::<HistoryRequest>::parse("ann.bob", body.as_bytes()).map(|Direct(ask)| ask.receipts);
-        assert_eq!((direct(r#"{"receipts":true}"#), direct(r#"{"receipts":null}"#), direct("")), (Ok(true), Ok(false), Ok(false)));
-        assert!(direct(r#"{"receipts":1}"#).unwrap_err().reason.contains("receipts must be"));
+        let direct = |body: &str| {
+            Direct::<HistoryRequest>::parse("ann.bob", body.as_bytes())
+                .map(|Direct(ask)| ask.receipts)
+        };
+        assert_eq!(
+            (
+                direct(r#"{"receipts":true}"#),
+                direct(r#"{"receipts":null}"#),
+                direct("")
+            ),
+            (Ok(true), Ok(false), Ok(false))
+        );
+        assert!(
+            direct(r#"{"receipts":1}"#)
+                .unwrap_err()
+                .reason
+                .contains("receipts must be")
+        );
         assert!(!parse(r#"{"receipts":true}"#).unwrap().receipts);
     }
 

@@ -29,8 +29,8 @@ pub use bootstrap::{Applied, Check, Difference, Fence, NoRequest};
 pub use change::{Change, ChangeEntry, ChangeType, Deletion, Mode, change_subject, event_subject};
 pub use conversation::{Conversation, Direct};
 pub use dead_letters::{
-    DropLetter, DroppedLetter, Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, Retried, RetryLetter, RetryOutcome,
-    ShowLetter, ShownLetter, SubjectPattern,
+    DropLetter, DroppedLetter, Letter, LetterId, LetterOutcome, LetterPage, ListLetters,
+    OutcomeFilter, Retried, RetryLetter, RetryOutcome, ShowLetter, ShownLetter, SubjectPattern,
 };
 pub use delete::{DeleteRequest, Deleted, DeletedStatus, Which};
 pub use error::{Code, ErrorBody, ErrorDetail, Refusal};
@@ -39,17 +39,23 @@ pub use history::{Cursor, HistoryRequest, Page, Source};
 pub use message::{Incoming, Limits, MAX_ID_BYTES, Message, Status, believable, derived_id};
 pub use name::{MAX_NAME_BYTES, Room, Seq, User};
 pub use reason::Reason;
-pub use receipt::{DeliveredRequest, InboxRequest, Marked, Marks, ReadRequest, Unread, UnreadRequest, UnreadRoom};
-pub use retention::{Budget, DEFAULT_ROOMS, DIRECT_ROOMS, EraseRequest, Erased, Retained, RetentionRequest};
+pub use receipt::{
+    DeliveredRequest, InboxRequest, Marked, Marks, ReadRequest, Unread, UnreadRequest, UnreadRoom,
+};
+pub use retention::{
+    Budget, DEFAULT_ROOMS, DIRECT_ROOMS, EraseRequest, Erased, Retained, RetentionRequest,
+};
 pub use send::{Draft, SendAck, SendRequest, SentStatus};
 pub use service::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 pub use subject::{
-    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, CHANGES, DEADLETTERS_DROP, DEADLETTERS_LIST,
-    DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DELIVERED, DISCOVER_INFO, DISCOVER_STATS, DM_CHANGES, DM_DELETE, DM_HISTORY, DM_INBOX,
-    DM_READ, DM_SEND, DM_SYNC, EVENTS, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject, OUTBOX_WAKE, READ,
-    REQUEST_SUBJECTS, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, SEND, SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, UNREAD, WORKER,
-    direct_changes_of, direct_subject, directs_to, discovery_subjects, is_in_log, jetstream, live_subject, overlap, ping_subject,
-    subject_template,
+    Ask, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY, CHANGES,
+    DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW, DELETE, DELIVERED,
+    DISCOVER_INFO, DISCOVER_STATS, DM_CHANGES, DM_DELETE, DM_HISTORY, DM_INBOX, DM_READ, DM_SEND,
+    DM_SYNC, EVENTS, EVENTS_STREAM, Endpoint, FENCE_SUBJECT, HISTORY, INBOX, LogSubject,
+    OUTBOX_WAKE, READ, REQUEST_SUBJECTS, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, SEND,
+    SERVICE_REPLY, STREAM, STREAM_SUBJECTS, SYNC, UNREAD, WORKER, direct_changes_of,
+    direct_subject, directs_to, discovery_subjects, is_in_log, jetstream, live_subject, overlap,
+    ping_subject, subject_template,
 };
 pub use sync::{SyncPage, SyncRequest};
 

@@ -27,7 +27,9 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { text_bytes: 64 * 1024 }
+        Limits {
+            text_bytes: 64 * 1024,
+        }
     }
 }
 
@@ -84,12 +86,24 @@ impl Incoming {
             LogSubject::Chat(_) | LogSubject::Admin => (body.user.clone(), None),
         };
         let contradicted = !said_room || user != body.user;
-        let id = body.id.or_else(|| message_id.map(str::to_owned)).filter(|id| !id.is_empty());
+        let id = body
+            .id
+            .or_else(|| message_id.map(str::to_owned))
+            .filter(|id| !id.is_empty());
         if let Some(id) = &id {
             check_text(id, MAX_ID_BYTES, Reason::IdTooLong, Reason::NulInId)?;
         }
         let timestamp = believable(body.timestamp, received_ms);
-        Ok(Incoming { seq, room, user, to, id, text: body.text, timestamp, contradicted })
+        Ok(Incoming {
+            seq,
+            room,
+            user,
+            to,
+            id,
+            text: body.text,
+            timestamp,
+            contradicted,
+        })
     }
 
     /// The id readers see.
@@ -119,7 +133,8 @@ impl Incoming {
 
 /// What a client says about the time, or `received_ms` when it says nothing or something absurd. Unix milliseconds.
 pub fn believable(said: Option<i64>, received_ms: i64) -> i64 {
-    said.filter(|ms| (EARLIEST_TIMESTAMP_MS..=received_ms.saturating_add(DAY_MS)).contains(ms)).unwrap_or(received_ms)
+    said.filter(|ms| (EARLIEST_TIMESTAMP_MS..=received_ms.saturating_add(DAY_MS)).contains(ms))
+        .unwrap_or(received_ms)
 }
 
 /// The id of a message whose sender gave none: the same at every delivery.
@@ -159,7 +174,11 @@ pub struct Message {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
     /// When its recipient's client confirmed it, in Unix milliseconds; only where history was asked for it.
-    #[serde(default, rename = "deliveredAt", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "deliveredAt",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub delivered_at: Option<i64>,
     /// When its recipient read it, in Unix milliseconds; only where history was asked for it.
     #[serde(default, rename = "readAt", skip_serializing_if = "Option::is_none")]
@@ -207,7 +226,9 @@ fn syntax_reason(error: &serde_json::Error) -> Reason {
     let text = error.to_string();
     if text.starts_with("recursion limit exceeded") {
         Reason::TooDeep
-    } else if text.starts_with("lone leading surrogate") || text.starts_with("unexpected end of hex escape") {
+    } else if text.starts_with("lone leading surrogate")
+        || text.starts_with("unexpected end of hex escape")
+    {
         Reason::LoneSurrogate
     } else if text.starts_with("number out of range") {
         Reason::NumberOutOfRange
@@ -241,7 +262,10 @@ impl Keys {
     /// Reads a JSON object; what is wrong with it as a whole is the error.
     pub(crate) fn read(payload: &[u8]) -> Result<Keys, Reason> {
         let text = std::str::from_utf8(payload).map_err(|_| Reason::InvalidUtf8)?;
-        let mut reader = Reader { keys: Keys::default(), reason: None };
+        let mut reader = Reader {
+            keys: Keys::default(),
+            reason: None,
+        };
         let mut json = serde_json::Deserializer::from_str(text);
         let outcome = json.deserialize_any(&mut reader).and_then(|()| json.end());
         if let Some(reason) = reader.reason {
@@ -265,13 +289,28 @@ impl Keys {
     }
 
     fn check(self, limits: Limits) -> Result<Body, Reason> {
-        if matches!((&self.stream, &self.seq), (Some(Scalar::Text(_)), Some(Scalar::Whole(_)))) {
+        if matches!(
+            (&self.stream, &self.seq),
+            (Some(Scalar::Text(_)), Some(Scalar::Whole(_)))
+        ) {
             return Err(Reason::PublishAck);
         }
-        let user = string(self.user)?.filter(|user| !user.is_empty()).ok_or(Reason::MissingUser)?;
-        check_text(&user, MAX_USER_BYTES, Reason::UserTooLong, Reason::NulInUser)?;
+        let user = string(self.user)?
+            .filter(|user| !user.is_empty())
+            .ok_or(Reason::MissingUser)?;
+        check_text(
+            &user,
+            MAX_USER_BYTES,
+            Reason::UserTooLong,
+            Reason::NulInUser,
+        )?;
         let text = string(self.text)?.ok_or(Reason::MissingText)?;
-        check_text(&text, limits.text_bytes, Reason::TextTooLong, Reason::NulInText)?;
+        check_text(
+            &text,
+            limits.text_bytes,
+            Reason::TextTooLong,
+            Reason::NulInText,
+        )?;
         let timestamp = match self.timestamp {
             None | Some(Scalar::Null) => None,
             Some(Scalar::Whole(ms)) => Some(ms),
@@ -284,7 +323,13 @@ impl Keys {
             Some(Scalar::Text(room)) => Some(room),
             Some(_) => Some(String::new()),
         };
-        Ok(Body { user, text, timestamp, room, id: string(self.id)?.filter(|id| !id.is_empty()) })
+        Ok(Body {
+            user,
+            text,
+            timestamp,
+            room,
+            id: string(self.id)?.filter(|id| !id.is_empty()),
+        })
     }
 }
 
@@ -383,7 +428,11 @@ impl<'de> Visitor<'de> for AnyScalar {
 
     fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
         // Browsers have clocks with fractions of a millisecond.
-        Ok(if value.abs() < i64::MAX as f64 { Scalar::Whole(value as i64) } else { Scalar::OutOfRange })
+        Ok(if value.abs() < i64::MAX as f64 {
+            Scalar::Whole(value as i64)
+        } else {
+            Scalar::OutOfRange
+        })
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
@@ -414,7 +463,14 @@ mod tests {
     const RECEIVED: i64 = 1_700_000_000_000;
 
     fn parse_as(subject: &str, header: Option<&str>, payload: &[u8]) -> Result<Incoming, Reason> {
-        Incoming::parse(subject, header, payload, Seq::new(7).unwrap(), RECEIVED, Limits::default())
+        Incoming::parse(
+            subject,
+            header,
+            payload,
+            Seq::new(7).unwrap(),
+            RECEIVED,
+            Limits::default(),
+        )
     }
 
     fn parse(payload: &str) -> Result<Incoming, Reason> {
@@ -434,42 +490,99 @@ mod tests {
 
     #[test]
     fn the_subject_beats_the_body() {
-        assert!(!parse(r#"{"user":"a","text":"","room":"chat.general"}"#).unwrap().contradicted);
-        assert!(parse(r#"{"user":"a","text":"","room":"other"}"#).unwrap().contradicted);
-        assert!(parse(r#"{"user":"a","text":"","room":5}"#).unwrap().contradicted);
+        assert!(
+            !parse(r#"{"user":"a","text":"","room":"chat.general"}"#)
+                .unwrap()
+                .contradicted
+        );
+        assert!(
+            parse(r#"{"user":"a","text":"","room":"other"}"#)
+                .unwrap()
+                .contradicted
+        );
+        assert!(
+            parse(r#"{"user":"a","text":"","room":5}"#)
+                .unwrap()
+                .contradicted
+        );
         let direct = parse_as("dm.bob.alice", None, br#"{"user":"mallory","text":"x"}"#).unwrap();
-        assert_eq!((direct.user.as_str(), direct.to.as_deref(), direct.room.as_str()), ("bob", Some("alice"), "dm.alice.bob"));
+        assert_eq!(
+            (
+                direct.user.as_str(),
+                direct.to.as_deref(),
+                direct.room.as_str()
+            ),
+            ("bob", Some("alice"), "dm.alice.bob")
+        );
         assert!(direct.contradicted);
     }
 
     #[test]
     fn an_absurd_timestamp_becomes_the_logs_own() {
-        for said in ["null", "0", "-5", "631151999999", "1700086400001", "9000000000000000000"] {
-            let message = parse(&format!(r#"{{"user":"a","text":"x","timestamp":{said}}}"#)).unwrap();
+        for said in [
+            "null",
+            "0",
+            "-5",
+            "631151999999",
+            "1700086400001",
+            "9000000000000000000",
+        ] {
+            let message =
+                parse(&format!(r#"{{"user":"a","text":"x","timestamp":{said}}}"#)).unwrap();
             assert_eq!(message.timestamp, RECEIVED, "{said}");
         }
-        assert_eq!(parse(r#"{"user":"a","text":"x","timestamp":1699999999999.7}"#).unwrap().timestamp, 1_699_999_999_999);
+        assert_eq!(
+            parse(r#"{"user":"a","text":"x","timestamp":1699999999999.7}"#)
+                .unwrap()
+                .timestamp,
+            1_699_999_999_999
+        );
     }
 
     #[test]
     fn the_id_is_the_bodys_then_the_headers_then_derived() {
         let long = "h".repeat(129);
-        let id = |header, body: &str| parse_as("chat.general", header, body.as_bytes()).map(|message| message.shown_id());
-        assert_eq!(id(Some("h"), r#"{"user":"a","text":"x","id":"b"}"#), Ok("b".into()));
+        let id = |header, body: &str| {
+            parse_as("chat.general", header, body.as_bytes()).map(|message| message.shown_id())
+        };
+        assert_eq!(
+            id(Some("h"), r#"{"user":"a","text":"x","id":"b"}"#),
+            Ok("b".into())
+        );
         assert_eq!(id(Some("h"), r#"{"user":"a","text":"x"}"#), Ok("h".into()));
-        assert_eq!(id(Some("h"), r#"{"user":"a","text":"x","id":""}"#), Ok("h".into()));
+        assert_eq!(
+            id(Some("h"), r#"{"user":"a","text":"x","id":""}"#),
+            Ok("h".into())
+        );
         assert_eq!(id(None, r#"{"user":"a","text":"x"}"#), Ok("seq:7".into()));
-        assert_eq!(id(Some(&long), r#"{"user":"a","text":"x"}"#), Err(Reason::IdTooLong));
-        assert_eq!(id(Some("\0"), r#"{"user":"a","text":"x"}"#), Err(Reason::NulInId));
+        assert_eq!(
+            id(Some(&long), r#"{"user":"a","text":"x"}"#),
+            Err(Reason::IdTooLong)
+        );
+        assert_eq!(
+            id(Some("\0"), r#"{"user":"a","text":"x"}"#),
+            Err(Reason::NulInId)
+        );
     }
 
     #[test]
     fn each_bad_body_has_its_own_reason() {
-        let deep = format!(r#"{{"user":"a","text":"x","z":{}{}}}"#, "[".repeat(200), "]".repeat(200));
+        let deep = format!(
+            r#"{{"user":"a","text":"x","z":{}{}}}"#,
+            "[".repeat(200),
+            "]".repeat(200)
+        );
         let long = |key: &str, n: usize| {
-            let mut fields = [("user", "a".to_owned()), ("text", "x".to_owned()), ("id", "i".to_owned())];
+            let mut fields = [
+                ("user", "a".to_owned()),
+                ("text", "x".to_owned()),
+                ("id", "i".to_owned()),
+            ];
             fields.iter_mut().find(|field| field.0 == key).unwrap().1 = "y".repeat(n);
-            format!(r#"{{"user":"{}","text":"{}","id":"{}"}}"#, fields[0].1, fields[1].1, fields[2].1)
+            format!(
+                r#"{{"user":"{}","text":"{}","id":"{}"}}"#,
+                fields[0].1, fields[1].1, fields[2].1
+            )
         };
         let cases: Vec<(String, Reason)> = [
             ("hello", Reason::NotJson),
@@ -512,9 +625,17 @@ mod tests {
         ])
         .collect();
         for (payload, reason) in cases {
-            assert_eq!(parse(&payload), Err(reason), "{}", &payload[..payload.len().min(80)]);
+            assert_eq!(
+                parse(&payload),
+                Err(reason),
+                "{}",
+                &payload[..payload.len().min(80)]
+            );
         }
-        assert_eq!(parse_as("chat.general", None, b"{\"user\":\"\xff\",\"text\":\"x\"}"), Err(Reason::InvalidUtf8));
+        assert_eq!(
+            parse_as("chat.general", None, b"{\"user\":\"\xff\",\"text\":\"x\"}"),
+            Err(Reason::InvalidUtf8)
+        );
         for at_the_limit in [long("text", 64 * 1024), long("user", 255), long("id", 128)] {
             parse(&at_the_limit).unwrap();
         }

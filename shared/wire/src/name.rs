@@ -36,12 +36,20 @@ impl Room {
 
     /// The subject in the log that carries this room; a wildcard for the admin room.
     pub fn log_subject(&self) -> String {
-        if self.0 == Self::ADMIN { "admin.*".to_owned() } else { format!("chat.{}", self.0) }
+        if self.0 == Self::ADMIN {
+            "admin.*".to_owned()
+        } else {
+            format!("chat.{}", self.0)
+        }
     }
 
     /// Where a trusted publisher appends to this room. `publisher` ends the subject of the admin room, as one token.
     pub fn append_subject(&self, publisher: &str) -> String {
-        if self.0 == Self::ADMIN { format!("admin.{publisher}") } else { format!("chat.{}", self.0) }
+        if self.0 == Self::ADMIN {
+            format!("admin.{publisher}")
+        } else {
+            format!("chat.{}", self.0)
+        }
     }
 
     /// From a message's body, where a room stands as a name or, as `chat.general`, the subject it was published on.
@@ -90,16 +98,28 @@ impl fmt::Display for User {
 
 /// The two names a subject ends with.
 pub(crate) fn two<'a>(names: &'a str, form: &str) -> Result<(&'a str, &'a str), Refusal> {
-    let wrong = || Refusal::bad_request(format!("the subject must be {form}, each name 1 to 64 of A-Z a-z 0-9 _ -"));
-    names.split_once('.').filter(|(_, last)| !last.contains('.')).ok_or_else(wrong)
+    let wrong = || {
+        Refusal::bad_request(format!(
+            "the subject must be {form}, each name 1 to 64 of A-Z a-z 0-9 _ -"
+        ))
+    };
+    names
+        .split_once('.')
+        .filter(|(_, last)| !last.contains('.'))
+        .ok_or_else(wrong)
 }
 
 fn is_name(name: &str) -> bool {
-    (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 /// A position in the log: 0 (before the first message) to 2^63 - 1, the largest PostgreSQL can hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Seq(u64);
 
@@ -111,7 +131,11 @@ impl Seq {
 
     /// `None` above 2^63 - 1.
     pub const fn new(seq: u64) -> Option<Seq> {
-        if seq <= Self::MAX.0 { Some(Seq(seq)) } else { None }
+        if seq <= Self::MAX.0 {
+            Some(Seq(seq))
+        } else {
+            None
+        }
     }
 
     /// The number.
@@ -132,7 +156,11 @@ impl Seq {
     /// The position after this one, at most [`Seq::MAX`].
     #[must_use]
     pub const fn next(self) -> Seq {
-        if self.0 == Self::MAX.0 { self } else { Seq(self.0 + 1) }
+        if self.0 == Self::MAX.0 {
+            self
+        } else {
+            Seq(self.0 + 1)
+        }
     }
 
     /// The position before this one, at least 0.
@@ -161,15 +189,29 @@ mod tests {
             let refusal = Room::parse(bad).unwrap_err();
             assert_eq!(refusal.code, crate::Code::BadRequest, "{bad:?}");
             assert!(refusal.reason.contains("1 to 64"), "{bad:?}");
-            assert!(User::parse(bad).unwrap_err().reason.starts_with("a user is 1 to 64"), "{bad:?}");
+            assert!(
+                User::parse(bad)
+                    .unwrap_err()
+                    .reason
+                    .starts_with("a user is 1 to 64"),
+                "{bad:?}"
+            );
         }
     }
 
     #[test]
     fn a_room_knows_its_subjects() {
         let general = Room::from_body("chat.general").unwrap();
-        assert_eq!((general.as_str(), general.append_subject("import")), ("general", "chat.general".to_owned()));
-        assert_eq!(Room::from_body("__admin__").unwrap().append_subject("import"), "admin.import");
+        assert_eq!(
+            (general.as_str(), general.append_subject("import")),
+            ("general", "chat.general".to_owned())
+        );
+        assert_eq!(
+            Room::from_body("__admin__")
+                .unwrap()
+                .append_subject("import"),
+            "admin.import"
+        );
         assert!(Room::from_body("dm.alice.bob").is_err());
     }
 

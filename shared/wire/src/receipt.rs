@@ -22,7 +22,10 @@ impl Ask for InboxRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let user = User::parse(names)?;
         let body = body::object(body, r#"{"limit":100}, or empty"#)?;
-        Ok(InboxRequest { user, limit: body::limit(&body, DEFAULT_INBOX)? })
+        Ok(InboxRequest {
+            user,
+            limit: body::limit(&body, DEFAULT_INBOX)?,
+        })
     }
 }
 
@@ -37,7 +40,10 @@ pub struct DeliveredRequest {
 
 impl Ask for DeliveredRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        Ok(DeliveredRequest { user: User::parse(names)?, through: through(body)? })
+        Ok(DeliveredRequest {
+            user: User::parse(names)?,
+            through: through(body)?,
+        })
     }
 }
 
@@ -55,20 +61,29 @@ pub struct ReadRequest {
 impl Ask for ReadRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, conversation) = user_and_room(names, "chat.read.{user}.{room}")?;
-        Ok(ReadRequest { user, conversation, through: through(body)? })
+        Ok(ReadRequest {
+            user,
+            conversation,
+            through: through(body)?,
+        })
     }
 }
 
 impl Ask for Direct<ReadRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, conversation) = user_and_peer(names, "dm.read.{user}.{peer}")?;
-        Ok(Direct(ReadRequest { user, conversation, through: through(body)? }))
+        Ok(Direct(ReadRequest {
+            user,
+            conversation,
+            through: through(body)?,
+        }))
     }
 }
 
 fn through(body: &[u8]) -> Result<Seq, Refusal> {
     let body = body::object(body, EXAMPLE)?;
-    body::sequence(&body, "through")?.ok_or_else(|| Refusal::bad_request("through is missing: the seq up to which it is so"))
+    body::sequence(&body, "through")?
+        .ok_or_else(|| Refusal::bad_request("through is missing: the seq up to which it is so"))
 }
 
 /// Where a mark stands now.
@@ -153,8 +168,12 @@ mod tests {
 
     #[test]
     fn a_mark_is_a_sequence() {
-        let parse = |body: &str| DeliveredRequest::parse("bob", body.as_bytes()).map(|ask| ask.through);
-        assert_eq!(parse(r#"{"through":7,"unknown":1}"#), Ok(Seq::new(7).unwrap()));
+        let parse =
+            |body: &str| DeliveredRequest::parse("bob", body.as_bytes()).map(|ask| ask.through);
+        assert_eq!(
+            parse(r#"{"through":7,"unknown":1}"#),
+            Ok(Seq::new(7).unwrap())
+        );
         for (body, mend) in [
             ("", "through is missing"),
             ("{}", "through is missing"),
@@ -167,9 +186,21 @@ mod tests {
             ("seven", "a JSON object"),
         ] {
             let refusal = parse(body).unwrap_err();
-            assert!(refusal.code.number() == 400 && refusal.reason.contains(mend), "{body}: {}", refusal.reason);
-            assert_eq!(ReadRequest::parse("bob.general", body.as_bytes()).unwrap_err(), refusal, "{body}");
-            assert_eq!(Direct::<ReadRequest>::parse("bob.ann", body.as_bytes()).unwrap_err(), refusal, "{body}");
+            assert!(
+                refusal.code.number() == 400 && refusal.reason.contains(mend),
+                "{body}: {}",
+                refusal.reason
+            );
+            assert_eq!(
+                ReadRequest::parse("bob.general", body.as_bytes()).unwrap_err(),
+                refusal,
+                "{body}"
+            );
+            assert_eq!(
+                Direct::<ReadRequest>::parse("bob.ann", body.as_bytes()).unwrap_err(),
+                refusal,
+                "{body}"
+            );
         }
     }
 
@@ -177,10 +208,26 @@ mod tests {
     fn a_subject_names_whom_it_concerns_and_nobody_else() {
         let through = br#"{"through":1}"#;
         let Direct(read) = Direct::<ReadRequest>::parse("bob.ann", through).unwrap();
-        assert_eq!((read.user.as_str(), read.conversation.name().as_str()), ("bob", "dm.ann.bob"));
-        for names in ["", "bob.", ".general", "bob.dm.ann", "bob.a.b", "*.general", "bob.>", "b b.general", "bob.ann.carol"] {
+        assert_eq!(
+            (read.user.as_str(), read.conversation.name().as_str()),
+            ("bob", "dm.ann.bob")
+        );
+        for names in [
+            "",
+            "bob.",
+            ".general",
+            "bob.dm.ann",
+            "bob.a.b",
+            "*.general",
+            "bob.>",
+            "b b.general",
+            "bob.ann.carol",
+        ] {
             assert!(ReadRequest::parse(names, through).is_err(), "{names}");
-            assert!(Direct::<ReadRequest>::parse(names, through).is_err(), "{names}");
+            assert!(
+                Direct::<ReadRequest>::parse(names, through).is_err(),
+                "{names}"
+            );
         }
         for names in ["", "bob.ann", "*", ">", "b b"] {
             assert!(DeliveredRequest::parse(names, through).is_err(), "{names}");
@@ -194,19 +241,54 @@ mod tests {
         let parse = |body: &str| InboxRequest::parse("bob", body.as_bytes());
         assert_eq!(parse("").unwrap().limit, 100);
         assert_eq!(parse(r#"{"limit":500}"#).unwrap().limit, 500);
-        for body in [r#"{"limit":0}"#, r#"{"limit":501}"#, r#"{"limit":"5"}"#, "[5]", "five"] {
+        for body in [
+            r#"{"limit":0}"#,
+            r#"{"limit":501}"#,
+            r#"{"limit":"5"}"#,
+            "[5]",
+            "five",
+        ] {
             assert_eq!(parse(body).unwrap_err().code.number(), 400, "{body}");
         }
-        assert_eq!(UnreadRequest::parse("bob", b"[]").unwrap_err().code.number(), 400);
+        assert_eq!(
+            UnreadRequest::parse("bob", b"[]")
+                .unwrap_err()
+                .code
+                .number(),
+            400
+        );
     }
 
     #[test]
     fn who_has_read_a_message_has_it() {
         let seq = |seq| Seq::new(seq).unwrap();
-        let marks = Marks { delivered: seq(2), read: seq(4) };
+        let marks = Marks {
+            delivered: seq(2),
+            read: seq(4),
+        };
         let status = [1, 2, 3, 4, 5].map(|at| marks.status(seq(at)));
-        assert_eq!(status, [Status::Read, Status::Read, Status::Read, Status::Read, Status::Sent]);
-        let marks = Marks { delivered: seq(4), read: seq(2) };
-        assert_eq!([2, 3, 4, 5].map(|at| marks.status(seq(at))), [Status::Read, Status::Delivered, Status::Delivered, Status::Sent]);
+        assert_eq!(
+            status,
+            [
+                Status::Read,
+                Status::Read,
+                Status::Read,
+                Status::Read,
+                Status::Sent
+            ]
+        );
+        let marks = Marks {
+            delivered: seq(4),
+            read: seq(2),
+        };
+        assert_eq!(
+            [2, 3, 4, 5].map(|at| marks.status(seq(at))),
+            [
+                Status::Read,
+                Status::Delivered,
+                Status::Delivered,
+                Status::Sent
+            ]
+        );
     }
 }

@@ -23,7 +23,9 @@ pub struct RetentionRequest {
 impl Ask for RetentionRequest {
     fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let body = body::object(body, r#"{"dry_run":true}"#)?;
-        Ok(RetentionRequest { dry_run: dry_run(&body)? })
+        Ok(RetentionRequest {
+            dry_run: dry_run(&body)?,
+        })
     }
 }
 
@@ -31,7 +33,9 @@ fn dry_run(body: &Map<String, Value>) -> Result<bool, Refusal> {
     match body.get("dry_run") {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(dry_run)) => Ok(*dry_run),
-        Some(_) => Err(Refusal::bad_request("dry_run must be true or false; without it, false")),
+        Some(_) => Err(Refusal::bad_request(
+            "dry_run must be true or false; without it, false",
+        )),
     }
 }
 
@@ -84,10 +88,22 @@ impl Ask for EraseRequest {
     fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let body = body::object(body, r#"{"user":"ann","dry_run":true}"#)?;
         let user = match body.get("user") {
-            Some(Value::String(user)) if (1..=MAX_USER_BYTES).contains(&user.len()) && !user.contains('\0') => user.clone(),
-            _ => return Err(Refusal::bad_request(format!("user must be a string of 1 to {MAX_USER_BYTES} bytes without U+0000"))),
+            Some(Value::String(user))
+                if (1..=MAX_USER_BYTES).contains(&user.len()) && !user.contains('\0') =>
+            {
+                user.clone()
+            }
+            _ => {
+                return Err(Refusal::bad_request(format!(
+                    "user must be a string of 1 to {MAX_USER_BYTES} bytes without U+0000"
+                )));
+            }
         };
-        Ok(EraseRequest { user, dry_run: dry_run(&body)?, after: body::sequence(&body, "after")?.unwrap_or(Seq::ZERO) })
+        Ok(EraseRequest {
+            user,
+            dry_run: dry_run(&body)?,
+            after: body::sequence(&body, "after")?.unwrap_or(Seq::ZERO),
+        })
     }
 }
 
@@ -119,18 +135,39 @@ mod tests {
 
     #[test]
     fn nothing_is_done_only_where_it_is_said_so() {
-        for (body, dry) in [("", false), ("{}", false), (r#"{"dry_run":null}"#, false), (r#"{"dry_run":true}"#, true)] {
-            assert_eq!(RetentionRequest::parse("", body.as_bytes()).unwrap().dry_run, dry, "{body}");
+        for (body, dry) in [
+            ("", false),
+            ("{}", false),
+            (r#"{"dry_run":null}"#, false),
+            (r#"{"dry_run":true}"#, true),
+        ] {
+            assert_eq!(
+                RetentionRequest::parse("", body.as_bytes())
+                    .unwrap()
+                    .dry_run,
+                dry,
+                "{body}"
+            );
         }
         for body in [r#"{"dry_run":"true"}"#, r#"{"dry_run":1}"#, "[]", "true"] {
-            assert_eq!(RetentionRequest::parse("", body.as_bytes()).unwrap_err().code.number(), 400, "{body}");
+            assert_eq!(
+                RetentionRequest::parse("", body.as_bytes())
+                    .unwrap_err()
+                    .code
+                    .number(),
+                400,
+                "{body}"
+            );
         }
     }
 
     #[test]
     fn an_erasure_names_its_user() {
         let request = EraseRequest::parse("", br#"{"user":"anyone at all","after":7}"#).unwrap();
-        assert_eq!((request.user.as_str(), request.dry_run, request.after), ("anyone at all", false, Seq::new(7).unwrap()));
+        assert_eq!(
+            (request.user.as_str(), request.dry_run, request.after),
+            ("anyone at all", false, Seq::new(7).unwrap())
+        );
         let long = format!(r#"{{"user":"{}"}}"#, "u".repeat(256));
         for (body, mend) in [
             ("", "user must be"),
@@ -142,7 +179,11 @@ mod tests {
             (r#"{"user":"a","after":-1}"#, "after must be"),
         ] {
             let refusal = EraseRequest::parse("", body.as_bytes()).unwrap_err();
-            assert!(refusal.code.number() == 400 && refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+            assert!(
+                refusal.code.number() == 400 && refusal.reason.contains(mend),
+                "{body}: {}",
+                refusal.reason
+            );
         }
     }
 }

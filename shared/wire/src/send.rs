@@ -33,16 +33,26 @@ impl Ask for SendRequest<Room> {
         let (user, room) = two(names, "chat.send.{user}.{room}")?;
         let (user, to) = (User::parse(user)?, Room::parse(room)?);
         if to.as_str() == Room::ADMIN {
-            return Err(Refusal::forbidden("the room __admin__ takes messages from trusted publishers only"));
+            return Err(Refusal::forbidden(
+                "the room __admin__ takes messages from trusted publishers only",
+            ));
         }
-        Ok(SendRequest { user, to, draft: Draft::parse(body)? })
+        Ok(SendRequest {
+            user,
+            to,
+            draft: Draft::parse(body)?,
+        })
     }
 }
 
 impl Ask for SendRequest<User> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, peer) = two(names, "dm.send.{user}.{peer}")?;
-        Ok(SendRequest { user: User::parse(user)?, to: User::parse(peer)?, draft: Draft::parse(body)? })
+        Ok(SendRequest {
+            user: User::parse(user)?,
+            to: User::parse(peer)?,
+            draft: Draft::parse(body)?,
+        })
     }
 }
 
@@ -51,7 +61,9 @@ impl Draft {
         let keys = Keys::read(body).map_err(refusal)?;
         let text = match keys.text {
             Some(Scalar::Text(text)) if text.contains('\0') => {
-                return Err(Refusal::bad_request("text must not hold U+0000: the database cannot store it"));
+                return Err(Refusal::bad_request(
+                    "text must not hold U+0000: the database cannot store it",
+                ));
             }
             Some(Scalar::Text(text)) => text,
             None | Some(Scalar::Null) => return Err(Refusal::bad_request("text is missing")),
@@ -59,18 +71,32 @@ impl Draft {
         };
         let id = match keys.id {
             None | Some(Scalar::Null) => None,
-            Some(Scalar::Text(id)) if !id.is_empty() && id.len() <= MAX_ID_BYTES && !id.contains('\0') => Some(id),
+            Some(Scalar::Text(id))
+                if !id.is_empty() && id.len() <= MAX_ID_BYTES && !id.contains('\0') =>
+            {
+                Some(id)
+            }
             Some(_) => {
-                let rule = format!("id must be a string of 1 to {MAX_ID_BYTES} bytes without U+0000; leave it out and one is made");
+                let rule = format!(
+                    "id must be a string of 1 to {MAX_ID_BYTES} bytes without U+0000; leave it out and one is made"
+                );
                 return Err(Refusal::bad_request(rule));
             }
         };
         let timestamp = match keys.timestamp {
             None | Some(Scalar::Null) => None,
             Some(Scalar::Whole(ms)) => Some(ms),
-            Some(_) => return Err(Refusal::bad_request("timestamp must be a number of Unix milliseconds, or be left out")),
+            Some(_) => {
+                return Err(Refusal::bad_request(
+                    "timestamp must be a number of Unix milliseconds, or be left out",
+                ));
+            }
         };
-        Ok(Draft { text, id, timestamp })
+        Ok(Draft {
+            text,
+            id,
+            timestamp,
+        })
     }
 }
 
@@ -119,26 +145,66 @@ mod tests {
 
     #[test]
     fn the_subject_names_the_sender() {
-        let ask = room("ann.general", r#"{"text":"hi","user":"mallory","id":"a","timestamp":5,"room":7,"more":[1]}"#).unwrap();
+        let ask = room(
+            "ann.general",
+            r#"{"text":"hi","user":"mallory","id":"a","timestamp":5,"room":7,"more":[1]}"#,
+        )
+        .unwrap();
         assert_eq!((ask.user.as_str(), ask.to.as_str()), ("ann", "general"));
-        assert_eq!(ask.draft, Draft { text: "hi".to_owned(), id: Some("a".to_owned()), timestamp: Some(5) });
-        let ask = SendRequest::<User>::parse("ann.bob", br#"{"text":"","id":null,"timestamp":null}"#).unwrap();
-        assert_eq!((ask.to.as_str(), ask.draft.id, ask.draft.timestamp), ("bob", None, None));
+        assert_eq!(
+            ask.draft,
+            Draft {
+                text: "hi".to_owned(),
+                id: Some("a".to_owned()),
+                timestamp: Some(5)
+            }
+        );
+        let ask =
+            SendRequest::<User>::parse("ann.bob", br#"{"text":"","id":null,"timestamp":null}"#)
+                .unwrap();
+        assert_eq!(
+            (ask.to.as_str(), ask.draft.id, ask.draft.timestamp),
+            ("bob", None, None)
+        );
     }
 
     #[test]
     fn a_wrong_name_is_refused() {
-        for names in ["", "ann", "ann.", ".general", "ann.general.x", "a b.general", "ann.*", ">.general"] {
-            assert_eq!(room(names, r#"{"text":"x"}"#).unwrap_err().code, Code::BadRequest, "{names}");
-            assert_eq!(SendRequest::<User>::parse(names, br#"{"text":"x"}"#).unwrap_err().code, Code::BadRequest, "{names}");
+        for names in [
+            "",
+            "ann",
+            "ann.",
+            ".general",
+            "ann.general.x",
+            "a b.general",
+            "ann.*",
+            ">.general",
+        ] {
+            assert_eq!(
+                room(names, r#"{"text":"x"}"#).unwrap_err().code,
+                Code::BadRequest,
+                "{names}"
+            );
+            assert_eq!(
+                SendRequest::<User>::parse(names, br#"{"text":"x"}"#)
+                    .unwrap_err()
+                    .code,
+                Code::BadRequest,
+                "{names}"
+            );
         }
-        assert_eq!(room("ann.__admin__", r#"{"text":"x"}"#).unwrap_err().code, Code::Forbidden);
+        assert_eq!(
+            room("ann.__admin__", r#"{"text":"x"}"#).unwrap_err().code,
+            Code::Forbidden
+        );
     }
 
     #[test]
     fn a_wrong_body_is_told_what_to_mend() {
-        let (at_the_limit, too_long) =
-            (format!(r#"{{"text":"","id":"{}"}}"#, "i".repeat(128)), format!(r#"{{"text":"","id":"{}"}}"#, "i".repeat(129)));
+        let (at_the_limit, too_long) = (
+            format!(r#"{{"text":"","id":"{}"}}"#, "i".repeat(128)),
+            format!(r#"{{"text":"","id":"{}"}}"#, "i".repeat(129)),
+        );
         room("ann.general", &at_the_limit).unwrap();
         for (body, mend) in [
             ("", "a JSON object"),
@@ -157,19 +223,32 @@ mod tests {
             (&too_long, "id must be"),
             (r#"{"text":"a","timestamp":"now"}"#, "timestamp must be"),
             (r#"{"text":"a","timestamp":true}"#, "timestamp must be"),
-            (r#"{"text":"a","timestamp":99999999999999999999}"#, "timestamp must be"),
+            (
+                r#"{"text":"a","timestamp":99999999999999999999}"#,
+                "timestamp must be",
+            ),
             (r#"{"text":"a","timestamp":1e999}"#, "out of range"),
         ] {
             let refusal = room("ann.general", body).unwrap_err();
             assert_eq!(refusal.code, Code::BadRequest, "{body}");
             assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
         }
-        assert!(SendRequest::<Room>::parse("ann.general", b"{\"text\":\"\xff\"}").unwrap_err().reason.contains("UTF-8"));
+        assert!(
+            SendRequest::<Room>::parse("ann.general", b"{\"text\":\"\xff\"}")
+                .unwrap_err()
+                .reason
+                .contains("UTF-8")
+        );
     }
 
     #[test]
     fn an_acknowledgement_reads_as_the_contract_says() {
-        let ack = SendAck { message_id: "a".to_owned(), seq: Seq::ZERO.next(), status: SentStatus::Sent, duplicate: false };
+        let ack = SendAck {
+            message_id: "a".to_owned(),
+            seq: Seq::ZERO.next(),
+            status: SentStatus::Sent,
+            duplicate: false,
+        };
         let text = r#"{"type":"ack","messageId":"a","seq":1,"status":"sent","duplicate":false}"#;
         assert_eq!(serde_json::to_string(&ack).unwrap(), text);
         assert_eq!(serde_json::from_str::<SendAck>(text).unwrap(), ack);

@@ -4,10 +4,11 @@ use std::marker::PhantomData;
 
 use crate::conversation::direct_name;
 use crate::{
-    Applied, Audit, AuditRequest, Budget, Check, DeleteRequest, Deleted, DeliveredRequest, Direct, DropLetter, DroppedLetter, EraseRequest,
-    Erased, HistoryRequest, InboxRequest, LetterPage, ListLetters, Marked, NoRequest, Page, ReadRequest, Reason, Refusal, ReplayRequest,
-    Replayed, Retained, RetentionRequest, Retried, RetryLetter, Room, SendAck, SendRequest, ShowLetter, ShownLetter, SyncPage, SyncRequest,
-    Unread, UnreadRequest, User,
+    Applied, Audit, AuditRequest, Budget, Check, DeleteRequest, Deleted, DeliveredRequest, Direct,
+    DropLetter, DroppedLetter, EraseRequest, Erased, HistoryRequest, InboxRequest, LetterPage,
+    ListLetters, Marked, NoRequest, Page, ReadRequest, Reason, Refusal, ReplayRequest, Replayed,
+    Retained, RetentionRequest, Retried, RetryLetter, Room, SendAck, SendRequest, ShowLetter,
+    ShownLetter, SyncPage, SyncRequest, Unread, UnreadRequest, User,
 };
 
 /// The log.
@@ -58,7 +59,8 @@ pub mod jetstream {
     /// State of the shared consumer.
     pub const CONSUMER_INFO: &str = "$JS.API.CONSUMER.INFO.CHAT_MESSAGES.persist-message";
     /// Makes or changes the shared consumer.
-    pub const CONSUMER_CREATE: &str = "$JS.API.CONSUMER.DURABLE.CREATE.CHAT_MESSAGES.persist-message";
+    pub const CONSUMER_CREATE: &str =
+        "$JS.API.CONSUMER.DURABLE.CREATE.CHAT_MESSAGES.persist-message";
     /// Holds back deliveries of the shared consumer for a while.
     pub const CONSUMER_PAUSE: &str = "$JS.API.CONSUMER.PAUSE.CHAT_MESSAGES.persist-message";
     /// Begins the shared consumer anew at a sequence: what was acknowledged from there on is delivered again.
@@ -78,74 +80,172 @@ pub mod jetstream {
 }
 
 /// One page of a room.
-pub const HISTORY: Endpoint<HistoryRequest, Page> =
-    Endpoint::new("history", "chat.history.", "chat.history.>", "One page of a room, oldest first: chat.history.{room}");
+pub const HISTORY: Endpoint<HistoryRequest, Page> = Endpoint::new(
+    "history",
+    "chat.history.",
+    "chat.history.>",
+    "One page of a room, oldest first: chat.history.{room}",
+);
 /// One page of the conversation of two people. `*.>` and not `>` for the reason [`DM_SEND`] gives.
-pub const DM_HISTORY: Endpoint<Direct<HistoryRequest>, Page> =
-    Endpoint::new("dm-history", "dm.history.", "dm.history.*.>", "One page of a conversation, oldest first: dm.history.{user}.{peer}")
-        .of_user();
+pub const DM_HISTORY: Endpoint<Direct<HistoryRequest>, Page> = Endpoint::new(
+    "dm-history",
+    "dm.history.",
+    "dm.history.*.>",
+    "One page of a conversation, oldest first: dm.history.{user}.{peer}",
+)
+.of_user();
 /// What happened in a room after a cursor.
-pub const SYNC: Endpoint<SyncRequest, SyncPage> =
-    Endpoint::new("sync", "chat.sync.", "chat.sync.>", "Creations and changes after a cursor: chat.sync.{room}");
+pub const SYNC: Endpoint<SyncRequest, SyncPage> = Endpoint::new(
+    "sync",
+    "chat.sync.",
+    "chat.sync.>",
+    "Creations and changes after a cursor: chat.sync.{room}",
+);
 /// What happened between two people after a cursor.
-pub const DM_SYNC: Endpoint<Direct<SyncRequest>, SyncPage> =
-    Endpoint::new("dm-sync", "dm.sync.", "dm.sync.*.>", "Creations and changes after a cursor: dm.sync.{user}.{peer}").of_user();
+pub const DM_SYNC: Endpoint<Direct<SyncRequest>, SyncPage> = Endpoint::new(
+    "dm-sync",
+    "dm.sync.",
+    "dm.sync.*.>",
+    "Creations and changes after a cursor: dm.sync.{user}.{peer}",
+)
+.of_user();
 /// Deletes a message of a room.
-pub const DELETE: Endpoint<DeleteRequest, Deleted> =
-    Endpoint::new("delete", "chat.delete.", "chat.delete.>", "Deletes a message of a room: chat.delete.{user}.{room}").of_user();
+pub const DELETE: Endpoint<DeleteRequest, Deleted> = Endpoint::new(
+    "delete",
+    "chat.delete.",
+    "chat.delete.>",
+    "Deletes a message of a room: chat.delete.{user}.{room}",
+)
+.of_user();
 /// Deletes a direct message.
-pub const DM_DELETE: Endpoint<Direct<DeleteRequest>, Deleted> =
-    Endpoint::new("dm-delete", "dm.delete.", "dm.delete.*.>", "Deletes a direct message: dm.delete.{user}.{peer}").of_user();
+pub const DM_DELETE: Endpoint<Direct<DeleteRequest>, Deleted> = Endpoint::new(
+    "dm-delete",
+    "dm.delete.",
+    "dm.delete.*.>",
+    "Deletes a direct message: dm.delete.{user}.{peer}",
+)
+.of_user();
 /// Appends a message to a room and answers when the log has it.
-pub const SEND: Endpoint<SendRequest<Room>, SendAck> =
-    Endpoint::new("send", "chat.send.", "chat.send.>", "Sends a message to a room, acknowledged: chat.send.{user}.{room}").of_user();
+pub const SEND: Endpoint<SendRequest<Room>, SendAck> = Endpoint::new(
+    "send",
+    "chat.send.",
+    "chat.send.>",
+    "Sends a message to a room, acknowledged: chat.send.{user}.{room}",
+)
+.of_user();
 /// Appends a message to the conversation of two people and answers when the log has it. Not `dm.send.>`: the log takes in
 /// `dm.send.bob`, a direct message from somebody called send, and JetStream answers it.
-pub const DM_SEND: Endpoint<SendRequest<User>, SendAck> =
-    Endpoint::new("dm-send", "dm.send.", "dm.send.*.>", "Sends a direct message, acknowledged: dm.send.{user}.{peer}").of_user();
+pub const DM_SEND: Endpoint<SendRequest<User>, SendAck> = Endpoint::new(
+    "dm-send",
+    "dm.send.",
+    "dm.send.*.>",
+    "Sends a direct message, acknowledged: dm.send.{user}.{peer}",
+)
+.of_user();
 /// Direct messages to a user that were not confirmed yet.
-pub const DM_INBOX: Endpoint<InboxRequest, SyncPage> =
-    Endpoint::new("inbox", "chat.inbox.", "chat.inbox.>", "Direct messages not yet delivered: chat.inbox.{user}").of_user();
+pub const DM_INBOX: Endpoint<InboxRequest, SyncPage> = Endpoint::new(
+    "inbox",
+    "chat.inbox.",
+    "chat.inbox.>",
+    "Direct messages not yet delivered: chat.inbox.{user}",
+)
+.of_user();
 /// A user's client holds everything up to here.
-pub const DELIVERED: Endpoint<DeliveredRequest, Marked> =
-    Endpoint::new("delivered", "chat.delivered.", "chat.delivered.>", "Confirms direct messages: chat.delivered.{user}").of_user();
+pub const DELIVERED: Endpoint<DeliveredRequest, Marked> = Endpoint::new(
+    "delivered",
+    "chat.delivered.",
+    "chat.delivered.>",
+    "Confirms direct messages: chat.delivered.{user}",
+)
+.of_user();
 /// A user has read a room up to here.
-pub const READ: Endpoint<ReadRequest, Marked> =
-    Endpoint::new("read", "chat.read.", "chat.read.>", "Marks a room as read: chat.read.{user}.{room}").of_user();
+pub const READ: Endpoint<ReadRequest, Marked> = Endpoint::new(
+    "read",
+    "chat.read.",
+    "chat.read.>",
+    "Marks a room as read: chat.read.{user}.{room}",
+)
+.of_user();
 /// A user has read a conversation up to here. `*.>` and not `>` for the reason [`DM_SEND`] gives.
-pub const DM_READ: Endpoint<Direct<ReadRequest>, Marked> =
-    Endpoint::new("dm-read", "dm.read.", "dm.read.*.>", "Marks a conversation as read: dm.read.{user}.{peer}").of_user();
+pub const DM_READ: Endpoint<Direct<ReadRequest>, Marked> = Endpoint::new(
+    "dm-read",
+    "dm.read.",
+    "dm.read.*.>",
+    "Marks a conversation as read: dm.read.{user}.{peer}",
+)
+.of_user();
 /// How much a user has not read.
-pub const UNREAD: Endpoint<UnreadRequest, Unread> =
-    Endpoint::new("unread", "chat.unread.", "chat.unread.>", "Counts what is not read, by conversation: chat.unread.{user}").of_user();
+pub const UNREAD: Endpoint<UnreadRequest, Unread> = Endpoint::new(
+    "unread",
+    "chat.unread.",
+    "chat.unread.>",
+    "Counts what is not read, by conversation: chat.unread.{user}",
+)
+.of_user();
 /// What differs between the shipped data and the servers.
-pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> =
-    Endpoint::new("check", "bootstrap.check", "bootstrap.check", "What differs between the shipped streams and the servers'");
+pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> = Endpoint::new(
+    "check",
+    "bootstrap.check",
+    "bootstrap.check",
+    "What differs between the shipped streams and the servers'",
+);
 /// Mends it.
-pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> =
-    Endpoint::new("apply", "bootstrap.apply", "bootstrap.apply", "Mends what bootstrap.check finds");
+pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> = Endpoint::new(
+    "apply",
+    "bootstrap.apply",
+    "bootstrap.apply",
+    "Mends what bootstrap.check finds",
+);
 /// What could not be stored, page by page.
-pub const DEADLETTERS_LIST: Endpoint<ListLetters, LetterPage> =
-    Endpoint::new("list", "deadletters.list", "deadletters.list", "What could not be stored, by id, without the bytes");
+pub const DEADLETTERS_LIST: Endpoint<ListLetters, LetterPage> = Endpoint::new(
+    "list",
+    "deadletters.list",
+    "deadletters.list",
+    "What could not be stored, by id, without the bytes",
+);
 /// One dead letter with its bytes.
-pub const DEADLETTERS_SHOW: Endpoint<ShowLetter, ShownLetter> =
-    Endpoint::new("show", "deadletters.show", "deadletters.show", "One dead letter with its headers and its payload");
+pub const DEADLETTERS_SHOW: Endpoint<ShowLetter, ShownLetter> = Endpoint::new(
+    "show",
+    "deadletters.show",
+    "deadletters.show",
+    "One dead letter with its headers and its payload",
+);
 /// Appends a dead letter to the log again.
-pub const DEADLETTERS_RETRY: Endpoint<RetryLetter, Retried> =
-    Endpoint::new("retry", "deadletters.retry", "deadletters.retry", "Appends a dead letter to the log again and says what became of it");
+pub const DEADLETTERS_RETRY: Endpoint<RetryLetter, Retried> = Endpoint::new(
+    "retry",
+    "deadletters.retry",
+    "deadletters.retry",
+    "Appends a dead letter to the log again and says what became of it",
+);
 /// A dead letter need not be looked at any more.
-pub const DEADLETTERS_DROP: Endpoint<DropLetter, DroppedLetter> =
-    Endpoint::new("drop", "deadletters.drop", "deadletters.drop", "Takes a dead letter off the list of those that wait; its row stays");
+pub const DEADLETTERS_DROP: Endpoint<DropLetter, DroppedLetter> = Endpoint::new(
+    "drop",
+    "deadletters.drop",
+    "deadletters.drop",
+    "Takes a dead letter off the list of those that wait; its row stays",
+);
 /// What became of the log's messages.
-pub const BOOTSTRAP_AUDIT: Endpoint<AuditRequest, Audit> =
-    Endpoint::new("audit", "bootstrap.audit", "bootstrap.audit", "What became of every message the log holds, part by part");
+pub const BOOTSTRAP_AUDIT: Endpoint<AuditRequest, Audit> = Endpoint::new(
+    "audit",
+    "bootstrap.audit",
+    "bootstrap.audit",
+    "What became of every message the log holds, part by part",
+);
 /// Delivers the log again.
-pub const BOOTSTRAP_REPLAY: Endpoint<ReplayRequest, Replayed> =
-    Endpoint::new("replay", "bootstrap.replay", "bootstrap.replay", "Delivers the log again, from a sequence on, to be stored again");
+pub const BOOTSTRAP_REPLAY: Endpoint<ReplayRequest, Replayed> = Endpoint::new(
+    "replay",
+    "bootstrap.replay",
+    "bootstrap.replay",
+    "Delivers the log again, from a sequence on, to be stored again",
+);
 
 /// Trims the log and sweeps what has expired, or says what there is to do.
-pub const RETENTION_RUN: Endpoint<RetentionRequest, Retained> =
-    Endpoint::new("run", "retention.run", "retention.run", "Trims the log and sweeps what has expired, or says what there is to do");
+pub const RETENTION_RUN: Endpoint<RetentionRequest, Retained> = Endpoint::new(
+    "run",
+    "retention.run",
+    "retention.run",
+    "Trims the log and sweeps what has expired, or says what there is to do",
+);
 /// How much of the log's disk budget is used.
 pub const RETENTION_STATUS: Endpoint<NoRequest, Budget> = Endpoint::new(
     "status",
@@ -154,8 +254,12 @@ pub const RETENTION_STATUS: Endpoint<NoRequest, Budget> = Endpoint::new(
     "How much of the log's disk budget is used, and how long the rest lasts",
 );
 /// Erases whatever a user wrote.
-pub const RETENTION_ERASE: Endpoint<EraseRequest, Erased> =
-    Endpoint::new("erase", "retention.erase", "retention.erase", "Erases every text of a user, part by part; their places remain");
+pub const RETENTION_ERASE: Endpoint<EraseRequest, Erased> = Endpoint::new(
+    "erase",
+    "retention.erase",
+    "retention.erase",
+    "Erases every text of a user, part by part; their places remain",
+);
 
 /// Every copy of every function answers what it offers.
 pub const DISCOVER_INFO: &str = "$SRV.INFO";
@@ -205,13 +309,28 @@ pub struct Endpoint<Q, R> {
 }
 
 impl<Q, R> Endpoint<Q, R> {
-    const fn new(name: &'static str, prefix: &'static str, subscription: &'static str, about: &'static str) -> Self {
-        Endpoint { name, prefix, subscription, about, names_user: false, types: PhantomData }
+    const fn new(
+        name: &'static str,
+        prefix: &'static str,
+        subscription: &'static str,
+        about: &'static str,
+    ) -> Self {
+        Endpoint {
+            name,
+            prefix,
+            subscription,
+            about,
+            names_user: false,
+            types: PhantomData,
+        }
     }
 
     /// The first name after the prefix is the user who asks.
     const fn of_user(self) -> Self {
-        Endpoint { names_user: true, ..self }
+        Endpoint {
+            names_user: true,
+            ..self
+        }
     }
 
     /// The subject a client asks: the prefix and the names after it.
@@ -320,7 +439,10 @@ pub fn subject_template(subject: &str) -> &'static str {
 
 /// The subjects of the log that carry the deletions of direct messages from or to `user`.
 pub fn direct_changes_of(user: &User) -> Vec<String> {
-    vec![crate::change_subject(&format!("dm.{user}.*")), crate::change_subject(&format!("dm.*.{user}"))]
+    vec![
+        crate::change_subject(&format!("dm.{user}.*")),
+        crate::change_subject(&format!("dm.*.{user}")),
+    ]
 }
 
 /// Where live readers hear what is appended to `log_subject`.
@@ -333,7 +455,12 @@ pub fn discovery_subjects(name: &str, id: &str) -> Vec<(&'static str, String)> {
     ["PING", "INFO", "STATS"]
         .into_iter()
         .flat_map(|verb| {
-            [format!("$SRV.{verb}"), format!("$SRV.{verb}.{name}"), format!("$SRV.{verb}.{name}.{id}")].map(|subject| (verb, subject))
+            [
+                format!("$SRV.{verb}"),
+                format!("$SRV.{verb}.{name}"),
+                format!("$SRV.{verb}.{name}.{id}"),
+            ]
+            .map(|subject| (verb, subject))
         })
         .collect()
 }
@@ -352,9 +479,14 @@ pub fn is_in_log(subject: &str) -> bool {
             Some((&">", before)) => (before.to_vec(), tokens.len() > before.len()),
             _ => (wanted.clone(), tokens.len() == wanted.len()),
         };
-        enough && wanted.iter().zip(&tokens).all(|(wanted, token)| *wanted == "*" || wanted == token)
+        enough
+            && wanted
+                .iter()
+                .zip(&tokens)
+                .all(|(wanted, token)| *wanted == "*" || wanted == token)
     };
-    tokens.iter().all(|token| !token.is_empty()) && STREAM_SUBJECTS.iter().any(|pattern| matches(pattern))
+    tokens.iter().all(|token| !token.is_empty())
+        && STREAM_SUBJECTS.iter().any(|pattern| matches(pattern))
 }
 
 /// Whether some subject matches both patterns.
@@ -378,7 +510,10 @@ mod tests {
     fn no_request_matches_the_log_or_the_events() {
         for stream in STREAM_SUBJECTS.into_iter().chain([EVENTS]) {
             for request in REQUEST_SUBJECTS {
-                assert!(!overlap(stream, request), "{stream} would swallow {request}");
+                assert!(
+                    !overlap(stream, request),
+                    "{stream} would swallow {request}"
+                );
             }
         }
     }
@@ -411,7 +546,12 @@ mod tests {
             RETENTION_STATUS.subject(&[]),
             RETENTION_ERASE.subject(&[]),
         ] {
-            assert!(REQUEST_SUBJECTS.iter().any(|pattern| overlap(pattern, &subject)), "{subject}");
+            assert!(
+                REQUEST_SUBJECTS
+                    .iter()
+                    .any(|pattern| overlap(pattern, &subject)),
+                "{subject}"
+            );
         }
     }
 
@@ -444,7 +584,10 @@ mod tests {
             RETENTION_ERASE.subscription,
         ] {
             for stream in STREAM_SUBJECTS {
-                assert!(!overlap(stream, subscription), "{stream} and {subscription}");
+                assert!(
+                    !overlap(stream, subscription),
+                    "{stream} and {subscription}"
+                );
             }
         }
     }
@@ -461,12 +604,31 @@ mod tests {
 
     #[test]
     fn the_log_takes_in_its_own_subjects() {
-        for taken in ["chat.general", "chat.*", "chat.>", "admin.a", "dm.ann.bob", "change.chat.general", "change.x"] {
+        for taken in [
+            "chat.general",
+            "chat.*",
+            "chat.>",
+            "admin.a",
+            "dm.ann.bob",
+            "change.chat.general",
+            "change.x",
+        ] {
             assert!(is_in_log(taken), "{taken}");
         }
-        for foreign in
-            ["", "chat", "chat.", "chat.history.general", "dm.ann", "dm.>", "dm.ann.", "change", "change.", "events.v1.x", ">", "*.*"]
-        {
+        for foreign in [
+            "",
+            "chat",
+            "chat.",
+            "chat.history.general",
+            "dm.ann",
+            "dm.>",
+            "dm.ann.",
+            "change",
+            "change.",
+            "events.v1.x",
+            ">",
+            "*.*",
+        ] {
             assert!(!is_in_log(foreign), "{foreign}");
         }
     }
@@ -474,8 +636,14 @@ mod tests {
     #[test]
     fn a_subject_of_the_log_names_its_room() {
         assert_eq!(LogSubject::parse("chat.general").unwrap().room(), "general");
-        assert_eq!(LogSubject::parse("admin.alerts").unwrap().room(), "__admin__");
-        assert_eq!(LogSubject::parse("dm.bob.alice").unwrap().room(), "dm.alice.bob");
+        assert_eq!(
+            LogSubject::parse("admin.alerts").unwrap().room(),
+            "__admin__"
+        );
+        assert_eq!(
+            LogSubject::parse("dm.bob.alice").unwrap().room(),
+            "dm.alice.bob"
+        );
         let long = format!("chat.{}", "r".repeat(300));
         for (subject, reason) in [
             ("chat.__admin__", Reason::RoomReserved),

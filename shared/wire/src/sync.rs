@@ -23,9 +23,16 @@ impl SyncRequest {
     fn read(conversation: Conversation, body: &[u8]) -> Result<SyncRequest, Refusal> {
         let body = body::object(body, EXAMPLE)?;
         let limit = body::limit(&body, DEFAULT_PAGE)?;
-        let after = body::sequence(&body, "after")?
-            .ok_or_else(|| Refusal::bad_request("after is missing: the through of the page before, or 0 for everything"))?;
-        Ok(SyncRequest { conversation, after, limit })
+        let after = body::sequence(&body, "after")?.ok_or_else(|| {
+            Refusal::bad_request(
+                "after is missing: the through of the page before, or 0 for everything",
+            )
+        })?;
+        Ok(SyncRequest {
+            conversation,
+            after,
+            limit,
+        })
     }
 }
 
@@ -63,7 +70,10 @@ mod tests {
     fn a_cursor_is_needed() {
         let parse = |body: &str| SyncRequest::parse("general", body.as_bytes());
         let request = parse(r#"{"after":7,"unknown":1}"#).unwrap();
-        assert_eq!((request.after, request.limit, request.conversation.name()), (Seq::new(7).unwrap(), 50, "general".to_owned()));
+        assert_eq!(
+            (request.after, request.limit, request.conversation.name()),
+            (Seq::new(7).unwrap(), 50, "general".to_owned())
+        );
         for (body, mend) in [
             ("", "after is missing"),
             ("{}", "after is missing"),
@@ -87,12 +97,26 @@ mod tests {
     #[test]
     fn a_room_never_names_two_people() {
         for names in ["ann.bob", "dm.ann.bob", "", "*", ">", "a b"] {
-            assert!(SyncRequest::parse(names, br#"{"after":0}"#).is_err(), "{names}");
+            assert!(
+                SyncRequest::parse(names, br#"{"after":0}"#).is_err(),
+                "{names}"
+            );
         }
         let Direct(request) = Direct::<SyncRequest>::parse("bob.ann", br#"{"after":0}"#).unwrap();
         assert_eq!(request.conversation.name(), "dm.ann.bob");
-        for names in ["ann", "ann.", ".bob", "ann.bob.carol", "ann.*", "ann.>", "ann.b c"] {
-            assert!(Direct::<SyncRequest>::parse(names, br#"{"after":0}"#).is_err(), "{names}");
+        for names in [
+            "ann",
+            "ann.",
+            ".bob",
+            "ann.bob.carol",
+            "ann.*",
+            "ann.>",
+            "ann.b c",
+        ] {
+            assert!(
+                Direct::<SyncRequest>::parse(names, br#"{"after":0}"#).is_err(),
+                "{names}"
+            );
         }
     }
 }

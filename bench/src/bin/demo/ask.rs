@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message as NatsMessage, Request, RequestErrorKind, StatusCode, Subscriber};
+use async_nats::{
+    HeaderMap, Message as NatsMessage, Request, RequestErrorKind, StatusCode, Subscriber,
+};
 use futures::StreamExt;
 use runtime::{Connection, Fatal, inject_trace};
 use serde::de::DeserializeOwned;
@@ -17,21 +19,39 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 /// Asks, and while nobody listens there, waits for `who`.
-pub async fn ask(connection: &Connection, subject: &str, body: &str, span: &Span, who: &str) -> Result<NatsMessage, Fatal> {
+pub async fn ask(
+    connection: &Connection,
+    subject: &str,
+    body: &str,
+    span: &Span,
+    who: &str,
+) -> Result<NatsMessage, Fatal> {
     let begun = Instant::now();
     let mut told = false;
     loop {
         let mut headers = HeaderMap::new();
         inject_trace(span, &mut headers);
-        let request = Request::new().headers(headers).payload(body.to_owned().into());
-        let why = match connection.client().send_request(subject.to_owned(), request).instrument(span.clone()).await {
+        let request = Request::new()
+            .headers(headers)
+            .payload(body.to_owned().into());
+        let why = match connection
+            .client()
+            .send_request(subject.to_owned(), request)
+            .instrument(span.clone())
+            .await
+        {
             Ok(reply) if reply.status != Some(StatusCode::NO_RESPONDERS) => return Ok(reply),
-            Err(error) if error.kind() == RequestErrorKind::TimedOut => connection.refused().unwrap_or_else(|| "no answer".to_owned()),
+            Err(error) if error.kind() == RequestErrorKind::TimedOut => connection
+                .refused()
+                .unwrap_or_else(|| "no answer".to_owned()),
             Err(error) if error.kind() != RequestErrorKind::NoResponders => error.to_string(),
             Ok(_) | Err(_) => "nobody listens there".to_owned(),
         };
         if begun.elapsed() > START_WITHIN {
-            return Err(Fatal::new(format!("{subject}: {why}; waited {} s for {who}", START_WITHIN.as_secs())));
+            return Err(Fatal::new(format!(
+                "{subject}: {why}; waited {} s for {who}",
+                START_WITHIN.as_secs()
+            )));
         }
         if !told {
             println!("   … waiting for {who} ({why})");
@@ -66,13 +86,23 @@ pub async fn request_quietly<Q, R, T: DeserializeOwned>(
     read(&reply, &endpoint.subject(names))
 }
 
-async fn question(publisher: &Connection, subject: String, body: &Value, who: &str) -> Result<NatsMessage, Fatal> {
+async fn question(
+    publisher: &Connection,
+    subject: String,
+    body: &Value,
+    who: &str,
+) -> Result<NatsMessage, Fatal> {
     println!("   $ nats req {subject} '{body}'");
     answer(publisher, &subject, body, who).await
 }
 
 /// What `who` answers, shown nowhere; an error of theirs is one here.
-pub async fn answer(publisher: &Connection, subject: &str, body: &Value, who: &str) -> Result<NatsMessage, Fatal> {
+pub async fn answer(
+    publisher: &Connection,
+    subject: &str,
+    body: &Value,
+    who: &str,
+) -> Result<NatsMessage, Fatal> {
     let span = tracing::info_span!(
         "request",
         otel.name = format!("request {who}"),
@@ -81,14 +111,22 @@ pub async fn answer(publisher: &Connection, subject: &str, body: &Value, who: &s
         messaging.destination.name = subject,
     );
     let reply = ask(publisher, subject, &body.to_string(), &span, who).await?;
-    match reply.headers.as_ref().and_then(|headers| headers.get(header::SERVICE_ERROR)) {
-        Some(error) => Err(Fatal::new(format!("{who} answers {}: {error}", of(&reply, header::SERVICE_ERROR_CODE)))),
+    match reply
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(header::SERVICE_ERROR))
+    {
+        Some(error) => Err(Fatal::new(format!(
+            "{who} answers {}: {error}",
+            of(&reply, header::SERVICE_ERROR_CODE)
+        ))),
         None => Ok(reply),
     }
 }
 
 fn read<T: DeserializeOwned>(reply: &NatsMessage, subject: &str) -> Result<T, Fatal> {
-    serde_json::from_slice(&reply.payload).map_err(|_| Fatal::new(format!("the answer to {subject} is unreadable")))
+    serde_json::from_slice(&reply.payload)
+        .map_err(|_| Fatal::new(format!("the answer to {subject} is unreadable")))
 }
 
 /// Hears the events of a conversation from now on.
@@ -107,12 +145,25 @@ impl Events {
     /// Waits until the event of this id is told, and shows it.
     pub async fn until(&mut self, id: &str) -> Result<(), Fatal> {
         println!("   $ nats sub {}", self.subject);
-        let late = || Fatal::new(format!("no event {id} on {} within {} s: does relay-outbox run?", self.subject, TOLD_WITHIN.as_secs()));
+        let late = || {
+            Fatal::new(format!(
+                "no event {id} on {} within {} s: does relay-outbox run?",
+                self.subject,
+                TOLD_WITHIN.as_secs()
+            ))
+        };
         let deadline = Instant::now() + TOLD_WITHIN;
         loop {
-            let event = timeout_at(deadline, self.events.next()).await.map_err(|_| late())?.ok_or_else(late)?;
+            let event = timeout_at(deadline, self.events.next())
+                .await
+                .map_err(|_| late())?
+                .ok_or_else(late)?;
             if of(&event, "ce-id") == id {
-                println!("   {} {}", of(&event, "ce-type"), String::from_utf8_lossy(&event.payload));
+                println!(
+                    "   {} {}",
+                    of(&event, "ce-type"),
+                    String::from_utf8_lossy(&event.payload)
+                );
                 return Ok(());
             }
         }
@@ -120,5 +171,10 @@ impl Events {
 }
 
 fn of(message: &NatsMessage, name: &str) -> String {
-    message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str().to_owned()).unwrap_or_default()
+    message
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(name))
+        .map(|value| value.as_str().to_owned())
+        .unwrap_or_default()
 }

@@ -11,7 +11,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ask::{answer, ask};
-use runtime::{Connection, Fatal, Identity, NatsSettings, PublishAck, Telemetry, Vars, connect, new_instance_id};
+use runtime::{
+    Connection, Fatal, Identity, NatsSettings, PublishAck, Telemetry, Vars, connect,
+    new_instance_id,
+};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -22,8 +25,11 @@ const STORED_WITHIN: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const PAGE: u32 = 10;
 
-const IDENTITY: Identity =
-    Identity { name: "demo", version: env!("CARGO_PKG_VERSION"), description: "Sends messages, reads them back, shows who did it." };
+const IDENTITY: Identity = Identity {
+    name: "demo",
+    version: env!("CARGO_PKG_VERSION"),
+    description: "Sends messages, reads them back, shows who did it.",
+};
 
 const HELP: &str = "\
 Sends messages, reads them back, waits until they are stored, syncs, deletes one, has two people write and read, and lists
@@ -106,7 +112,12 @@ async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
     };
     steps.instrument(root).await?;
     if operator.operator_user.is_some() {
-        let operator = NatsSettings { nats_user: operator.operator_user, nats_pass: operator.operator_pass, nats_creds: None, ..nats };
+        let operator = NatsSettings {
+            nats_user: operator.operator_user,
+            nats_pass: operator.operator_pass,
+            nats_creds: None,
+            ..nats
+        };
         let operator = connect(&operator, IDENTITY.name, &stop).await?;
         println!(
             "12. Who did this? Every copy of every function answers for itself.\n   $ nats micro ls; nats micro stats persist-message\n"
@@ -122,7 +133,9 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         "user": "demo", "text": "Hello from the demonstration", "timestamp": now_ms(),
         "id": format!("demo-{}-{}", now_ms(), std::process::id()),
     });
-    println!("1. Send a message to {subject}, as a request: JetStream answers when the message is on disk.");
+    println!(
+        "1. Send a message to {subject}, as a request: JetStream answers when the message is on disk."
+    );
     println!("   $ nats req {subject} '{body}'");
     let send = tracing::info_span!(
         "send",
@@ -134,36 +147,76 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         messaging.destination.name = subject,
         messaging.message.id = tracing::field::Empty,
     );
-    let ack = ask(publisher, &subject, &body.to_string(), &send, "the log; stream-bootstrap makes it").await?;
-    let ack: PublishAck = serde_json::from_slice(&ack.payload).map_err(|_| Fatal::new("what answers is not JetStream"))?;
+    let ack = ask(
+        publisher,
+        &subject,
+        &body.to_string(),
+        &send,
+        "the log; stream-bootstrap makes it",
+    )
+    .await?;
+    let ack: PublishAck = serde_json::from_slice(&ack.payload)
+        .map_err(|_| Fatal::new("what answers is not JetStream"))?;
     let seq = match ack {
-        PublishAck { stream, seq, error: None, .. } if stream == STREAM => seq,
+        PublishAck {
+            stream,
+            seq,
+            error: None,
+            ..
+        } if stream == STREAM => seq,
         PublishAck { error, .. } => {
             let why = error.map(|error| error.description).unwrap_or_default();
-            return Err(Fatal::new(format!("JetStream did not take the message: {why}")));
+            return Err(Fatal::new(format!(
+                "JetStream did not take the message: {why}"
+            )));
         }
     };
     send.record("messaging.message.id", seq.get());
     drop(send);
     println!("   acknowledged: sequence {seq} of {STREAM}\n");
 
-    println!("2. Read the room. History holds what was acknowledged before it was asked, stored or not.");
-    println!("   $ nats req {} '{{\"limit\":{PAGE}}}'", HISTORY.subject(&[room.as_str()]));
+    println!(
+        "2. Read the room. History holds what was acknowledged before it was asked, stored or not."
+    );
+    println!(
+        "   $ nats req {} '{{\"limit\":{PAGE}}}'",
+        HISTORY.subject(&[room.as_str()])
+    );
     let page = history(publisher, room, &json!({"limit": PAGE})).await?;
     if !page.messages.iter().any(|message| message.seq == seq) {
-        return Err(Fatal::new(format!("the page does not hold sequence {seq}, which was acknowledged: this should never happen")));
+        return Err(Fatal::new(format!(
+            "the page does not hold sequence {seq}, which was acknowledged: this should never happen"
+        )));
     }
     println!("   {}", page.headers());
     show::messages(&page.messages);
     println!();
 
     println!("3. Wait until the message is in PostgreSQL: then the log is no longer asked for it.");
-    println!("   $ nats req {} '{{\"after\":{},\"limit\":1}}'", HISTORY.subject(&[room.as_str()]), seq.previous());
+    println!(
+        "   $ nats req {} '{{\"after\":{},\"limit\":1}}'",
+        HISTORY.subject(&[room.as_str()]),
+        seq.previous()
+    );
     let begun = Instant::now();
     loop {
-        let page = history(publisher, room, &json!({"after": seq.previous(), "limit": 1})).await?;
-        if page.source == Source::Index && page.messages.first().is_some_and(|message| message.seq == seq) {
-            println!("   {}   after {} ms\n", page.headers(), begun.elapsed().as_millis());
+        let page = history(
+            publisher,
+            room,
+            &json!({"after": seq.previous(), "limit": 1}),
+        )
+        .await?;
+        if page.source == Source::Index
+            && page
+                .messages
+                .first()
+                .is_some_and(|message| message.seq == seq)
+        {
+            println!(
+                "   {}   after {} ms\n",
+                page.headers(),
+                begun.elapsed().as_millis()
+            );
             return Ok(());
         }
         if begun.elapsed() > STORED_WITHIN {
@@ -187,23 +240,45 @@ struct Answered {
 
 impl Answered {
     fn headers(&self) -> String {
-        format!("{}: {}   {}: {}   {}: {}", header::SOURCE, self.source.as_str(), header::THROUGH, self.through, header::MORE, self.more)
+        format!(
+            "{}: {}   {}: {}   {}: {}",
+            header::SOURCE,
+            self.source.as_str(),
+            header::THROUGH,
+            self.through,
+            header::MORE,
+            self.more
+        )
     }
 }
 
-async fn history(publisher: &Connection, room: &Room, body: &serde_json::Value) -> Result<Answered, Fatal> {
+async fn history(
+    publisher: &Connection,
+    room: &Room,
+    body: &serde_json::Value,
+) -> Result<Answered, Fatal> {
     let subject = HISTORY.subject(&[room.as_str()]);
     let reply = answer(publisher, &subject, body, "get-history").await?;
-    let header = |name: &str| reply.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str().to_owned());
+    let header = |name: &str| {
+        reply
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(name))
+            .map(|value| value.as_str().to_owned())
+    };
     let unreadable = || Fatal::new(format!("the answer to {subject} is not a page of history"));
     Ok(Answered {
         messages: serde_json::from_slice(&reply.payload).map_err(|_| unreadable())?,
-        source: header(header::SOURCE).and_then(|source| Source::parse(&source)).ok_or_else(unreadable)?,
+        source: header(header::SOURCE)
+            .and_then(|source| Source::parse(&source))
+            .ok_or_else(unreadable)?,
         through: header(header::THROUGH).ok_or_else(unreadable)?,
         more: header(header::MORE).ok_or_else(unreadable)?,
     })
 }
 
 fn now_ms() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_millis())
 }

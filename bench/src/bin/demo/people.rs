@@ -6,7 +6,8 @@
 use runtime::{Connection, Fatal};
 use serde_json::json;
 use wire::{
-    DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, DM_SEND, Event, Marked, Message, ReceiptEvent, SendAck, Seq, Status, SyncPage, event_subject,
+    DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, DM_SEND, Event, Marked, Message, ReceiptEvent,
+    SendAck, Seq, Status, SyncPage, event_subject,
 };
 
 use crate::ask::{Events, request, request_quietly};
@@ -31,26 +32,52 @@ pub async fn demonstrate(publisher: &Connection) -> Result<(), Fatal> {
     // The names sorted, as they are.
     let room = format!("dm.{alice}.{bob}");
     let mut events = Events::subscribe(publisher, event_subject(&room)).await?;
-    let mut two = Two { publisher, alice, bob, room, sent: Vec::new() };
+    let mut two = Two {
+        publisher,
+        alice,
+        bob,
+        room,
+        sent: Vec::new(),
+    };
 
-    println!("8. Two people: bob is away while alice writes to him. History tells her how far her messages came.");
+    println!(
+        "8. Two people: bob is away while alice writes to him. History tells her how far her messages came."
+    );
     two.send().await?;
     two.history([Status::Sent; 3]).await?;
 
-    println!("9. Bob is back and asks what waits for him. He dies before he confirms it, comes back, and gets the same again.");
+    println!(
+        "9. Bob is back and asks what waits for him. He dies before he confirms it, comes back, and gets the same again."
+    );
     two.inbox().await?;
     let through = two.inbox().await?;
 
     println!("10. He confirms what he holds. Alice is told, by an event and by history.");
-    let marked = request(publisher, DELIVERED, &[&two.bob], &json!({ "through": through }), "track-receipts").await?;
-    two.told(&mut events, &marked, through, Event::Delivered).await?;
+    let marked = request(
+        publisher,
+        DELIVERED,
+        &[&two.bob],
+        &json!({ "through": through }),
+        "track-receipts",
+    )
+    .await?;
+    two.told(&mut events, &marked, through, Event::Delivered)
+        .await?;
     two.history([Status::Delivered; 3]).await?;
 
     println!("11. He reads two of the three.");
     let through = two.sent[1];
-    let marked = request(publisher, DM_READ, &[&two.bob, &two.alice], &json!({ "through": through }), "track-receipts").await?;
+    let marked = request(
+        publisher,
+        DM_READ,
+        &[&two.bob, &two.alice],
+        &json!({ "through": through }),
+        "track-receipts",
+    )
+    .await?;
     two.told(&mut events, &marked, through, Event::Read).await?;
-    two.history([Status::Read, Status::Read, Status::Delivered]).await
+    two.history([Status::Read, Status::Read, Status::Delivered])
+        .await
 }
 
 impl Two<'_> {
@@ -58,7 +85,14 @@ impl Two<'_> {
         for (number, text) in (1..).zip(TEXTS) {
             // With an id, so that asking again while something still starts sends nothing twice.
             let body = json!({"text": text, "id": format!("demo-{number}")});
-            let ack: SendAck = request_quietly(self.publisher, DM_SEND, &[&self.alice, &self.bob], &body, "send-message").await?;
+            let ack: SendAck = request_quietly(
+                self.publisher,
+                DM_SEND,
+                &[&self.alice, &self.bob],
+                &body,
+                "send-message",
+            )
+            .await?;
             self.sent.push(ack.seq);
         }
         Ok(())
@@ -66,7 +100,14 @@ impl Two<'_> {
 
     async fn history(&self, status: [Status; 3]) -> Result<(), Fatal> {
         let body = json!({ "limit": PAGE });
-        let page: Vec<Message> = request_quietly(self.publisher, DM_HISTORY, &[&self.alice, &self.bob], &body, "get-history").await?;
+        let page: Vec<Message> = request_quietly(
+            self.publisher,
+            DM_HISTORY,
+            &[&self.alice, &self.bob],
+            &body,
+            "get-history",
+        )
+        .await?;
         show::messages(&page);
         println!();
         self.check(&page, status, "history")
@@ -74,27 +115,68 @@ impl Two<'_> {
 
     /// What waits for bob; up to where it is complete.
     async fn inbox(&self) -> Result<Seq, Fatal> {
-        let page: SyncPage = request_quietly(self.publisher, DM_INBOX, &[&self.bob], &json!({ "limit": PAGE }), "sync-messages").await?;
+        let page: SyncPage = request_quietly(
+            self.publisher,
+            DM_INBOX,
+            &[&self.bob],
+            &json!({ "limit": PAGE }),
+            "sync-messages",
+        )
+        .await?;
         show::messages(&page.messages);
         println!("     through {}, more: {}\n", page.through, page.more);
         if page.more || !page.changes.is_empty() {
             return Err(wrong("bob's inbox holds more than alice's messages"));
         }
-        self.check(&page.messages, [Status::Sent; 3], "bob's inbox").map(|()| page.through)
+        self.check(&page.messages, [Status::Sent; 3], "bob's inbox")
+            .map(|()| page.through)
     }
 
     fn check(&self, page: &[Message], status: [Status; 3], what: &str) -> Result<(), Fatal> {
-        let shown = page.iter().map(|message| (message.seq, message.text.as_str(), message.status));
-        let wanted = self.sent.iter().zip(TEXTS).zip(status).map(|((seq, text), status)| (*seq, text, Some(status)));
-        if shown.eq(wanted) { Ok(()) } else { Err(wrong(&format!("{what} is not what was sent, delivered and read"))) }
+        let shown = page
+            .iter()
+            .map(|message| (message.seq, message.text.as_str(), message.status));
+        let wanted = self
+            .sent
+            .iter()
+            .zip(TEXTS)
+            .zip(status)
+            .map(|((seq, text), status)| (*seq, text, Some(status)));
+        if shown.eq(wanted) {
+            Ok(())
+        } else {
+            Err(wrong(&format!(
+                "{what} is not what was sent, delivered and read"
+            )))
+        }
     }
 
     /// Bob's mark is where he put it, and alice hears of it.
-    async fn told(&self, events: &mut Events, marked: &Marked, through: Seq, event: fn(ReceiptEvent) -> Event) -> Result<(), Fatal> {
-        if *marked != (Marked { through, moved: true }) {
+    async fn told(
+        &self,
+        events: &mut Events,
+        marked: &Marked,
+        through: Seq,
+        event: fn(ReceiptEvent) -> Event,
+    ) -> Result<(), Fatal> {
+        if *marked
+            != (Marked {
+                through,
+                moved: true,
+            })
+        {
             return Err(wrong("bob's mark is not where he put it"));
         }
-        events.until(&event(ReceiptEvent { user: self.bob.clone(), room: self.room.clone(), through }).id()).await
+        events
+            .until(
+                &event(ReceiptEvent {
+                    user: self.bob.clone(),
+                    room: self.room.clone(),
+                    through,
+                })
+                .id(),
+            )
+            .await
     }
 }
 

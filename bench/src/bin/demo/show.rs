@@ -10,14 +10,24 @@ pub fn messages(messages: &[Message]) {
     let rows: Vec<[String; 5]> = messages
         .iter()
         .map(|message| {
-            let text = if message.deleted { "(deleted)".to_owned() } else { plain(&message.text) };
+            let text = if message.deleted {
+                "(deleted)".to_owned()
+            } else {
+                plain(&message.text)
+            };
             let status = match message.status {
                 Some(Status::Sent) => "sent",
                 Some(Status::Delivered) => "delivered",
                 Some(Status::Read) => "read",
                 None => "",
             };
-            [message.seq.to_string(), when(message.timestamp), plain(&message.user), text, status.to_owned()]
+            [
+                message.seq.to_string(),
+                when(message.timestamp),
+                plain(&message.user),
+                text,
+                status.to_owned(),
+            ]
         })
         .collect();
     table(&rows);
@@ -31,16 +41,31 @@ pub fn table<const N: usize>(rows: &[[String; N]]) {
 }
 
 fn lines<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: [usize; N] = std::array::from_fn(width);
-    let line = |row: &[String; N]| row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>().join("  ");
-    rows.iter().map(|row| line(row).trim_end().to_owned()).collect()
+    let line = |row: &[String; N]| {
+        row.iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect::<Vec<_>>()
+            .join("  ")
+    };
+    rows.iter()
+        .map(|row| line(row).trim_end().to_owned())
+        .collect()
 }
 
 /// What people typed may hold escape sequences and marks that turn the direction of writing.
 fn plain(text: &str) -> String {
     let harmless = |c: char| {
-        if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+        if c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
             '\u{fffd}'
         } else {
             c
@@ -55,7 +80,13 @@ fn plain(text: &str) -> String {
 
 fn when(unix_ms: i64) -> String {
     match OffsetDateTime::from_unix_timestamp(unix_ms.div_euclid(1_000)) {
-        Ok(at) => format!("{} {:02}:{:02}:{:02}", at.date(), at.hour(), at.minute(), at.second()),
+        Ok(at) => format!(
+            "{} {:02}:{:02}:{:02}",
+            at.date(),
+            at.hour(),
+            at.minute(),
+            at.second()
+        ),
         Err(_) => unix_ms.to_string(),
     }
 }

@@ -83,11 +83,25 @@ impl Appender {
     ///
     /// # Errors
     /// The connection is closed.
-    pub async fn new(connection: Connection, tell: impl Fn(&str) + 'static) -> Result<Appender, Fatal> {
+    pub async fn new(
+        connection: Connection,
+        tell: impl Fn(&str) + 'static,
+    ) -> Result<Appender, Fatal> {
         let inbox = connection.client().new_inbox();
-        let replies =
-            connection.client().subscribe(format!("{inbox}.*.*")).await.map_err(|_| Fatal::new("the connection to NATS is closed"))?;
-        Ok(Appender { connection, replies, inbox, attempt: 0, ask_first: false, taken: false, tell: Box::new(tell) })
+        let replies = connection
+            .client()
+            .subscribe(format!("{inbox}.*.*"))
+            .await
+            .map_err(|_| Fatal::new("the connection to NATS is closed"))?;
+        Ok(Appender {
+            connection,
+            replies,
+            inbox,
+            attempt: 0,
+            ask_first: false,
+            taken: false,
+            tell: Box::new(tell),
+        })
     }
 
     /// Appends what the log does not know yet, in this order, and returns when it has it all.
@@ -102,7 +116,11 @@ impl Appender {
         let mut told = false;
         let mut ask = self.ask_first;
         while !batch.is_empty() {
-            let attempt = if ask { self.unknown(&batch).await.map(Some) } else { self.commit(&batch).await.map(|()| None) };
+            let attempt = if ask {
+                self.unknown(&batch).await.map(Some)
+            } else {
+                self.commit(&batch).await.map(|()| None)
+            };
             match attempt {
                 Ok(Some(unknown)) => {
                     self.ask_first = !unknown.contains(&true);
@@ -116,8 +134,17 @@ impl Appender {
                 }
                 Err(Trouble::Known) => ask = true,
                 Err(Trouble::Fatal(fatal)) => return Err(fatal),
-                Err(Trouble::NoStream) if begun.elapsed() > if self.taken { PATIENCE } else { STREAM_PATIENCE } => {
-                    return Err(Fatal::new("no stream takes these messages: is stream-bootstrap running?"));
+                Err(Trouble::NoStream)
+                    if begun.elapsed()
+                        > if self.taken {
+                            PATIENCE
+                        } else {
+                            STREAM_PATIENCE
+                        } =>
+                {
+                    return Err(Fatal::new(
+                        "no stream takes these messages: is stream-bootstrap running?",
+                    ));
                 }
                 Err(Trouble::NoStream) => sleep(RETRY_PAUSE).await,
                 Err(Trouble::Passing(why)) => {
@@ -125,7 +152,9 @@ impl Appender {
                         return Err(Fatal::new(format!("giving up: {why}")));
                     }
                     if !told {
-                        (self.tell)(&format!("{why}; waiting, and trying the same messages again"));
+                        (self.tell)(&format!(
+                            "{why}; waiting, and trying the same messages again"
+                        ));
                         told = true;
                     }
                     sleep(RETRY_PAUSE).await;
@@ -136,13 +165,20 @@ impl Appender {
                 }
             }
         }
-        Ok(Appended { published: batch.len() as u64, known: whole - batch.len() as u64 })
+        Ok(Appended {
+            published: batch.len() as u64,
+            known: whole - batch.len() as u64,
+        })
     }
 
     /// Sends one atomic batch and waits for its acknowledgement.
     async fn commit(&mut self, batch: &[Outgoing]) -> Result<(), Trouble> {
         self.begin();
-        let id: HeaderValue = value(format!("{}-{}", self.inbox.rsplit('.').next().unwrap_or_default(), self.attempt));
+        let id: HeaderValue = value(format!(
+            "{}-{}",
+            self.inbox.rsplit('.').next().unwrap_or_default(),
+            self.attempt
+        ));
         let last = batch.len() - 1;
         for (index, message) in batch.iter().enumerate() {
             let mut headers = message.headers();
@@ -152,8 +188,13 @@ impl Appender {
                 headers.insert(BATCH_COMMIT, value(1));
             }
             // The first is answered too: what is wrong with all of them is then heard as itself, not as "incomplete".
-            let reply = if index == last { Some("commit") } else { (index == 0).then_some("first") };
-            self.publish(&message.subject, reply, headers, message.payload.clone()).await?;
+            let reply = if index == last {
+                Some("commit")
+            } else {
+                (index == 0).then_some("first")
+            };
+            self.publish(&message.subject, reply, headers, message.payload.clone())
+                .await?;
         }
         let deadline = Instant::now() + ACK_TIMEOUT;
         loop {
@@ -171,7 +212,13 @@ impl Appender {
         for (index, message) in batch.iter().enumerate() {
             let mut headers = message.headers();
             headers.insert(EXPECTED_LAST_ID, value(NEVER));
-            self.publish(&message.subject, Some(&index.to_string()), headers, Bytes::new()).await?;
+            self.publish(
+                &message.subject,
+                Some(&index.to_string()),
+                headers,
+                Bytes::new(),
+            )
+            .await?;
         }
         let deadline = Instant::now() + ACK_TIMEOUT;
         let mut unknown = vec![None; batch.len()];
@@ -183,7 +230,11 @@ impl Appender {
                 Err(Trouble::Known) => true,
                 Err(other) => return Err(other),
             };
-            let index = reply.subject.rsplit('.').next().and_then(|index| index.parse::<usize>().ok());
+            let index = reply
+                .subject
+                .rsplit('.')
+                .next()
+                .and_then(|index| index.parse::<usize>().ok());
             if let Some(place @ None) = index.and_then(|index| unknown.get_mut(index)) {
                 *place = Some(!known);
                 open -= 1;
@@ -198,16 +249,32 @@ impl Appender {
         while self.connection.broken().now_or_never().is_some() {}
     }
 
-    async fn publish(&mut self, subject: &str, reply: Option<&str>, headers: HeaderMap, payload: Bytes) -> Result<(), Trouble> {
+    async fn publish(
+        &mut self,
+        subject: &str,
+        reply: Option<&str>,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<(), Trouble> {
         let client = self.connection.client();
         let sent = match reply {
             Some(reply) => {
                 let reply = format!("{}.{}.{reply}", self.inbox, self.attempt);
-                client.publish_with_reply_and_headers(subject.to_owned(), reply, headers, payload).await
+                client
+                    .publish_with_reply_and_headers(subject.to_owned(), reply, headers, payload)
+                    .await
             }
-            None => client.publish_with_headers(subject.to_owned(), headers, payload).await,
+            None => {
+                client
+                    .publish_with_headers(subject.to_owned(), headers, payload)
+                    .await
+            }
         };
-        sent.map_err(|error| Trouble::Fatal(Fatal::new(format!("a message cannot be published: {error}"))))
+        sent.map_err(|error| {
+            Trouble::Fatal(Fatal::new(format!(
+                "a message cannot be published: {error}"
+            )))
+        })
     }
 
     /// The next answer to this attempt.
@@ -221,10 +288,20 @@ impl Appender {
             match reply {
                 Ok(Some(reply)) if reply.subject.starts_with(&prefix) => return Ok(reply),
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(Trouble::Fatal(Fatal::new("the connection to NATS is closed"))),
+                Ok(None) => {
+                    return Err(Trouble::Fatal(Fatal::new(
+                        "the connection to NATS is closed",
+                    )));
+                }
                 Err(_) => {
-                    if let Some(objection) = self.connection.refused().filter(|objection| objection.contains("ermissions")) {
-                        let line = format!("NATS refuses this user: {objection}; import as a trusted publisher (nats/accounts.conf)");
+                    if let Some(objection) = self
+                        .connection
+                        .refused()
+                        .filter(|objection| objection.contains("ermissions"))
+                    {
+                        let line = format!(
+                            "NATS refuses this user: {objection}; import as a trusted publisher (nats/accounts.conf)"
+                        );
                         return Err(Trouble::Fatal(Fatal::new(line)));
                     }
                     if self.connection.client().connection_state() != State::Connected {
@@ -249,17 +326,32 @@ fn answer(reply: &Message) -> Result<PublishAck, Trouble> {
     if reply.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(Trouble::NoStream);
     }
-    let ack: PublishAck = serde_json::from_slice(&reply.payload)
-        .map_err(|_| Trouble::Fatal(Fatal::new("what answers is not JetStream: another service listens on the log's subjects")))?;
-    let Some(PublishError { err_code, description }) = &ack.error else { return Ok(ack) };
+    let ack: PublishAck = serde_json::from_slice(&reply.payload).map_err(|_| {
+        Trouble::Fatal(Fatal::new(
+            "what answers is not JetStream: another service listens on the log's subjects",
+        ))
+    })?;
+    let Some(PublishError {
+        err_code,
+        description,
+    }) = &ack.error
+    else {
+        return Ok(ack);
+    };
     Err(match *err_code {
         code::NOT_EXPECTED => return Ok(ack),
         code::KNOWN_MESSAGE => Trouble::Known,
-        err_code if code::PASSING.contains(&err_code) => Trouble::Passing(format!("JetStream says: {description} ({err_code})")),
+        err_code if code::PASSING.contains(&err_code) => {
+            Trouble::Passing(format!("JetStream says: {description} ({err_code})"))
+        }
         err_code if code::FULL.contains(&err_code) => Trouble::Fatal(Fatal::new(format!(
             "the log is full ({description}, {err_code}): make room or raise max_bytes in nats/streams, then import the same again"
         ))),
-        code::NO_BATCHES => Trouble::Fatal(Fatal::new("the stream takes no atomic batches: let stream-bootstrap apply nats/streams")),
-        err_code => Trouble::Fatal(Fatal::new(format!("JetStream refuses: {description} ({err_code})"))),
+        code::NO_BATCHES => Trouble::Fatal(Fatal::new(
+            "the stream takes no atomic batches: let stream-bootstrap apply nats/streams",
+        )),
+        err_code => Trouble::Fatal(Fatal::new(format!(
+            "JetStream refuses: {description} ({err_code})"
+        ))),
     })
 }

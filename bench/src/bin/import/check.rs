@@ -52,9 +52,17 @@ impl Ids {
     /// Where the other one stands.
     pub fn give(&mut self, room: &str, id: OwnId, input: u32, line: u64) -> Result<(), (u32, u64)> {
         match self.given.entry(id.key) {
-            Entry::Occupied(other) if other.get().content != id.content => return Err((other.get().input, other.get().line)),
+            Entry::Occupied(other) if other.get().content != id.content => {
+                return Err((other.get().input, other.get().line));
+            }
             Entry::Occupied(_) => {}
-            Entry::Vacant(free) => _ = free.insert(Given { content: id.content, input, line }),
+            Entry::Vacant(free) => {
+                _ = free.insert(Given {
+                    content: id.content,
+                    input,
+                    line,
+                })
+            }
         }
         if !self.rooms.contains(room) {
             self.rooms.insert(room.to_owned());
@@ -80,7 +88,11 @@ impl Ids {
                 for shown in &messages {
                     let id = OwnId::new(&room, &shown.user, &shown.id, &shown.text);
                     // Of a deleted message nobody knows the text: whatever is sent under its id is a resend.
-                    if self.given.get(&id.key).is_some_and(|given| shown.deleted || given.content == id.content) {
+                    if self
+                        .given
+                        .get(&id.key)
+                        .is_some_and(|given| shown.deleted || given.content == id.content)
+                    {
                         self.given.remove(&id.key);
                     }
                 }
@@ -90,7 +102,11 @@ impl Ids {
                 }
             }
         }
-        let mut left: Vec<(u32, u64)> = self.given.values().map(|given| (given.input, given.line)).collect();
+        let mut left: Vec<(u32, u64)> = self
+            .given
+            .values()
+            .map(|given| (given.input, given.line))
+            .collect();
         left.sort_unstable();
         Ok(left)
     }
@@ -101,10 +117,20 @@ async fn page(client: &Client, room: &str, after: Seq) -> Result<(Vec<Shown>, bo
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
         let request = json!({"after": after, "limit": PAGE}).to_string();
-        match timeout(ANSWER, client.request(format!("chat.history.{room}"), request.into())).await {
+        match timeout(
+            ANSWER,
+            client.request(format!("chat.history.{room}"), request.into()),
+        )
+        .await
+        {
             Ok(Ok(reply)) => match read(&reply) {
                 Some(page) => return Ok(page),
-                None => why = String::from_utf8_lossy(&reply.payload).chars().take(200).collect(),
+                None => {
+                    why = String::from_utf8_lossy(&reply.payload)
+                        .chars()
+                        .take(200)
+                        .collect()
+                }
             },
             Ok(Err(error)) => why = error.to_string(),
             Err(_) => why = "get-history does not answer".to_owned(),

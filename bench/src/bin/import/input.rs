@@ -47,7 +47,12 @@ impl Input {
             (Box::new(file), path, about.len())
         };
         let source = Counted { source, consumed };
-        Ok(Input { name: name.to_owned(), bytes, reader: sniffed(source)?, line: 0 })
+        Ok(Input {
+            name: name.to_owned(),
+            bytes,
+            reader: sniffed(source)?,
+            line: 0,
+        })
     }
 
     /// The number of the line read last, from 1 on.
@@ -61,7 +66,11 @@ impl Input {
     /// It cannot be read, or is broken gzip.
     pub fn next(&mut self) -> io::Result<Option<Line>> {
         let mut text = Vec::new();
-        if (&mut self.reader).take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut text)? == 0 {
+        if (&mut self.reader)
+            .take(MAX_LINE_BYTES as u64 + 1)
+            .read_until(b'\n', &mut text)?
+            == 0
+        {
             return Ok(None);
         }
         self.line += 1;
@@ -78,10 +87,19 @@ impl Input {
 /// Looks at the first bytes rather than at the name: standard input has none.
 fn sniffed(mut source: impl Read + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
     let mut start = Vec::new();
-    (&mut source).take(GZIP.len() as u64).read_to_end(&mut start)?;
+    (&mut source)
+        .take(GZIP.len() as u64)
+        .read_to_end(&mut start)?;
     let gzip = start == GZIP;
     let whole = BufReader::with_capacity(BUFFER_BYTES, Cursor::new(start).chain(source));
-    Ok(if gzip { Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(whole))) } else { Box::new(whole) })
+    Ok(if gzip {
+        Box::new(BufReader::with_capacity(
+            BUFFER_BYTES,
+            MultiGzDecoder::new(whole),
+        ))
+    } else {
+        Box::new(whole)
+    })
 }
 
 struct Counted<R> {
@@ -103,7 +121,12 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Vec<Option<String>> {
         let reader = sniffed(Cursor::new(bytes.to_vec())).unwrap();
-        let mut input = Input { name: String::new(), bytes: 0, reader, line: 0 };
+        let mut input = Input {
+            name: String::new(),
+            bytes: 0,
+            reader,
+            line: 0,
+        };
         let mut lines = Vec::new();
         while let Some(line) = input.next().unwrap() {
             lines.push(match line {
@@ -119,7 +142,10 @@ mod tests {
     fn lines_with_and_without_an_end() {
         assert!(read(b"").is_empty());
         assert_eq!(read(b"a"), [Some("a".to_owned())]);
-        assert_eq!(read(b"a\n\nb\n"), ["a", "", "b"].map(|line| Some(line.to_owned())));
+        assert_eq!(
+            read(b"a\n\nb\n"),
+            ["a", "", "b"].map(|line| Some(line.to_owned()))
+        );
     }
 
     #[test]
@@ -129,7 +155,10 @@ mod tests {
         gzip.write_all(b"a\nb\n").unwrap();
         let mut twice = gzip.finish().unwrap();
         twice.extend(twice.clone());
-        assert_eq!(read(&twice), ["a", "b", "a", "b"].map(|line| Some(line.to_owned())));
+        assert_eq!(
+            read(&twice),
+            ["a", "b", "a", "b"].map(|line| Some(line.to_owned()))
+        );
     }
 
     #[test]

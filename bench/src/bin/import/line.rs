@@ -41,7 +41,10 @@ pub struct OwnId {
 impl OwnId {
     /// As stored; the room as `general` or `__admin__`.
     pub fn new(room: &str, user: &str, id: &str, text: &str) -> OwnId {
-        OwnId { key: hash(&[user, id]), content: hash(&[room, text]) }
+        OwnId {
+            key: hash(&[user, id]),
+            content: hash(&[room, text]),
+        }
     }
 }
 
@@ -72,14 +75,27 @@ pub struct Lines {
 impl Lines {
     /// Lines a message of `limits` and the server's `max_payload` can hold, read at `now_ms`.
     pub fn new(limits: Limits, max_payload: usize, now_ms: i64) -> Lines {
-        let max_bytes = limits.payload_bytes().min(max_payload.saturating_sub(HEADER_ROOM));
-        let general = Room::parse("general").map_or_else(|_| String::new(), |room| room.append_subject(PUBLISHER));
-        Lines { limits, max_bytes, now_ms, general, seen: HashMap::new() }
+        let max_bytes = limits
+            .payload_bytes()
+            .min(max_payload.saturating_sub(HEADER_ROOM));
+        let general = Room::parse("general")
+            .map_or_else(|_| String::new(), |room| room.append_subject(PUBLISHER));
+        Lines {
+            limits,
+            max_bytes,
+            now_ms,
+            general,
+            seen: HashMap::new(),
+        }
     }
 
     /// The same for another file, which counts its own repeated lines.
     pub fn fresh(&self) -> Lines {
-        Lines { general: self.general.clone(), seen: HashMap::new(), ..*self }
+        Lines {
+            general: self.general.clone(),
+            seen: HashMap::new(),
+            ..*self
+        }
     }
 
     /// # Errors
@@ -87,23 +103,55 @@ impl Lines {
     /// author can still mend it.
     pub fn read(&mut self, line: &[u8]) -> Result<Outgoing, String> {
         // The worker's own eyes; they know a reason for everything, and refuse what a parser would let pass.
-        Incoming::parse(&self.general, None, line, Seq::ZERO, self.now_ms, self.limits).map_err(|reason| reason.to_string())?;
-        let mut body: Map<String, Value> = serde_json::from_slice(line).map_err(|_| "not_json".to_owned())?;
-        let said = body.get("room").and_then(Value::as_str).ok_or(r#"no "room": name one, as in {"room":"general"}"#)?;
-        let room = Room::from_body(said).map_err(|Refusal { reason, .. }| format!("room: {reason}"))?;
-        let (id, own) = match body.get("id").and_then(Value::as_str).filter(|id| !id.is_empty()) {
+        Incoming::parse(
+            &self.general,
+            None,
+            line,
+            Seq::ZERO,
+            self.now_ms,
+            self.limits,
+        )
+        .map_err(|reason| reason.to_string())?;
+        let mut body: Map<String, Value> =
+            serde_json::from_slice(line).map_err(|_| "not_json".to_owned())?;
+        let said = body
+            .get("room")
+            .and_then(Value::as_str)
+            .ok_or(r#"no "room": name one, as in {"room":"general"}"#)?;
+        let room =
+            Room::from_body(said).map_err(|Refusal { reason, .. }| format!("room: {reason}"))?;
+        let (id, own) = match body
+            .get("id")
+            .and_then(Value::as_str)
+            .filter(|id| !id.is_empty())
+        {
             Some(id) => (id.to_owned(), true),
             None => (self.derived_id(&room, &body), false),
         };
-        let own_id = own.then(|| OwnId::new(room.as_str(), text(&body, "user"), &id, text(&body, "text")));
-        let message_id = format!("{PUBLISHER}-{}", hex(&hash(&[text(&body, "user"), &id, room.as_str(), text(&body, "text")])));
+        let own_id =
+            own.then(|| OwnId::new(room.as_str(), text(&body, "user"), &id, text(&body, "text")));
+        let message_id = format!(
+            "{PUBLISHER}-{}",
+            hex(&hash(&[
+                text(&body, "user"),
+                &id,
+                room.as_str(),
+                text(&body, "text")
+            ]))
+        );
         body.insert("id".to_owned(), id.into());
         body.insert("room".to_owned(), room.as_str().into());
         let payload = serde_json::to_vec(&body).map_err(|error| error.to_string())?;
         if payload.len() > self.max_bytes {
-            return Err(format!("{} bytes with its id, and a message may have {}", payload.len(), self.max_bytes));
+            return Err(format!(
+                "{} bytes with its id, and a message may have {}",
+                payload.len(),
+                self.max_bytes
+            ));
         }
-        let message_id = message_id.parse().map_err(|_| "no header can hold its id".to_owned())?;
+        let message_id = message_id
+            .parse()
+            .map_err(|_| "no header can hold its id".to_owned())?;
         Ok(Outgoing {
             subject: room.append_subject(PUBLISHER),
             room: room.as_str().to_owned(),
@@ -115,12 +163,29 @@ impl Lines {
 
     /// The same for the same file at every import: a hash of what the line says, and how often it was said before.
     fn derived_id(&mut self, room: &Room, body: &Map<String, Value>) -> String {
-        let timestamp = body.get("timestamp").map(Value::to_string).unwrap_or_default();
-        let fields = [room.as_str(), text(body, "user"), &timestamp, text(body, "text")];
+        let timestamp = body
+            .get("timestamp")
+            .map(Value::to_string)
+            .unwrap_or_default();
+        let fields = [
+            room.as_str(),
+            text(body, "user"),
+            &timestamp,
+            text(body, "text"),
+        ];
         let seen = self.seen.entry(hash(&fields)).or_default();
         let occurrence = seen.to_string();
         *seen += 1;
-        format!("{PUBLISHER}-{}", hex(&hash(&[fields[0], fields[1], fields[2], fields[3], &occurrence])))
+        format!(
+            "{PUBLISHER}-{}",
+            hex(&hash(&[
+                fields[0],
+                fields[1],
+                fields[2],
+                fields[3],
+                &occurrence
+            ]))
+        )
     }
 }
 
@@ -173,7 +238,9 @@ mod tests {
 
     #[test]
     fn every_field_makes_another_id() {
-        let base = lines().read(br#"{"user":"ab","text":"c","timestamp":1,"room":"general"}"#).unwrap();
+        let base = lines()
+            .read(br#"{"user":"ab","text":"c","timestamp":1,"room":"general"}"#)
+            .unwrap();
         for other in [
             r#"{"user":"a","text":"bc","timestamp":1,"room":"general"}"#,
             r#"{"user":"ab","text":"c","timestamp":2,"room":"general"}"#,
@@ -184,13 +251,22 @@ mod tests {
             assert_ne!(id(&base), id(&other));
             assert_ne!(base.message_id, other.message_id);
         }
-        let same = lines().read(br#"{"room":"chat.general","timestamp":1,"text":"c","user":"ab","more":[1]}"#).unwrap();
+        let same = lines()
+            .read(br#"{"room":"chat.general","timestamp":1,"text":"c","user":"ab","more":[1]}"#)
+            .unwrap();
         assert_eq!(id(&base), id(&same));
     }
 
     #[test]
     fn an_id_of_the_line_stays_and_belongs_to_its_sender() {
-        let read = |user: &str| lines().read(format!(r#"{{"user":"{user}","text":"x","room":"general","id":"7\r"}}"#).as_bytes()).unwrap();
+        let read = |user: &str| {
+            lines()
+                .read(
+                    format!(r#"{{"user":"{user}","text":"x","room":"general","id":"7\r"}}"#)
+                        .as_bytes(),
+                )
+                .unwrap()
+        };
         let (one, other) = (read("a"), read("b"));
         assert_eq!(id(&one), "7\r");
         assert_ne!(one.message_id, other.message_id);
@@ -199,7 +275,12 @@ mod tests {
     #[test]
     fn another_text_is_never_taken_for_one_that_is_there() {
         let read = |room: &str, text: &str| {
-            lines().read(format!(r#"{{"user":"a","text":"{text}","room":"{room}","id":"7"}}"#).as_bytes()).unwrap()
+            lines()
+                .read(
+                    format!(r#"{{"user":"a","text":"{text}","room":"{room}","id":"7"}}"#)
+                        .as_bytes(),
+                )
+                .unwrap()
         };
         let first = read("alpha", "one");
         assert_eq!(first.message_id, read("chat.alpha", "one").message_id);
@@ -212,8 +293,14 @@ mod tests {
 
     #[test]
     fn rooms_have_their_subjects() {
-        for (room, subject) in [("general", "chat.general"), ("chat.general", "chat.general"), ("__admin__", "admin.import")] {
-            let message = lines().read(format!(r#"{{"user":"a","text":"x","room":"{room}"}}"#).as_bytes()).unwrap();
+        for (room, subject) in [
+            ("general", "chat.general"),
+            ("chat.general", "chat.general"),
+            ("__admin__", "admin.import"),
+        ] {
+            let message = lines()
+                .read(format!(r#"{{"user":"a","text":"x","room":"{room}"}}"#).as_bytes())
+                .unwrap();
             assert_eq!(message.subject, subject);
         }
     }
@@ -226,15 +313,29 @@ mod tests {
             (r#"{"user":"a","room":"general"}"#, "missing_text"),
             (r#"{"user":"a","text":"x"}"#, r#"no "room""#),
             (r#"{"user":"a","text":"x","room":5}"#, r#"no "room""#),
-            (r#"{"user":"a","text":"x","room":"a b"}"#, "room: a room is 1 to 64"),
-            (r#"{"user":"a","text":"x","room":"dm.a.b"}"#, "room: a room is 1 to 64"),
-            (r#"{"user":"a","text":"x","text":"y","room":"general"}"#, "duplicate_key"),
+            (
+                r#"{"user":"a","text":"x","room":"a b"}"#,
+                "room: a room is 1 to 64",
+            ),
+            (
+                r#"{"user":"a","text":"x","room":"dm.a.b"}"#,
+                "room: a room is 1 to 64",
+            ),
+            (
+                r#"{"user":"a","text":"x","text":"y","room":"general"}"#,
+                "duplicate_key",
+            ),
         ] {
             let refusal = lines().read(line.as_bytes()).unwrap_err();
             assert!(refusal.starts_with(why), "{line}: {refusal}");
         }
-        let long = format!(r#"{{"user":"a","text":"{}","room":"general"}}"#, "x".repeat(2_000));
-        let refusal = Lines::new(Limits::default(), 2_000, NOW_MS).read(long.as_bytes()).unwrap_err();
+        let long = format!(
+            r#"{{"user":"a","text":"{}","room":"general"}}"#,
+            "x".repeat(2_000)
+        );
+        let refusal = Lines::new(Limits::default(), 2_000, NOW_MS)
+            .read(long.as_bytes())
+            .unwrap_err();
         assert!(refusal.contains("a message may have 976"), "{refusal}");
     }
 }

@@ -76,7 +76,9 @@ fn main() -> ExitCode {
             }
             "--" => only_files = true,
             "-" => files.push(argument),
-            unknown if unknown.starts_with('-') => return usage(&format!("unknown option {unknown}")),
+            unknown if unknown.starts_with('-') => {
+                return usage(&format!("unknown option {unknown}"));
+            }
             _ => files.push(argument),
         }
     }
@@ -106,7 +108,10 @@ fn run(files: &[String]) -> Result<bool, Fatal> {
     // All of them before the first line is published: a name mistyped is noticed at once.
     let inputs: Vec<Input> = files
         .iter()
-        .map(|path| Input::open(path, consumed.clone()).map_err(|error| Fatal::new(format!("{path} cannot be read: {error}"))))
+        .map(|path| {
+            Input::open(path, consumed.clone())
+                .map_err(|error| Fatal::new(format!("{path} cannot be read: {error}")))
+        })
         .collect::<Result<_, _>>()?;
     let progress = Progress::new(&inputs, consumed);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -117,8 +122,16 @@ fn run(files: &[String]) -> Result<bool, Fatal> {
     let outcome = runtime.block_on(async {
         let connection = connected(&nats, &progress).await?;
         let max_payload = connection.client().server_info().max_payload;
-        let limits = Limits { text_bytes: settings.max_text_bytes };
-        import(connection, read(inputs, Lines::new(limits, max_payload, now_ms())), &progress, &mut summary).await
+        let limits = Limits {
+            text_bytes: settings.max_text_bytes,
+        };
+        import(
+            connection,
+            read(inputs, Lines::new(limits, max_payload, now_ms())),
+            &progress,
+            &mut summary,
+        )
+        .await
     });
     progress.end();
     summary.print();
@@ -137,7 +150,9 @@ fn default_max_text_bytes() -> usize {
 }
 
 fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }
 
 async fn connected(nats: &NatsSettings, progress: &Progress) -> Result<Connection, Fatal> {
@@ -166,7 +181,14 @@ fn read(inputs: Vec<Input>, lines: Lines) -> mpsc::Receiver<Found> {
     // Nobody listening means that the import failed: the process is on its way out.
     std::thread::spawn(move || {
         let names = inputs.iter().map(|input| input.name.clone()).collect();
-        let mut reader = Reader { found, batch: Vec::new(), bytes: 0, ids: Ids::default(), names, input: 0 };
+        let mut reader = Reader {
+            found,
+            batch: Vec::new(),
+            bytes: 0,
+            ids: Ids::default(),
+            names,
+            input: 0,
+        };
         for (number, input) in (0..).zip(inputs) {
             reader.input = number;
             // Each file counts its own repeated lines, so that it makes no difference which files are imported together.
@@ -175,7 +197,9 @@ fn read(inputs: Vec<Input>, lines: Lines) -> mpsc::Receiver<Found> {
             }
         }
         if reader.flush().is_some() {
-            _ = reader.found.blocking_send(Found::Ids(reader.ids, reader.names));
+            _ = reader
+                .found
+                .blocking_send(Found::Ids(reader.ids, reader.names));
         }
     });
     receiver
@@ -197,35 +221,54 @@ impl Reader {
                 Ok(None) => return Some(()),
                 Ok(Some(Line::Text(text))) if text.trim_ascii().is_empty() => continue,
                 Ok(Some(Line::Text(text))) => lines.read(&text),
-                Ok(Some(Line::TooLong)) => Err(format!("longer than {} bytes", input::MAX_LINE_BYTES)),
+                Ok(Some(Line::TooLong)) => {
+                    Err(format!("longer than {} bytes", input::MAX_LINE_BYTES))
+                }
                 Err(error) => {
                     self.flush()?;
-                    let broken = Fatal::new(format!("{} cannot be read after line {}: {error}", input.name, input.line()));
+                    let broken = Fatal::new(format!(
+                        "{} cannot be read after line {}: {error}",
+                        input.name,
+                        input.line()
+                    ));
                     self.found.blocking_send(Found::Broken(broken)).ok()?;
                     return None;
                 }
             };
             match message.and_then(|message| self.named(message, input.line())) {
                 Ok(message) => {
-                    if self.batch.len() == BATCH_MESSAGES || self.bytes + message.payload.len() > BATCH_BYTES {
+                    if self.batch.len() == BATCH_MESSAGES
+                        || self.bytes + message.payload.len() > BATCH_BYTES
+                    {
                         self.flush()?;
                     }
                     self.bytes += message.payload.len();
                     self.batch.push(message);
                 }
-                Err(why) => self.found.blocking_send(Found::Refused(format!("{}, line {}: {why}", input.name, input.line()))).ok()?,
+                Err(why) => self
+                    .found
+                    .blocking_send(Found::Refused(format!(
+                        "{}, line {}: {why}",
+                        input.name,
+                        input.line()
+                    )))
+                    .ok()?,
             }
         }
     }
 
     /// The message, unless an earlier line has its id for something else.
     fn named(&mut self, message: Outgoing, line: u64) -> Result<Outgoing, String> {
-        let Some(id) = message.own_id else { return Ok(message) };
+        let Some(id) = message.own_id else {
+            return Ok(message);
+        };
         match self.ids.give(&message.room, id, self.input, line) {
             Ok(()) => Ok(message),
             Err((input, line)) => {
                 let other = self.names.get(input as usize).map_or("", String::as_str);
-                Err(format!("its user has this id in {other}, line {line}, for another text or in another room: {ANOTHER_ID}"))
+                Err(format!(
+                    "its user has this id in {other}, line {line}, for another text or in another room: {ANOTHER_ID}"
+                ))
             }
         }
     }
@@ -233,11 +276,20 @@ impl Reader {
     fn flush(&mut self) -> Option<()> {
         self.bytes = 0;
         let batch = std::mem::take(&mut self.batch);
-        if batch.is_empty() { Some(()) } else { self.found.blocking_send(Found::Batch(batch)).ok() }
+        if batch.is_empty() {
+            Some(())
+        } else {
+            self.found.blocking_send(Found::Batch(batch)).ok()
+        }
     }
 }
 
-async fn import(connection: Connection, mut found: mpsc::Receiver<Found>, progress: &Progress, summary: &mut Summary) -> Result<(), Fatal> {
+async fn import(
+    connection: Connection,
+    mut found: mpsc::Receiver<Found>,
+    progress: &Progress,
+    summary: &mut Summary,
+) -> Result<(), Fatal> {
     let (bar, client) = (progress.clone(), connection.client().clone());
     let mut appender = Appender::new(connection, move |line| bar.tell(line)).await?;
     while let Some(found) = found.recv().await {
@@ -264,7 +316,13 @@ async fn import(connection: Connection, mut found: mpsc::Receiver<Found>, progre
 }
 
 /// Looks whether an id was used before this run for something else.
-async fn check(ids: Ids, names: &[String], client: &Client, progress: &Progress, summary: &mut Summary) {
+async fn check(
+    ids: Ids,
+    names: &[String],
+    client: &Client,
+    progress: &Progress,
+    summary: &mut Summary,
+) {
     let given = ids.len();
     match ids.conflicts(client).await {
         Ok(conflicts) => {
@@ -273,7 +331,9 @@ async fn check(ids: Ids, names: &[String], client: &Client, progress: &Progress,
                 if summary.refused <= REFUSED_SHOWN {
                     let name = names.get(input as usize).map_or("", String::as_str);
                     let why = "its user has used this id before, for another text or in another room, and the message is a dead letter";
-                    progress.tell(&format!("{name}, line {line}: {why} (id_conflict): {ANOTHER_ID}"));
+                    progress.tell(&format!(
+                        "{name}, line {line}: {why} (id_conflict): {ANOTHER_ID}"
+                    ));
                 }
             }
         }
@@ -298,7 +358,14 @@ struct Summary {
 
 impl Default for Summary {
     fn default() -> Self {
-        Summary { begun: Instant::now(), read: 0, published: 0, known: 0, refused: 0, unchecked: None }
+        Summary {
+            begun: Instant::now(),
+            read: 0,
+            published: 0,
+            known: 0,
+            refused: 0,
+            unchecked: None,
+        }
     }
 }
 
@@ -306,7 +373,11 @@ impl Summary {
     /// A message that was published, or there already, is none that readers see.
     fn refuse_published(&mut self) {
         self.refused += 1;
-        *(if self.published > 0 { &mut self.published } else { &mut self.known }) -= 1;
+        *(if self.published > 0 {
+            &mut self.published
+        } else {
+            &mut self.known
+        }) -= 1;
     }
 
     fn rate(&self) -> f64 {
@@ -314,7 +385,14 @@ impl Summary {
     }
 
     fn print(&self) {
-        let Summary { begun, read, published, known, refused, unchecked } = self;
+        let Summary {
+            begun,
+            read,
+            published,
+            known,
+            refused,
+            unchecked,
+        } = self;
         if *refused > REFUSED_SHOWN {
             eprintln!("… and {} more lines refused", refused - REFUSED_SHOWN);
         }
@@ -338,12 +416,20 @@ struct Progress {
 
 impl Progress {
     fn new(inputs: &[Input], consumed: Arc<AtomicU64>) -> Progress {
-        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         // Standard input has no known length; then there is only something that turns.
         let sized = inputs.iter().all(|input| input.bytes > 0);
         let total = sized.then(|| inputs.iter().map(|input| input.bytes).sum());
         let bar = ProgressBar::with_draw_target(total, target);
-        let template = if sized { "{bar:40} {percent:>3} %  {msg}" } else { "{spinner}  {msg}" };
+        let template = if sized {
+            "{bar:40} {percent:>3} %  {msg}"
+        } else {
+            "{spinner}  {msg}"
+        };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -353,7 +439,11 @@ impl Progress {
 
     fn show(&self, summary: &Summary) {
         self.bar.set_position(self.consumed.load(Ordering::Relaxed));
-        self.bar.set_message(format!("{} messages, {:.0}/s", summary.published + summary.known, summary.rate()));
+        self.bar.set_message(format!(
+            "{} messages, {:.0}/s",
+            summary.published + summary.known,
+            summary.rate()
+        ));
     }
 
     fn tell(&self, line: &str) {

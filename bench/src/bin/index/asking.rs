@@ -16,11 +16,17 @@ const LOOK_FOR_OBJECTIONS: Duration = Duration::from_millis(50);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Asks stream-bootstrap, again while it says that this may help.
-pub async fn ask<Q, R: DeserializeOwned>(operator: &Connection, endpoint: Endpoint<Q, R>, body: &Value) -> Result<R, Fatal> {
+pub async fn ask<Q, R: DeserializeOwned>(
+    operator: &Connection,
+    endpoint: Endpoint<Q, R>,
+    body: &Value,
+) -> Result<R, Fatal> {
     let subject = endpoint.subject(&[]);
     let begun = Instant::now();
     loop {
-        let request = Request::new().payload(body.to_string().into()).timeout(Some(ANSWER_WITHIN));
+        let request = Request::new()
+            .payload(body.to_string().into())
+            .timeout(Some(ANSWER_WITHIN));
         let answer = tokio::select! {
             answer = operator.client().send_request(subject.clone(), request) => answer,
             objection = refused(operator) => return Err(Fatal::new(format!(
@@ -31,13 +37,25 @@ pub async fn ask<Q, R: DeserializeOwned>(operator: &Connection, endpoint: Endpoi
             Ok(reply) if reply.status != Some(StatusCode::NO_RESPONDERS) => reply,
             Err(error) if error.kind() == RequestErrorKind::TimedOut => {
                 let within = ANSWER_WITHIN.as_secs();
-                return Err(Fatal::new(format!("{subject}: no answer within {within} s; stream-bootstrap's log may say why")));
+                return Err(Fatal::new(format!(
+                    "{subject}: no answer within {within} s; stream-bootstrap's log may say why"
+                )));
             }
-            Err(error) if error.kind() != RequestErrorKind::NoResponders => return Err(Fatal::new(format!("{subject}: {error}"))),
-            Ok(_) | Err(_) => return Err(Fatal::new(format!("nobody answers {subject}: is stream-bootstrap running?"))),
+            Err(error) if error.kind() != RequestErrorKind::NoResponders => {
+                return Err(Fatal::new(format!("{subject}: {error}")));
+            }
+            Ok(_) | Err(_) => {
+                return Err(Fatal::new(format!(
+                    "nobody answers {subject}: is stream-bootstrap running?"
+                )));
+            }
         };
         let Ok(ErrorBody { error }) = serde_json::from_slice(&reply.payload) else {
-            let other = |_| Fatal::new(format!("the answer to {subject} is another version's: start the stream-bootstrap of this one"));
+            let other = |_| {
+                Fatal::new(format!(
+                    "the answer to {subject} is another version's: start the stream-bootstrap of this one"
+                ))
+            };
             return serde_json::from_slice(&reply.payload).map_err(other);
         };
         if !error.retryable || begun.elapsed() > RETRY_FOR {

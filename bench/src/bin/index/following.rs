@@ -30,11 +30,17 @@ struct Floor {
 ///
 /// # Errors
 /// Nothing moved for `stuck_after`; JetStream does not answer.
-pub async fn until_stored(operator: &Connection, replayed: &Replayed, stuck_after: Duration) -> Result<(), Fatal> {
+pub async fn until_stored(
+    operator: &Connection,
+    replayed: &Replayed,
+    stuck_after: Duration,
+) -> Result<(), Fatal> {
     let before = replayed.from.previous().get();
     let total = replayed.through.get().saturating_sub(before);
     let bar = ProgressBar::with_draw_target(Some(total), show::target());
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3} %  {pos} of {len} stored again, {eta} left") {
+    if let Ok(style) = ProgressStyle::with_template(
+        "{bar:40} {percent:>3} %  {pos} of {len} stored again, {eta} left",
+    ) {
         bar.set_style(style);
     }
     let (begun, mut moved, mut last) = (Instant::now(), Instant::now(), 0);
@@ -42,7 +48,11 @@ pub async fn until_stored(operator: &Connection, replayed: &Replayed, stuck_afte
         let consumer: Consumer = operator
             .api(jetstream::CONSUMER_INFO, &json!({}))
             .await
-            .map_err(|error| Fatal::new(format!("the worker's state is not to be had: {error}; the replay goes on all the same")))?;
+            .map_err(|error| {
+                Fatal::new(format!(
+                    "the worker's state is not to be had: {error}; the replay goes on all the same"
+                ))
+            })?;
         let floor = consumer.ack_floor.stream_seq;
         bar.set_position(floor.saturating_sub(before).min(total));
         // The last messages may have been erased: then the floor ends below them.

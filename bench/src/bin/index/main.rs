@@ -58,7 +58,9 @@ fn main() -> ExitCode {
         ["audit"] => Task::Audit,
         ["replay", from] => match from.parse().ok().and_then(Seq::new) {
             Some(from) => Task::Replay(from),
-            None => return usage("FROM is a sequence of the log, a whole number; 0: from its first"),
+            None => {
+                return usage("FROM is a sequence of the log, a whole number; 0: from its first");
+            }
         },
         ["replay"] => return usage("from which sequence on? 0: from the log's first"),
         _ => return usage("audit, or replay FROM?"),
@@ -89,7 +91,12 @@ fn run(task: &Task) -> Result<bool, Fatal> {
     runtime.block_on(async {
         let operator = connected(&nats).await?;
         if let Task::Replay(from) = task {
-            replay(&operator, *from, Duration::from_millis(settings.replay_stuck_after_ms)).await?;
+            replay(
+                &operator,
+                *from,
+                Duration::from_millis(settings.replay_stuck_after_ms),
+            )
+            .await?;
         }
         audit(&operator).await
     })
@@ -107,9 +114,14 @@ async fn connected(nats: &NatsSettings) -> Result<Connection, Fatal> {
 
 async fn replay(operator: &Connection, from: Seq, stuck_after: Duration) -> Result<(), Fatal> {
     let replayed = asking::ask(operator, BOOTSTRAP_REPLAY, &json!({ "from": from })).await?;
-    println!("delivering {} to {} again; the index knew sequences up to {}", replayed.from, replayed.through, replayed.stored);
+    println!(
+        "delivering {} to {} again; the index knew sequences up to {}",
+        replayed.from, replayed.through, replayed.stored
+    );
     if let Some((first, last)) = replayed.lost {
-        println!("WARNING: {first} to {last} is in neither the index nor the log; what was said there is lost, unless a backup has it");
+        println!(
+            "WARNING: {first} to {last} is in neither the index nor the log; what was said there is lost, unless a backup has it"
+        );
     }
     following::until_stored(operator, &replayed, stuck_after).await
 }
@@ -124,7 +136,11 @@ async fn audit(operator: &Connection) -> Result<bool, Fatal> {
         let part = asking::ask(operator, BOOTSTRAP_AUDIT, &request).await?;
         counts.add(&part.counts);
         offenders.extend(part.offenders);
-        bar.set_message(format!("{} messages looked up, to sequence {}", counts.total(), part.through));
+        bar.set_message(format!(
+            "{} messages looked up, to sequence {}",
+            counts.total(),
+            part.through
+        ));
         let begun = *begun.get_or_insert(part.from);
         next = part.through.next();
         if part.more {

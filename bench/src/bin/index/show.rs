@@ -10,7 +10,11 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// Progress is for a terminal; elsewhere it is nothing.
 pub fn target() -> ProgressDrawTarget {
-    if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+    if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    }
 }
 
 /// For what has no known end.
@@ -22,23 +26,45 @@ pub fn spinner() -> ProgressBar {
 
 /// What became of the log from `from` to `through`.
 pub fn counts(from: Seq, through: Seq, counts: &AuditCounts) {
-    println!("{} messages in the log, sequences {from} to {through}:", counts.total());
+    println!(
+        "{} messages in the log, sequences {from} to {through}:",
+        counts.total()
+    );
     for (what, count) in rows(counts) {
         println!("  {count:>10}  {what}");
     }
 }
 
 fn rows(counts: &AuditCounts) -> Vec<(String, u64)> {
-    let AuditCounts { stored, deleted, changes, duplicates, dead_letters, expired, waiting, missing } = counts;
+    let AuditCounts {
+        stored,
+        deleted,
+        changes,
+        duplicates,
+        dead_letters,
+        expired,
+        waiting,
+        missing,
+    } = counts;
     let mut rows = vec![
         ("stored".to_owned(), *stored),
         ("deleted: a tombstone is stored".to_owned(), *deleted),
         ("deletions".to_owned(), *changes),
-        ("stored under another sequence, by the same sender and id".to_owned(), *duplicates),
+        (
+            "stored under another sequence, by the same sender and id".to_owned(),
+            *duplicates,
+        ),
     ];
-    rows.extend(dead_letters.iter().map(|(reason, count)| (format!("dead letters: {reason}"), *count)));
+    rows.extend(
+        dead_letters
+            .iter()
+            .map(|(reason, count)| (format!("dead letters: {reason}"), *count)),
+    );
     rows.push(("expired".to_owned(), *expired));
-    rows.extend([("waiting to be stored".to_owned(), *waiting), ("MISSING".to_owned(), *missing)]);
+    rows.extend([
+        ("waiting to be stored".to_owned(), *waiting),
+        ("MISSING".to_owned(), *missing),
+    ]);
     rows
 }
 
@@ -46,7 +72,16 @@ fn rows(counts: &AuditCounts) -> Vec<(String, u64)> {
 pub fn offenders(offenders: &[Offender]) {
     for Offender { seq, subject, what } in offenders {
         // A subject is what somebody published on, and may hold what a terminal would obey.
-        let subject: String = subject.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+        let subject: String = subject
+            .chars()
+            .map(|c| {
+                if c.is_control() {
+                    char::REPLACEMENT_CHARACTER
+                } else {
+                    c
+                }
+            })
+            .collect();
         println!("sequence {seq}, {subject}: {what}");
     }
 }
@@ -58,8 +93,16 @@ mod tests {
     #[test]
     fn every_count_has_a_row() {
         let dead_letters = [("not_json".to_owned(), 16), ("too_deep".to_owned(), 32)].into();
-        let counts =
-            AuditCounts { stored: 1, deleted: 2, changes: 4, duplicates: 8, dead_letters, expired: 256, waiting: 64, missing: 128 };
+        let counts = AuditCounts {
+            stored: 1,
+            deleted: 2,
+            changes: 4,
+            duplicates: 8,
+            dead_letters,
+            expired: 256,
+            waiting: 64,
+            missing: 128,
+        };
         let shown: u64 = rows(&counts).iter().map(|(_, count)| count).sum();
         assert_eq!(shown, counts.total());
     }

@@ -9,21 +9,50 @@ const SECRET: &str = "correct horse battery staple";
 async fn write(client: &Client, user: &str, many: usize) {
     let said = |text: String| json!({"user": user, "text": text}).to_string();
     for number in 0..many {
-        client.publish(format!("chat.room-{}", number % 7), said(format!("{SECRET} {number}")).into()).await.unwrap();
+        client
+            .publish(
+                format!("chat.room-{}", number % 7),
+                said(format!("{SECRET} {number}")).into(),
+            )
+            .await
+            .unwrap();
     }
     client.flush().await.unwrap();
     let with_id = json!({"user": user, "text": SECRET, "id": "mine"});
     for subject in ["chat.general", "chat.general", "chat.other"] {
         publish(client, subject, with_id.clone()).await;
     }
-    publish(client, "admin.alerts", json!({"user": user, "text": SECRET})).await;
-    publish(client, &format!("dm.{user}.zoe"), json!({"user": user, "text": SECRET})).await;
+    publish(
+        client,
+        "admin.alerts",
+        json!({"user": user, "text": SECRET}),
+    )
+    .await;
+    publish(
+        client,
+        &format!("dm.{user}.zoe"),
+        json!({"user": user, "text": SECRET}),
+    )
+    .await;
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", format!("{user}-header"));
-    client.publish_with_headers("chat.general", headers, said(SECRET.to_owned()).into()).await.unwrap();
+    client
+        .publish_with_headers("chat.general", headers, said(SECRET.to_owned()).into())
+        .await
+        .unwrap();
     // What cannot be stored.
-    publish(client, "chat.general", json!({"user": user, "text": 7, "note": SECRET})).await;
-    publish(client, "chat.general", json!({"user": user, "text": SECRET.repeat(3_000)})).await;
+    publish(
+        client,
+        "chat.general",
+        json!({"user": user, "text": 7, "note": SECRET}),
+    )
+    .await;
+    publish(
+        client,
+        "chat.general",
+        json!({"user": user, "text": SECRET.repeat(3_000)}),
+    )
+    .await;
     publish(client, &format!("dm.{user}.zoe"), json!({"note": SECRET})).await;
 }
 
@@ -43,11 +72,21 @@ async fn erase(world: &World, body: Value, refused: &mut bool) -> Erased {
 }
 
 /// Part by part; the sum, and how many parts. The sum is too small where a part was refused after it had begun.
-async fn erase_all(world: &World, user: &str, dry_run: bool, refused: &mut bool) -> (Erased, usize) {
+async fn erase_all(
+    world: &World,
+    user: &str,
+    dry_run: bool,
+    refused: &mut bool,
+) -> (Erased, usize) {
     let mut sum = erase(world, json!({"user": user, "dry_run": dry_run}), refused).await;
     let mut parts = 1;
     while sum.more {
-        let part = erase(world, json!({"user": user, "dry_run": dry_run, "after": sum.through}), refused).await;
+        let part = erase(
+            world,
+            json!({"user": user, "dry_run": dry_run, "after": sum.through}),
+            refused,
+        )
+        .await;
         sum = Erased {
             deletions: sum.deletions + part.deletions,
             underway: sum.underway + part.underway,
@@ -70,9 +109,12 @@ async fn in_log_of(world: &World, user: &str) -> Vec<u64> {
     let stream = async_nats::jetstream::new(reader);
     let stream = stream.get_stream(wire::STREAM).await.unwrap();
     for seq in first..=last {
-        let Ok(message) = stream.get_raw_message(seq).await else { continue };
+        let Ok(message) = stream.get_raw_message(seq).await else {
+            continue;
+        };
         let text = String::from_utf8_lossy(&message.payload).into_owned();
-        let by = text.contains(&format!(r#""user":"{user}""#)) || message.subject.starts_with(&format!("dm.{user}."));
+        let by = text.contains(&format!(r#""user":"{user}""#))
+            || message.subject.starts_with(&format!("dm.{user}."));
         if by && text.contains(SECRET) {
             found.push(seq);
         }
@@ -99,29 +141,68 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
     store(&world).await;
     let (_, stored) = range(&world).await;
     // Some have expired and were swept; the log has them still.
-    sqlx::raw_sql("delete from messages where sender = 'ann' and seq <= 10").execute(&database).await.unwrap();
+    sqlx::raw_sql("delete from messages where sender = 'ann' and seq <= 10")
+        .execute(&database)
+        .await
+        .unwrap();
     for number in 0..UNSTORED {
-        publish(&client, "chat.general", json!({"user": "ann", "text": format!("{SECRET}, late {number}")})).await;
+        publish(
+            &client,
+            "chat.general",
+            json!({"user": "ann", "text": format!("{SECRET}, late {number}")}),
+        )
+        .await;
     }
-    let bobs = (in_log_of(&world, "bob").await, in_index(&database, "bob").await);
+    let bobs = (
+        in_log_of(&world, "bob").await,
+        in_index(&database, "bob").await,
+    );
     // Little time for each part.
     let running = start(&world, &[("REQUEST_DEADLINE_MS", "800"), SELDOM]).await;
     // One id in three places of the log, and one row; in another room it is a conflict, and a letter.
     let wanted = (STORED + UNSTORED + OTHERS - 3) as u64;
     let mut refused = false;
     let (dry, _) = erase_all(&world, "ann", true, &mut refused).await;
-    assert_eq!((dry.deletions, dry.letters, dry.unfit, dry.dry_run), (wanted, 4, 3, true), "{dry:?}");
+    assert_eq!(
+        (dry.deletions, dry.letters, dry.unfit, dry.dry_run),
+        (wanted, 4, 3, true),
+        "{dry:?}"
+    );
     // Another part does not count again what the first has counted.
-    let rest = erase(&world, json!({"user": "ann", "dry_run": true, "after": stored}), &mut refused).await;
-    assert_eq!((rest.deletions, rest.unfit), (UNSTORED as u64, 0), "{rest:?}");
-    assert_eq!(in_log_of(&world, "ann").await.len() as u64, wanted + 3, "a dry run does nothing");
+    let rest = erase(
+        &world,
+        json!({"user": "ann", "dry_run": true, "after": stored}),
+        &mut refused,
+    )
+    .await;
+    assert_eq!(
+        (rest.deletions, rest.unfit),
+        (UNSTORED as u64, 0),
+        "{rest:?}"
+    );
+    assert_eq!(
+        in_log_of(&world, "ann").await.len() as u64,
+        wanted + 3,
+        "a dry run does nothing"
+    );
     let (done, parts) = erase_all(&world, "ann", false, &mut refused).await;
-    assert!((refused || done.deletions >= wanted) && parts > 1, "{parts}: {done:?}");
-    assert_eq!((done.letters, done.unfit, done.waiting), (4, 3, 0), "{done:?}");
+    assert!(
+        (refused || done.deletions >= wanted) && parts > 1,
+        "{parts}: {done:?}"
+    );
+    assert_eq!(
+        (done.letters, done.unfit, done.waiting),
+        (4, 3, 0),
+        "{done:?}"
+    );
     // Asked again before a worker has made them: nothing is appended twice.
     let (_, last) = range(&world).await;
     let (again, _) = erase_all(&world, "ann", false, &mut refused).await;
-    assert_eq!((again.deletions, range(&world).await.1), (0, last), "{again:?}");
+    assert_eq!(
+        (again.deletions, range(&world).await.1),
+        (0, last),
+        "{again:?}"
+    );
     assert!(again.underway > 0);
     let (dry, _) = erase_all(&world, "ann", true, &mut refused).await;
     assert_eq!((dry.deletions, dry.underway), (0, wanted), "{dry:?}");
@@ -136,9 +217,24 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
         .await
         .unwrap();
     assert_eq!(letters, 4);
-    assert_eq!((in_log_of(&world, "bob").await, in_index(&database, "bob").await), bobs);
+    assert_eq!(
+        (
+            in_log_of(&world, "bob").await,
+            in_index(&database, "bob").await
+        ),
+        bobs
+    );
     let (nothing, _) = erase_all(&world, "ann", false, &mut refused).await;
-    assert_eq!((nothing.deletions, nothing.underway, nothing.letters, nothing.unfit), (0, 0, 0, 0), "{nothing:?}");
+    assert_eq!(
+        (
+            nothing.deletions,
+            nothing.underway,
+            nothing.letters,
+            nothing.unfit
+        ),
+        (0, 0, 0, 0),
+        "{nothing:?}"
+    );
     running.stop().await.unwrap();
 }
 
@@ -146,16 +242,30 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
 async fn what_is_no_dead_letter_yet_stays_until_it_is() {
     let world = World::start().await;
     let (client, database) = (world.client("publisher").await, world.database().await);
-    publish(&client, "chat.general", json!({"user": "ann", "note": SECRET})).await;
+    publish(
+        &client,
+        "chat.general",
+        json!({"user": "ann", "note": SECRET}),
+    )
+    .await;
     let running = start(&world, &[SELDOM]).await;
     let first = erase(&world, json!({"user": "ann"}), &mut false).await;
     assert_eq!((first.waiting, first.unfit, first.more), (1, 0, false));
     store(&world).await;
-    assert_eq!(count(&database, "dead_letters").await, 1, "the promise holds");
+    assert_eq!(
+        count(&database, "dead_letters").await,
+        1,
+        "the promise holds"
+    );
     let second = erase(&world, json!({"user": "ann"}), &mut false).await;
     assert_eq!((second.waiting, second.unfit, second.letters), (0, 1, 1));
     assert!(!in_log(&world, 1).await);
-    let refused = ask(&world.client("operator").await, RETENTION_ERASE.subject(&[]), json!({})).await;
+    let refused = ask(
+        &world.client("operator").await,
+        RETENTION_ERASE.subject(&[]),
+        json!({}),
+    )
+    .await;
     assert_eq!(refused["error"]["code"], 400);
     running.stop().await.unwrap();
 }

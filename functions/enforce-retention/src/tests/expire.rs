@@ -9,58 +9,150 @@ fn deletion(target: u64, room_user: &str, received: i64) -> Value {
 }
 
 fn now_ms() -> i64 {
-    i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    i64::try_from(
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_millis(),
+    )
+    .unwrap()
 }
 
 #[tokio::test]
 async fn expired_messages_vanish_before_they_are_swept() {
     let world = World::start().await;
     let (_history, _sync) = tokio::join!(world.spawn("get-history"), world.spawn("sync-messages"));
-    let (client, bootstrap, database) = (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    let (client, bootstrap, database) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+        world.database().await,
+    );
     for room in ["general", "forever", "short"] {
         say(&client, &format!("chat.{room}"), 4).await;
     }
     say(&client, "dm.ann.bob", 2).await;
-    publish(&bootstrap, "change.chat.general", deletion(1, "ann", now_ms())).await;
-    publish(&bootstrap, "change.chat.general", deletion(4, "ann", now_ms())).await;
+    publish(
+        &bootstrap,
+        "change.chat.general",
+        deletion(1, "ann", now_ms()),
+    )
+    .await;
+    publish(
+        &bootstrap,
+        "change.chat.general",
+        deletion(4, "ann", now_ms()),
+    )
+    .await;
     store(&world).await;
-    sqlx::raw_sql("insert into retention values ('forever', null), ('short', 2), ('dm.*', 60)").execute(&database).await.unwrap();
+    sqlx::raw_sql("insert into retention values ('forever', null), ('short', 2), ('dm.*', 60)")
+        .execute(&database)
+        .await
+        .unwrap();
     let shown = async |room: &str| seqs(&history(&client, room, json!({})).await);
-    let direct = async || ask(&client, DM_HISTORY.subject(&["ann", "bob"]), json!({})).await.as_array().unwrap().len();
+    let direct = async || {
+        ask(&client, DM_HISTORY.subject(&["ann", "bob"]), json!({}))
+            .await
+            .as_array()
+            .unwrap()
+            .len()
+    };
     assert_eq!(shown("general").await, [1, 2, 3, 4]);
     assert_eq!(sync(&client, "general", 0).await.changes.len(), 2);
     age(&database, 2, 31).await;
     age(&database, 14, 3).await;
     // 34 days of 30; 3 of 2; 3 of for ever.
-    assert_eq!((shown("general").await, shown("short").await, shown("forever").await), (vec![3, 4], vec![], vec![5, 6, 7, 8]));
+    assert_eq!(
+        (
+            shown("general").await,
+            shown("short").await,
+            shown("forever").await
+        ),
+        (vec![3, 4], vec![], vec![5, 6, 7, 8])
+    );
     age(&database, 14, 28).await;
-    assert_eq!((shown("general").await, shown("forever").await, direct().await), (vec![], vec![5, 6, 7, 8], 2), "31 days of 60");
-    sqlx::raw_sql("update retention set days = 31 where room = 'dm.*'").execute(&database).await.unwrap();
+    assert_eq!(
+        (
+            shown("general").await,
+            shown("forever").await,
+            direct().await
+        ),
+        (vec![], vec![5, 6, 7, 8], 2),
+        "31 days of 60"
+    );
+    sqlx::raw_sql("update retention set days = 31 where room = 'dm.*'")
+        .execute(&database)
+        .await
+        .unwrap();
     assert_eq!(direct().await, 0);
     let page = sync(&client, "general", 0).await;
-    assert_eq!((page.messages.len(), page.changes.len(), page.through.get(), page.more), (0, 0, 16, false));
+    assert_eq!(
+        (
+            page.messages.len(),
+            page.changes.len(),
+            page.through.get(),
+            page.more
+        ),
+        (0, 0, 16, false)
+    );
     // Cursors before, among and behind what has expired.
-    publish(&client, "chat.general", json!({"user": "ann", "text": "new"})).await;
+    publish(
+        &client,
+        "chat.general",
+        json!({"user": "ann", "text": "new"}),
+    )
+    .await;
     for stored in [false, true] {
         if stored {
             store(&world).await;
         }
-        for cursor in [json!({"after": 0}), json!({"after": 2}), json!({"around": 3}), json!({"before": 18}), json!({})] {
-            assert_eq!(seqs(&history(&client, "general", cursor.clone()).await), [17], "{cursor}");
+        for cursor in [
+            json!({"after": 0}),
+            json!({"after": 2}),
+            json!({"around": 3}),
+            json!({"before": 18}),
+            json!({}),
+        ] {
+            assert_eq!(
+                seqs(&history(&client, "general", cursor.clone()).await),
+                [17],
+                "{cursor}"
+            );
         }
         let page = sync(&client, "general", 2).await;
-        assert_eq!((seqs(&page.messages), page.changes.len(), page.through.get()), (vec![17], 0, 17));
+        assert_eq!(
+            (seqs(&page.messages), page.changes.len(), page.through.get()),
+            (vec![17], 0, 17)
+        );
     }
 
     // All of this was said of rows that are still there.
-    let before: i64 = sqlx::query_scalar("select sum(messages)::bigint from expired_messages").fetch_one(&database).await.unwrap();
+    let before: i64 = sqlx::query_scalar("select sum(messages)::bigint from expired_messages")
+        .fetch_one(&database)
+        .await
+        .unwrap();
     let running = start(&world, &[SELDOM]).await;
-    eventually("they are swept", SOON, async || (count(&database, "messages").await == 5).then_some(())).await;
-    assert_eq!((before, run(&world, true).await.expired, count(&database, "changes").await), (10, 0, 0));
+    eventually("they are swept", SOON, async || {
+        (count(&database, "messages").await == 5).then_some(())
+    })
+    .await;
+    assert_eq!(
+        (
+            before,
+            run(&world, true).await.expired,
+            count(&database, "changes").await
+        ),
+        (10, 0, 0)
+    );
     let kept: Vec<(String, i64)> =
-        sqlx::query_as("select room, messages from kept_messages order by room").fetch_all(&database).await.unwrap();
+        sqlx::query_as("select room, messages from kept_messages order by room")
+            .fetch_all(&database)
+            .await
+            .unwrap();
     assert_eq!(kept, [("forever".to_owned(), 4), ("general".to_owned(), 1)]);
-    assert_eq!(seqs(&history(&client, "general", json!({"after": 0})).await), [17]);
+    assert_eq!(
+        seqs(&history(&client, "general", json!({"after": 0})).await),
+        [17]
+    );
     assert_eq!(sync(&client, "general", 3).await.through.get(), 17);
     running.stop().await.unwrap();
 }
@@ -68,26 +160,59 @@ async fn expired_messages_vanish_before_they_are_swept() {
 #[tokio::test]
 async fn what_the_log_holds_expires_all_the_same() {
     let world = World::start().await;
-    let (_history, _sync, database) = (world.spawn("get-history").await, world.spawn("sync-messages").await, world.database().await);
-    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    let (_history, _sync, database) = (
+        world.spawn("get-history").await,
+        world.spawn("sync-messages").await,
+        world.database().await,
+    );
+    let (client, bootstrap) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+    );
     say(&client, "chat.general", 5).await;
     let received = now_ms();
     expire_now(&database, "general").await;
     // Deletions of the expired: one whose message is there, one whose message was erased before it was stored.
-    publish(&bootstrap, "change.chat.general", deletion(2, "ann", received - 5_000)).await;
+    publish(
+        &bootstrap,
+        "change.chat.general",
+        deletion(2, "ann", received - 5_000),
+    )
+    .await;
     let eraser = world.client("enforce-retention").await;
-    ask(&eraser, jetstream::MESSAGE_DELETE.to_owned(), json!({ "seq": 3 })).await;
-    publish(&bootstrap, "change.chat.general", deletion(3, "ann", received - 5_000)).await;
+    ask(
+        &eraser,
+        jetstream::MESSAGE_DELETE.to_owned(),
+        json!({ "seq": 3 }),
+    )
+    .await;
+    publish(
+        &bootstrap,
+        "change.chat.general",
+        deletion(3, "ann", received - 5_000),
+    )
+    .await;
     say(&client, "chat.general", 2).await;
     say(&client, "chat.other", 1).await;
     for stored in [false, true] {
         if stored {
             store(&world).await;
         }
-        assert_eq!(seqs(&history(&client, "general", json!({})).await), [8, 9], "stored: {stored}");
-        assert_eq!(seqs(&history(&client, "general", json!({"after": 0})).await), [8, 9]);
+        assert_eq!(
+            seqs(&history(&client, "general", json!({})).await),
+            [8, 9],
+            "stored: {stored}"
+        );
+        assert_eq!(
+            seqs(&history(&client, "general", json!({"after": 0})).await),
+            [8, 9]
+        );
         let page = sync(&client, "general", 0).await;
-        assert_eq!((seqs(&page.messages), page.changes.len(), page.through.get()), (vec![8, 9], 0, 10), "stored: {stored}");
+        assert_eq!(
+            (seqs(&page.messages), page.changes.len(), page.through.get()),
+            (vec![8, 9], 0, 10),
+            "stored: {stored}"
+        );
         assert_eq!(seqs(&history(&client, "other", json!({})).await), [10]);
     }
 }
@@ -95,45 +220,104 @@ async fn what_the_log_holds_expires_all_the_same() {
 #[tokio::test]
 async fn a_replay_brings_nothing_back() {
     let world = World::builder().administrator().start().await;
-    let (_history, _bootstrap, _worker) =
-        tokio::join!(world.spawn("get-history"), world.spawn("stream-bootstrap"), world.spawn("persist-message"));
-    let (client, operator, database) = (world.client("publisher").await, world.client("operator").await, world.database().await);
+    let (_history, _bootstrap, _worker) = tokio::join!(
+        world.spawn("get-history"),
+        world.spawn("stream-bootstrap"),
+        world.spawn("persist-message")
+    );
+    let (client, operator, database) = (
+        world.client("publisher").await,
+        world.client("operator").await,
+        world.database().await,
+    );
     say(&client, "chat.general", 20).await;
     // The same message twice: the second copy lives longer than the first, and must not be stored in its place.
-    publish(&client, "chat.general", json!({"user": "ann", "text": "twice", "id": "twice"})).await;
+    publish(
+        &client,
+        "chat.general",
+        json!({"user": "ann", "text": "twice", "id": "twice"}),
+    )
+    .await;
     settled(&world).await;
     expire_now(&database, "general").await;
-    publish(&client, "chat.general", json!({"user": "ann", "text": "twice", "id": "twice"})).await;
-    publish(&client, "chat.general", json!({"user": "ann", "text": "new"})).await;
+    publish(
+        &client,
+        "chat.general",
+        json!({"user": "ann", "text": "twice", "id": "twice"}),
+    )
+    .await;
+    publish(
+        &client,
+        "chat.general",
+        json!({"user": "ann", "text": "new"}),
+    )
+    .await;
     settled(&world).await;
     assert_eq!(count(&database, "duplicates").await, 1);
     let running = start(&world, &[SELDOM]).await;
-    let swept = async || (count(&database, "messages").await == 1 && count(&database, "duplicates").await == 0).then_some(());
+    let swept = async || {
+        (count(&database, "messages").await == 1 && count(&database, "duplicates").await == 0)
+            .then_some(())
+    };
     eventually("they are swept", SOON, swept).await;
     assert!(!in_log(&world, 22).await, "the copy is gone with its first");
-    let audit = async || ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), json!({})).await["counts"].clone();
+    let audit =
+        async || ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), json!({})).await["counts"].clone();
     let counts = audit().await;
-    assert_eq!((&counts["expired"], &counts["stored"], &counts["missing"]), (&json!(21), &json!(1), &json!(0)), "{counts}");
+    assert_eq!(
+        (&counts["expired"], &counts["stored"], &counts["missing"]),
+        (&json!(21), &json!(1), &json!(0)),
+        "{counts}"
+    );
 
     let reply = ask(&operator, BOOTSTRAP_REPLAY.subject(&[]), json!({"from": 0})).await;
     assert_eq!(reply["through"], 23, "{reply}");
-    eventually("it is delivered again", SOON, async || (count(&database, "messages").await == 22).then_some(())).await;
+    eventually("it is delivered again", SOON, async || {
+        (count(&database, "messages").await == 22).then_some(())
+    })
+    .await;
     assert_eq!(seqs(&history(&client, "general", json!({})).await), [23]);
     settled(&world).await;
-    assert_eq!((run(&world, false).await.expired, count(&database, "messages").await), (21, 1), "and swept again");
+    assert_eq!(
+        (
+            run(&world, false).await.expired,
+            count(&database, "messages").await
+        ),
+        (21, 1),
+        "and swept again"
+    );
 
     // The id is free again.
-    publish(&client, "chat.general", json!({"user": "ann", "text": "another", "id": "twice"})).await;
+    publish(
+        &client,
+        "chat.general",
+        json!({"user": "ann", "text": "another", "id": "twice"}),
+    )
+    .await;
     settled(&world).await;
-    assert_eq!(history(&client, "general", json!({})).await[1].text, "another");
+    assert_eq!(
+        history(&client, "general", json!({})).await[1].text,
+        "another"
+    );
 
     // A log made anew does not give out the positions of what has expired.
     expire_now(&database, "general").await;
     assert_eq!(run(&world, false).await.expired, 2);
     assert_eq!(count(&database, "messages").await, 0);
-    ask(&world.client("administrator").await, jetstream::stream("DELETE", wire::STREAM), json!({})).await;
+    ask(
+        &world.client("administrator").await,
+        jetstream::stream("DELETE", wire::STREAM),
+        json!({}),
+    )
+    .await;
     let next = eventually("the log is there again", SOON, async || {
-        let reply = client.request("chat.general", json!({"user": "ann", "text": "first"}).to_string().into()).await.ok()?;
+        let reply = client
+            .request(
+                "chat.general",
+                json!({"user": "ann", "text": "first"}).to_string().into(),
+            )
+            .await
+            .ok()?;
         serde_json::from_slice::<Value>(&reply.payload).ok()?["seq"].as_u64()
     })
     .await;

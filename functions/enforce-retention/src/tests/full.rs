@@ -11,8 +11,16 @@ type Acknowledged = Vec<(i64, String)>;
 
 /// One large message; the position, or the error.
 async fn send(client: &Client, user: &str) -> Result<(i64, String), Value> {
-    let reply = ask(client, SEND.subject(&[user, "general"]), json!({ "text": "t".repeat(60_000) })).await;
-    reply["seq"].as_i64().map(|seq| (seq, user.to_owned())).ok_or_else(|| reply["error"].clone())
+    let reply = ask(
+        client,
+        SEND.subject(&[user, "general"]),
+        json!({ "text": "t".repeat(60_000) }),
+    )
+    .await;
+    reply["seq"]
+        .as_i64()
+        .map(|seq| (seq, user.to_owned()))
+        .ok_or_else(|| reply["error"].clone())
 }
 
 /// Everybody sends until they are refused.
@@ -23,25 +31,47 @@ async fn fill(client: &Client) -> Acknowledged {
             match send(client, user).await {
                 Ok(sent) => acknowledged.push(sent),
                 Err(error) => {
-                    assert_eq!((&error["code"], &error["retryable"]), (&json!(503), &json!(true)), "{error}");
+                    assert_eq!(
+                        (&error["code"], &error["retryable"]),
+                        (&json!(503), &json!(true)),
+                        "{error}"
+                    );
                     return acknowledged;
                 }
             }
             assert!(acknowledged.len() < 200, "the budget is spent by now");
         }
     };
-    futures::future::join_all(SENDERS.map(until_refused)).await.concat()
+    futures::future::join_all(SENDERS.map(until_refused))
+        .await
+        .concat()
 }
 
 /// The operators' gauges, and those in STATS.
 async fn check_gauges(world: &World) {
     let budget = status(world).await;
-    assert!(budget.unstored_part.unwrap() > 0.9 && budget.unstored_bytes <= budget.bytes, "{budget:?}");
+    assert!(
+        budget.unstored_part.unwrap() > 0.9 && budget.unstored_bytes <= budget.bytes,
+        "{budget:?}"
+    );
     assert_eq!(budget.max_bytes, Some(BUDGET));
-    assert!(budget.bytes_per_second > 0 && budget.seconds_left.is_some(), "{budget:?}");
+    assert!(
+        budget.bytes_per_second > 0 && budget.seconds_left.is_some(),
+        "{budget:?}"
+    );
     let operator = world.client("operator").await;
-    let stats = ask(&operator, format!("{}.enforce-retention", wire::DISCOVER_STATS), json!({})).await;
-    let data = &stats["endpoints"].as_array().unwrap().iter().find(|endpoint| endpoint["name"] == "trim").unwrap()["data"];
+    let stats = ask(
+        &operator,
+        format!("{}.enforce-retention", wire::DISCOVER_STATS),
+        json!({}),
+    )
+    .await;
+    let data = &stats["endpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|endpoint| endpoint["name"] == "trim")
+        .unwrap()["data"];
     assert_eq!(data["log_max_bytes"], BUDGET);
 }
 
@@ -53,8 +83,15 @@ async fn a_full_log_refuses_and_mends_itself() {
             object["max_bytes"] = json!(BUDGET);
         }
     });
-    let _bootstrap = world.spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)]).await;
-    let _send = world.spawn_with("send-message", &[("SEND_BURST", "10000"), ("SEND_RATE_PER_SECOND", "10000")]).await;
+    let _bootstrap = world
+        .spawn_with("stream-bootstrap", &[("BOOTSTRAP_CONFIG", &config)])
+        .await;
+    let _send = world
+        .spawn_with(
+            "send-message",
+            &[("SEND_BURST", "10000"), ("SEND_RATE_PER_SECOND", "10000")],
+        )
+        .await;
     let worker = world.spawn("persist-message").await;
     let running = start(&world, &[SELDOM]).await;
     let client = world.client("publisher").await;
@@ -70,21 +107,39 @@ async fn a_full_log_refuses_and_mends_itself() {
     run(&world, false).await;
     acknowledged.extend(fill(&client).await);
     check_gauges(&world).await;
-    assert_eq!(run(&world, false).await.trimmed, 0, "nothing that is not stored makes room");
+    assert_eq!(
+        run(&world, false).await.trimmed,
+        0,
+        "nothing that is not stored makes room"
+    );
     assert_eq!(fill(&client).await, []);
-    assert!(range(&world).await.0 <= SENDERS.len() as u64 + 1, "everything that is not stored is there");
+    assert!(
+        range(&world).await.0 <= SENDERS.len() as u64 + 1,
+        "everything that is not stored is there"
+    );
 
     let _worker = world.spawn("persist-message").await;
     // All of it is to be kept, by number and by age.
     for user in SENDERS {
-        acknowledged.push(eventually("there is room again", SOON, async || send(&client, user).await.ok()).await);
+        acknowledged.push(
+            eventually("there is room again", SOON, async || {
+                send(&client, user).await.ok()
+            })
+            .await,
+        );
     }
     settled(&world).await;
     acknowledged.sort();
     let database = world.database().await;
-    let stored: Acknowledged = sqlx::query_as("select seq, sender from messages order by seq").fetch_all(&database).await.unwrap();
+    let stored: Acknowledged = sqlx::query_as("select seq, sender from messages order by seq")
+        .fetch_all(&database)
+        .await
+        .unwrap();
     assert_eq!(stored, acknowledged, "everything that was acknowledged");
     let (first, last) = range(&world).await;
-    assert!(first > SENDERS.len() as u64 + 1 && last - first > 50, "{first} to {last}: no more is trimmed than makes room");
+    assert!(
+        first > SENDERS.len() as u64 + 1 && last - first > 50,
+        "{first} to {last}: no more is trimmed than makes room"
+    );
     running.stop().await.unwrap();
 }

@@ -8,11 +8,20 @@ use crate::{erase, sweep};
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
-    let settings = Settings::read(&Vars::from_pairs(world.vars("enforce-retention")).unwrap()).unwrap();
+    let settings =
+        Settings::read(&Vars::from_pairs(world.vars("enforce-retention")).unwrap()).unwrap();
     let connected = Database::new(&settings, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
-        sqlx::raw_sql(AssertSqlSafe(format!("prepare asked ({types}) as {statement}"))).execute(&mut *connection).await?;
-        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!("explain execute asked ({arguments})"))).fetch_all(connection).await
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "prepare asked ({types}) as {statement}"
+        )))
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!(
+            "explain execute asked ({arguments})"
+        )))
+        .fetch_all(connection)
+        .await
     });
     plan.await.unwrap().join("\n")
 }
@@ -22,16 +31,42 @@ async fn all_are_ranges(world: &World, when: &str) {
     let seqs = format!("'{{{}}}'", seqs.join(","));
     for (what, statement, types, arguments) in [
         ("walk", sweep::WALK, "bigint, text", "1, '*'".to_owned()),
-        ("walk of a room", sweep::WALK_ROOM, "bigint, text", "1, 'room-7'".to_owned()),
-        ("walk of deletions", sweep::CHANGES, "bigint, text", "1, '*'".to_owned()),
+        (
+            "walk of a room",
+            sweep::WALK_ROOM,
+            "bigint, text",
+            "1, 'room-7'".to_owned(),
+        ),
+        (
+            "walk of deletions",
+            sweep::CHANGES,
+            "bigint, text",
+            "1, '*'".to_owned(),
+        ),
         ("delete", sweep::DELETE, "bigint[]", seqs.clone()),
-        ("delete deletions", sweep::DELETE_CHANGES, "bigint[]", seqs.clone()),
-        ("what a user wrote", erase::THEIRS, "text, text, boolean", "'zoe', '', false".to_owned()),
-        ("which are stored", erase::INDEXED, "bigint[], text", format!("{seqs}, 'zoe'")),
+        (
+            "delete deletions",
+            sweep::DELETE_CHANGES,
+            "bigint[]",
+            seqs.clone(),
+        ),
+        (
+            "what a user wrote",
+            erase::THEIRS,
+            "text, text, boolean",
+            "'zoe', '', false".to_owned(),
+        ),
+        (
+            "which are stored",
+            erase::INDEXED,
+            "bigint[], text",
+            format!("{seqs}, 'zoe'"),
+        ),
     ] {
         let plan = plan(world, statement, types, &arguments).await;
         // The one row of `swept` has no index that would help.
-        let read_through = |line: &str| line.contains("Seq Scan") && !line.contains("Seq Scan on swept");
+        let read_through =
+            |line: &str| line.contains("Seq Scan") && !line.contains("Seq Scan on swept");
         assert!(!plan.lines().any(read_through), "{when}: {what}\n{plan}");
     }
 }
@@ -47,7 +82,10 @@ async fn a_step_reads_no_table_through() {
              insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
              select n, 1 + n % {rooms}, 'zoe', 'id-' || n, false, 'x', now(), now() from generate_series(1, 20000) n on conflict do nothing"
         );
-        sqlx::raw_sql(AssertSqlSafe(fill)).execute(&database).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(fill))
+            .execute(&database)
+            .await
+            .unwrap();
         all_are_ranges(&world, "without statistics").await;
         sqlx::raw_sql("analyze").execute(&database).await.unwrap();
         all_are_ranges(&world, "with statistics").await;

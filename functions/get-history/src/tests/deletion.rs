@@ -10,20 +10,38 @@ use super::{Got, SOON, ask, eventually, history, publish_body};
 async fn delete(world: &World, target: u64, id: &str, user: &str) -> u64 {
     let body = json!({"type": "delete", "target": target, "id": id, "user": user, "derived": id.starts_with("seq:"),
                       "timestamp": 1_700_000_000_000_i64, "received": 4_000_000_000_000_i64, "mode": "soft", "by": user});
-    publish_body(&world.client("stream-bootstrap").await, "change.chat.general", &body.to_string()).await
+    publish_body(
+        &world.client("stream-bootstrap").await,
+        "change.chat.general",
+        &body.to_string(),
+    )
+    .await
 }
 
 /// Takes a message out of the log, as a hard deletion does.
 async fn erase(world: &World, seq: u64) {
-    let reply = world.client("persist-message").await.request(jetstream::MESSAGE_DELETE, json!({ "seq": seq }).to_string().into()).await;
-    assert_eq!(serde_json::from_slice::<Value>(&reply.unwrap().payload).unwrap()["success"], true);
+    let reply = world
+        .client("persist-message")
+        .await
+        .request(
+            jetstream::MESSAGE_DELETE,
+            json!({ "seq": seq }).to_string().into(),
+        )
+        .await;
+    assert_eq!(
+        serde_json::from_slice::<Value>(&reply.unwrap().payload).unwrap()["success"],
+        true
+    );
 }
 
 /// Everything is stored and acknowledged: nothing is read from the log any more.
 async fn settled(world: &World) {
     let operator = world.client("operator").await;
     eventually("everything is acknowledged", SOON, async || {
-        let info = operator.request(jetstream::CONSUMER_INFO, "".into()).await.ok()?;
+        let info = operator
+            .request(jetstream::CONSUMER_INFO, "".into())
+            .await
+            .ok()?;
         let info: Value = serde_json::from_slice(&info.payload).ok()?;
         (info["num_pending"] == 0 && info["num_ack_pending"] == 0).then_some(())
     })
@@ -31,7 +49,10 @@ async fn settled(world: &World) {
 }
 
 fn shown(got: &Got) -> Vec<(u64, &str, bool)> {
-    got.messages.iter().map(|message| (message.seq.get(), message.text.as_str(), message.deleted)).collect()
+    got.messages
+        .iter()
+        .map(|message| (message.seq.get(), message.text.as_str(), message.deleted))
+        .collect()
 }
 
 #[tokio::test]
@@ -40,7 +61,12 @@ async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
     let function = history(&world).await;
     let client = world.client("publisher").await;
     let say = async |user: &str, text: &str, id: Option<&str>| {
-        publish_body(&client, "chat.general", &json!({"user": user, "text": text, "id": id}).to_string()).await
+        publish_body(
+            &client,
+            "chat.general",
+            &json!({"user": user, "text": text, "id": id}).to_string(),
+        )
+        .await
     };
     let (one, two, three, four) = (
         say("ann", "one", None).await,
@@ -54,7 +80,12 @@ async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
     delete(&world, four, "b", "zoe").await;
     delete(&world, three, "c", "ann").await;
     erase(&world, three).await;
-    let wanted = [(one, "", true), (two, "", true), (three, "", true), (four, "four", false)];
+    let wanted = [
+        (one, "", true),
+        (two, "", true),
+        (three, "", true),
+        (four, "four", false),
+    ];
     let check = async |source: &str| {
         for (body, from, to) in [
             (json!({}), 0, 4),
@@ -71,20 +102,30 @@ async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
     };
     check("both").await;
     world.postgres().stop().await;
-    eventually("PostgreSQL is missed", SOON, async || (ask(&client, "general", json!({})).await.source == "log").then_some(())).await;
+    eventually("PostgreSQL is missed", SOON, async || {
+        (ask(&client, "general", json!({})).await.source == "log").then_some(())
+    })
+    .await;
     check("log").await;
     world.postgres().start().await;
     let worker = world.spawn("persist-message").await;
     settled(&world).await;
     eventually("the floor is asked anew", SOON, async || {
-        (ask(&client, "general", json!({"before": four, "limit": 1})).await.source == "index").then_some(())
+        (ask(&client, "general", json!({"before": four, "limit": 1}))
+            .await
+            .source
+            == "index")
+            .then_some(())
     })
     .await;
     check("index").await;
     // Stored and deleted, and the deletion not stored yet.
     assert!(worker.terminate().await.success());
     delete(&world, four, "b", "bob").await;
-    assert_eq!(shown(&ask(&client, "general", json!({"limit": 1})).await), [(four, "", true)]);
+    assert_eq!(
+        shown(&ask(&client, "general", json!({"limit": 1})).await),
+        [(four, "", true)]
+    );
     function.stop().await.unwrap();
 }
 
@@ -97,10 +138,16 @@ async fn a_copy_of_a_deleted_message_shows_nothing() {
     let first = publish_body(&client, "chat.general", &body).await;
     delete(&world, first, "a", "ann").await;
     publish_body(&client, "chat.general", &body).await;
-    assert_eq!(shown(&ask(&client, "general", json!({})).await), [(first, "", true)]);
+    assert_eq!(
+        shown(&ask(&client, "general", json!({})).await),
+        [(first, "", true)]
+    );
     let _worker = world.spawn("persist-message").await;
     settled(&world).await;
     publish_body(&client, "chat.general", &body).await;
-    assert_eq!(shown(&ask(&client, "general", json!({})).await), [(first, "", true)]);
+    assert_eq!(
+        shown(&ask(&client, "general", json!({})).await),
+        [(first, "", true)]
+    );
     function.stop().await.unwrap();
 }

@@ -18,7 +18,13 @@ async fn history_with(world: &World, days: &str) -> (Running, Arc<Mutex<SystemTi
     let clock = Arc::new(Mutex::new(SystemTime::now()));
     let shown = clock.clone();
     let function = function().clock(move || *shown.lock().unwrap());
-    (function.start(Vars::from_pairs(vars).unwrap()).await.unwrap(), clock)
+    (
+        function
+            .start(Vars::from_pairs(vars).unwrap())
+            .await
+            .unwrap(),
+        clock,
+    )
 }
 
 fn unix_ms(at: SystemTime) -> i64 {
@@ -28,14 +34,22 @@ fn unix_ms(at: SystemTime) -> i64 {
 /// A moment between what was published before and what will be.
 async fn moment() -> SystemTime {
     let moment = SystemTime::now();
-    eventually("the clock moves on", SOON, async || (unix_ms(SystemTime::now()) > unix_ms(moment)).then_some(())).await;
+    eventually("the clock moves on", SOON, async || {
+        (unix_ms(SystemTime::now()) > unix_ms(moment)).then_some(())
+    })
+    .await;
     moment
 }
 
 async fn delete(world: &World, target: u64, received: SystemTime) {
     let body = json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": "ann", "mode": "soft",
                       "by": "ann", "timestamp": 1_700_000_000_000_i64, "received": unix_ms(received)});
-    publish_body(&world.client("stream-bootstrap").await, "change.chat.general", &body.to_string()).await;
+    publish_body(
+        &world.client("stream-bootstrap").await,
+        "change.chat.general",
+        &body.to_string(),
+    )
+    .await;
 }
 
 /// Twenty messages; the moment; five more, the second of them deleted as one of the twenty is. Of two people, six and three.
@@ -66,14 +80,25 @@ async fn publish_around_a_moment(world: &World, client: &Client) -> SystemTime {
 /// Texts, or that they are tombstones.
 fn shown(got: &Got, source: &str) -> Vec<String> {
     assert!(got.source == source || got.messages.is_empty(), "{got:?}");
-    got.messages.iter().map(|message| if message.deleted { "deleted".to_owned() } else { message.text.clone() }).collect()
+    got.messages
+        .iter()
+        .map(|message| {
+            if message.deleted {
+                "deleted".to_owned()
+            } else {
+                message.text.clone()
+            }
+        })
+        .collect()
 }
 
 /// All of a conversation, page by page from the newest on.
 async fn backwards(client: &Client, subject: &str, limit: u32, source: &str) -> Vec<String> {
     let (mut found, mut body) = (Vec::new(), json!({ "limit": limit }));
     loop {
-        let page = ask_raw(client, subject.to_owned(), &body.to_string()).await.unwrap();
+        let page = ask_raw(client, subject.to_owned(), &body.to_string())
+            .await
+            .unwrap();
         found.splice(0..0, shown(&page, source));
         if !page.more {
             return found;
@@ -99,7 +124,12 @@ async fn forwards(client: &Client, limit: u32, source: &str) -> Vec<String> {
 /// By every way to ask for all of a room.
 async fn everything(client: &Client, source: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
-    for body in [json!({}), json!({"after": 0}), json!({"before": i64::MAX}), json!({"around": 48})] {
+    for body in [
+        json!({}),
+        json!({"after": 0}),
+        json!({"before": i64::MAX}),
+        json!({"around": 48}),
+    ] {
         found.push(shown(&ask(client, "general", body).await, source));
     }
     for limit in [1, 4] {
@@ -111,7 +141,13 @@ async fn everything(client: &Client, source: &str) -> Vec<Vec<String>> {
 
 /// The numbers from `first` on, with tombstones for those deleted.
 fn numbers(first: usize) -> Vec<String> {
-    let shown = |number: usize| if [1, 22].contains(&number) { "deleted".to_owned() } else { number.to_string() };
+    let shown = |number: usize| {
+        if [1, 22].contains(&number) {
+            "deleted".to_owned()
+        } else {
+            number.to_string()
+        }
+    };
     (first..=25).map(shown).collect()
 }
 
@@ -120,38 +156,74 @@ async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
     let world = World::with_own_postgres().await;
     let client = world.client("publisher").await;
     // Nobody but PostgreSQL knows that this room keeps its messages.
-    sqlx::raw_sql("insert into retention values ('general', null)").execute(&world.database().await).await.unwrap();
+    sqlx::raw_sql("insert into retention values ('general', null)")
+        .execute(&world.database().await)
+        .await
+        .unwrap();
     let moment = publish_around_a_moment(&world, &client).await;
     world.postgres().stop().await;
     let (function, clock) = history_with(&world, "2").await;
     let at = |time: SystemTime| *clock.lock().unwrap() = time;
     assert_eq!(everything(&client, "log").await, vec![numbers(1); 8]);
     at(moment + 2 * DAY - Duration::from_secs(60));
-    assert_eq!(everything(&client, "log").await, vec![numbers(1); 8], "a minute before");
+    assert_eq!(
+        everything(&client, "log").await,
+        vec![numbers(1); 8],
+        "a minute before"
+    );
     at(moment + 2 * DAY);
-    assert_eq!(everything(&client, "log").await, vec![numbers(21); 8], "at their time, and their tombstones with them");
+    assert_eq!(
+        everything(&client, "log").await,
+        vec![numbers(21); 8],
+        "at their time, and their tombstones with them"
+    );
     for limit in [1, 2, 5] {
         let direct = backwards(&client, &DM_HISTORY.subject(&["bob", "ann"]), limit, "log").await;
         assert_eq!(direct, ["7", "8", "9"], "both directions, {limit} a page");
     }
     let quiet = ask(&client, "quiet", json!({"limit": 3})).await;
-    assert!(quiet.messages.is_empty() && !quiet.more && quiet.source == "log", "nothing is there, and that is no error: {quiet:?}");
+    assert!(
+        quiet.messages.is_empty() && !quiet.more && quiet.source == "log",
+        "nothing is there, and that is no error: {quiet:?}"
+    );
     // Of a log that was trimmed, too; but what was trimmed before its time may still be somewhere.
     let trimmer = world.client("enforce-retention").await;
-    trimmer.request(wire::jetstream::STREAM_PURGE, json!({"seq": 5}).to_string().into()).await.unwrap();
+    trimmer
+        .request(
+            wire::jetstream::STREAM_PURGE,
+            json!({"seq": 5}).to_string().into(),
+        )
+        .await
+        .unwrap();
     let page = async |room: &str| {
         let got = ask(&client, room, json!({})).await;
         (got.messages.len(), got.more)
     };
-    assert_eq!((page("general").await, page("quiet").await), ((5, false), (0, false)));
+    assert_eq!(
+        (page("general").await, page("quiet").await),
+        ((5, false), (0, false))
+    );
     at(moment);
-    assert_eq!((page("general").await, page("quiet").await), ((23, true), (18, true)));
+    assert_eq!(
+        (page("general").await, page("quiet").await),
+        ((23, true), (18, true))
+    );
     at(SystemTime::now() + 2 * DAY);
-    assert_eq!((page("general").await, page("quiet").await), ((0, false), (0, false)));
+    assert_eq!(
+        (page("general").await, page("quiet").await),
+        ((0, false), (0, false))
+    );
     world.postgres().start().await;
     let source = async || ask(&client, "general", json!({})).await.source;
-    eventually("PostgreSQL is there again", SOON, async || (source().await == "both").then_some(())).await;
-    assert_eq!(page("general").await, (24, false), "it knows better, and that nothing but a tombstone is missing");
+    eventually("PostgreSQL is there again", SOON, async || {
+        (source().await == "both").then_some(())
+    })
+    .await;
+    assert_eq!(
+        page("general").await,
+        (24, false),
+        "it knows better, and that nothing but a tombstone is missing"
+    );
     function.stop().await.unwrap();
 }
 
@@ -178,7 +250,10 @@ async fn what_expires_before_it_is_stored_leaves_no_page_without_an_end() {
          $$ select to_timestamp({} / 1000.0) $$",
         unix_ms(moment)
     );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&database).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(&database)
+        .await
+        .unwrap();
     assert_eq!(everything(&client, "both").await, vec![numbers(21); 8]);
     function.stop().await.unwrap();
 }

@@ -7,7 +7,10 @@ use std::time::Instant;
 use super::*;
 
 fn many(variable: &str, usual: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|many| many.parse().ok()).unwrap_or(usual)
+    std::env::var(variable)
+        .ok()
+        .and_then(|many| many.parse().ok())
+        .unwrap_or(usual)
 }
 
 /// Resident memory of a process, in bytes.
@@ -22,7 +25,10 @@ async fn flood(client: &Client, subject: &str, bodies: impl Iterator<Item = Stri
         if number % 1_000 == 999 {
             publish_body(client, subject, &body).await;
         } else {
-            client.publish(subject.to_owned(), body.into()).await.unwrap();
+            client
+                .publish(subject.to_owned(), body.into())
+                .await
+                .unwrap();
         }
     }
     client.flush().await.unwrap();
@@ -52,8 +58,17 @@ async fn one_malformed_message_among_many_costs_its_room_no_page() {
     publish(&client, "quiet", "hello").await;
     flood(&client, "chat.loud", (1..half).map(text)).await;
     publish(&client, "loud", &half.to_string()).await;
-    for header in [&b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..], b"NATS/1.0\r\nno colon\r\n\r\n"] {
-        raw.publish_raw("chat.loud", None, Some(header), br#"{"user":"ann","text":"malformed"}"#).await;
+    for header in [
+        &b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..],
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+    ] {
+        raw.publish_raw(
+            "chat.loud",
+            None,
+            Some(header),
+            br#"{"user":"ann","text":"malformed"}"#,
+        )
+        .await;
         raw.flush().await.unwrap();
     }
     flood(&client, "chat.loud", (half + 1..2 * half).map(text)).await;
@@ -61,17 +76,28 @@ async fn one_malformed_message_among_many_costs_its_room_no_page() {
     let begun = resident(function.id());
     // Across the malformed ones, from both sides, and far away from them.
     let got = ask(&client, "loud", json!({"limit": 20, "before": half + 14})).await;
-    let numbers = |range: std::ops::RangeInclusive<u64>| range.map(|number| number.to_string()).collect::<Vec<_>>();
+    let numbers = |range: std::ops::RangeInclusive<u64>| {
+        range.map(|number| number.to_string()).collect::<Vec<_>>()
+    };
     assert_eq!(got.texts(), numbers(half - 9..=half + 10));
     let got = ask(&client, "loud", json!({"limit": 20, "after": half - 9})).await;
     assert_eq!(got.texts(), numbers(half - 9..=half + 10));
     let got = ask(&client, "loud", json!({"limit": 5})).await;
     assert_eq!(got.texts(), numbers(2 * half - 4..=2 * half));
     assert_eq!(got.through, last);
-    let (loud, quiet) = (slowest(&client, "loud", 10).await, slowest(&client, "quiet", 10).await);
+    let (loud, quiet) = (
+        slowest(&client, "loud", 10).await,
+        slowest(&client, "quiet", 10).await,
+    );
     let grown = resident(function.id()).saturating_sub(begun);
-    eprintln!("{} waiting: loud {loud:?}, quiet {quiet:?}, memory +{grown}", 2 * half);
-    assert!(loud < SOON / 20 && quiet < SOON / 20, "loud {loud:?}, quiet {quiet:?}");
+    eprintln!(
+        "{} waiting: loud {loud:?}, quiet {quiet:?}, memory +{grown}",
+        2 * half
+    );
+    assert!(
+        loud < SOON / 20 && quiet < SOON / 20,
+        "loud {loud:?}, quiet {quiet:?}"
+    );
     assert!(grown < 128 << 20, "{grown} bytes more");
 }
 
@@ -79,7 +105,10 @@ async fn one_malformed_message_among_many_costs_its_room_no_page() {
 async fn deletions_of_one_room_that_wait_cost_no_other_room() {
     let world = World::start().await;
     let function = world.spawn("get-history").await;
-    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    let (client, bootstrap) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+    );
     let deletions = many("SCROLLBACK_MANY_DELETIONS", 10_500);
     publish(&client, "quiet", "hello").await;
     let target = publish(&client, "loud", "secret").await;
@@ -89,19 +118,37 @@ async fn deletions_of_one_room_that_wait_cost_no_other_room() {
                "timestamp": 0, "received": 4_000_000_000_000_i64, "by": "ann"})
         .to_string()
     };
-    flood(&bootstrap, "change.chat.loud", (1..500).map(|_| deletion(target))).await;
+    flood(
+        &bootstrap,
+        "change.chat.loud",
+        (1..500).map(|_| deletion(target)),
+    )
+    .await;
     publish_body(&bootstrap, "change.chat.loud", &deletion(target)).await;
     // Not few any more, and not too many: each room's own are read.
     assert!(ask(&client, "loud", json!({})).await.messages[0].deleted);
     publish_body(&bootstrap, "change.chat.quiet", &deletion(gone)).await;
-    flood(&bootstrap, "change.chat.loud", (500..deletions).map(|_| deletion(target))).await;
+    flood(
+        &bootstrap,
+        "change.chat.loud",
+        (500..deletions).map(|_| deletion(target)),
+    )
+    .await;
     publish_body(&bootstrap, "change.chat.loud", &deletion(target)).await;
     let begun = resident(function.id());
     let got = ask(&client, "quiet", json!({})).await;
-    assert_eq!((got.messages[0].deleted, got.messages[1].deleted), (false, true));
+    assert_eq!(
+        (got.messages[0].deleted, got.messages[1].deleted),
+        (false, true)
+    );
     // Too many: no text is shown rather than one that was deleted, and the error says so.
-    let (code, reason) = ask_raw(&client, HISTORY.subject(&["loud"]), "").await.unwrap_err();
-    assert!(code == 503 && reason.contains("waits to be stored"), "{code} {reason}");
+    let (code, reason) = ask_raw(&client, HISTORY.subject(&["loud"]), "")
+        .await
+        .unwrap_err();
+    assert!(
+        code == 503 && reason.contains("waits to be stored"),
+        "{code} {reason}"
+    );
     let quiet = slowest(&client, "quiet", 10).await;
     let grown = resident(function.id()).saturating_sub(begun);
     eprintln!("{deletions} deletions: quiet {quiet:?}, memory +{grown}");

@@ -11,8 +11,16 @@ async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> S
     let settings = Settings::read(&Vars::from_pairs(world.vars("get-history")).unwrap()).unwrap();
     let connected = Database::new(&settings, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
-        sqlx::raw_sql(AssertSqlSafe(format!("prepare asked ({types}) as {statement}"))).execute(&mut *connection).await?;
-        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!("explain execute asked ({arguments})"))).fetch_all(connection).await
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "prepare asked ({types}) as {statement}"
+        )))
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!(
+            "explain execute asked ({arguments})"
+        )))
+        .fetch_all(connection)
+        .await
     });
     plan.await.unwrap().join("\n")
 }
@@ -22,14 +30,42 @@ async fn check(world: &World, state: &str) {
     let page = format!("'room-7', {last}, 51, {last}");
     let newer = format!("'room-7', 0, 51, {last}");
     for (statement, types, arguments, index) in [
-        (OLDER, "text, bigint, bigint, bigint", page.clone(), "messages_room_seq_idx"),
-        (NEWER, "text, bigint, bigint, bigint", newer.clone(), "messages_room_seq_idx"),
-        (OLDER_MEASURED, "text, bigint, bigint, bigint, bigint", page + ", 1000000", "messages_room_seq_idx"),
-        (NEWER_MEASURED, "text, bigint, bigint, bigint, bigint", newer + ", 1000000", "messages_room_seq_idx"),
-        (KNOWN, "text[], text[]", "'{ann,bob}', '{a,b}'".to_owned(), "messages_sender_id_key"),
+        (
+            OLDER,
+            "text, bigint, bigint, bigint",
+            page.clone(),
+            "messages_room_seq_idx",
+        ),
+        (
+            NEWER,
+            "text, bigint, bigint, bigint",
+            newer.clone(),
+            "messages_room_seq_idx",
+        ),
+        (
+            OLDER_MEASURED,
+            "text, bigint, bigint, bigint, bigint",
+            page + ", 1000000",
+            "messages_room_seq_idx",
+        ),
+        (
+            NEWER_MEASURED,
+            "text, bigint, bigint, bigint, bigint",
+            newer + ", 1000000",
+            "messages_room_seq_idx",
+        ),
+        (
+            KNOWN,
+            "text[], text[]",
+            "'{ann,bob}', '{a,b}'".to_owned(),
+            "messages_sender_id_key",
+        ),
     ] {
         let plan = plan(world, statement, types, &arguments).await;
-        assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{state}:\n{statement}\n{plan}");
+        assert!(
+            plan.contains(index) && !plan.contains("Seq Scan"),
+            "{state}:\n{statement}\n{plan}"
+        );
     }
 }
 
@@ -40,7 +76,10 @@ async fn fill(database: &PgPool, rooms: u32) {
          select n, (n % {rooms}) + 1, 'user-' || n % 50, null, 'seq:' || n, true, 'hello', now(), now()
            from generate_series((select coalesce(max(seq), 0) from messages) + 1, 2 * {rooms}) as n"
     );
-    sqlx::raw_sql(AssertSqlSafe(rows)).execute(database).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(rows))
+        .execute(database)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

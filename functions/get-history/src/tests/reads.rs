@@ -8,7 +8,10 @@ use super::*;
 
 /// Stores rows of room `general`, as a worker would.
 async fn store(database: &PgPool, seqs: std::ops::RangeInclusive<u64>) {
-    sqlx::query("insert into rooms (name) values ('general') on conflict do nothing").execute(database).await.unwrap();
+    sqlx::query("insert into rooms (name) values ('general') on conflict do nothing")
+        .execute(database)
+        .await
+        .unwrap();
     sqlx::query(
         "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
          select seq, id, 'ann', null, 'seq:' || seq, true, 'stored ' || seq, now(), now()
@@ -24,12 +27,24 @@ async fn store(database: &PgPool, seqs: std::ops::RangeInclusive<u64>) {
 /// Takes a message out of the stream: trimmed, or erased.
 async fn remove(world: &World, seq: u64) {
     let client = world.client("persist-message").await;
-    let reply = client.request(wire::jetstream::MESSAGE_DELETE, json!({ "seq": seq }).to_string().into()).await.unwrap();
-    assert_eq!(serde_json::from_slice::<Value>(&reply.payload).unwrap()["success"], true);
+    let reply = client
+        .request(
+            wire::jetstream::MESSAGE_DELETE,
+            json!({ "seq": seq }).to_string().into(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        serde_json::from_slice::<Value>(&reply.payload).unwrap()["success"],
+        true
+    );
 }
 
 fn seqs(got: &Got) -> Vec<u64> {
-    got.messages.iter().map(|message| message.seq.get()).collect()
+    got.messages
+        .iter()
+        .map(|message| message.seq.get())
+        .collect()
 }
 
 #[tokio::test]
@@ -42,7 +57,10 @@ async fn what_was_stored_beyond_the_end_of_the_stream_takes_no_place_on_the_page
     // So many were appended and stored since the page asked how far the stream goes.
     store(&database, 101..=160).await;
     let got = ask(&client, "general", json!({})).await;
-    assert_eq!((got.texts(), got.more, got.through), (vec!["1", "2"], false, 2));
+    assert_eq!(
+        (got.texts(), got.more, got.through),
+        (vec!["1", "2"], false, 2)
+    );
     let got = ask(&client, "general", json!({"after": 0, "limit": 1})).await;
     assert_eq!((got.texts(), got.more), (vec!["1"], true));
     function.stop().await.unwrap();
@@ -61,12 +79,24 @@ async fn what_was_stored_and_trimmed_above_an_old_floor_is_on_the_page() {
     for seq in 1..=3 {
         remove(&world, seq).await;
     }
-    for body in [json!({}), json!({"after": 0}), json!({"before": 4}), json!({"around": 2})] {
+    for body in [
+        json!({}),
+        json!({"after": 0}),
+        json!({"before": 4}),
+        json!({"around": 2}),
+    ] {
         let got = ask(&client, "general", body.clone()).await;
-        assert_eq!((seqs(&got), got.more, got.through), (vec![1, 2, 3], false, 3), "{body}");
+        assert_eq!(
+            (seqs(&got), got.more, got.through),
+            (vec![1, 2, 3], false, 3),
+            "{body}"
+        );
     }
     publish(&client, "general", "4").await;
-    assert_eq!(seqs(&ask(&client, "general", json!({})).await), [1, 2, 3, 4]);
+    assert_eq!(
+        seqs(&ask(&client, "general", json!({})).await),
+        [1, 2, 3, 4]
+    );
     function.stop().await.unwrap();
 }
 
@@ -76,7 +106,12 @@ async fn a_message_that_waits_twice_is_on_one_page_only() {
     let function = history(&world).await;
     let client = world.client("publisher").await;
     let say = async |text: &str, id: &str| {
-        publish_body(&client, "chat.general", &json!({"user": "ann", "text": text, "id": id}).to_string()).await
+        publish_body(
+            &client,
+            "chat.general",
+            &json!({"user": "ann", "text": text, "id": id}).to_string(),
+        )
+        .await
     };
     let (first, second) = (say("first", "a").await, say("second", "b").await);
     let again = say("first", "a").await;
@@ -86,7 +121,11 @@ async fn a_message_that_waits_twice_is_on_one_page_only() {
         (json!({"after": first}), vec!["second"], false),
         (json!({"after": second}), vec![], false),
         (json!({"around": again}), vec!["first", "second"], false),
-        (json!({"around": second, "limit": 2}), vec!["first", "second"], false),
+        (
+            json!({"around": second, "limit": 2}),
+            vec!["first", "second"],
+            false,
+        ),
     ] {
         let got = ask(&client, "general", body.clone()).await;
         assert_eq!((got.texts(), got.more), (texts, more), "{body}");
@@ -100,7 +139,15 @@ async fn pages_below_a_cursor_miss_nothing_while_the_stream_grows() {
     let function = history(&world).await;
     let client = world.client("publisher").await;
     for number in 1..=1_500 {
-        client.publish("chat.general", json!({"user": "ann", "text": number.to_string()}).to_string().into()).await.unwrap();
+        client
+            .publish(
+                "chat.general",
+                json!({"user": "ann", "text": number.to_string()})
+                    .to_string()
+                    .into(),
+            )
+            .await
+            .unwrap();
     }
     publish(&client, "general", "1501").await;
     let stop = AtomicBool::new(false);
@@ -108,7 +155,10 @@ async fn pages_below_a_cursor_miss_nothing_while_the_stream_grows() {
         let client = world.client("publisher").await;
         while !stop.load(Ordering::Relaxed) {
             for _ in 0..20 {
-                client.publish("chat.general", r#"{"user":"ann","text":"more"}"#.into()).await.unwrap();
+                client
+                    .publish("chat.general", r#"{"user":"ann","text":"more"}"#.into())
+                    .await
+                    .unwrap();
             }
             publish(&client, "general", "more").await;
         }
@@ -117,7 +167,11 @@ async fn pages_below_a_cursor_miss_nothing_while_the_stream_grows() {
         for number in 0..40 {
             let before = 1_501 - number * 3;
             let got = ask(&client, "general", json!({"limit": 10, "before": before})).await;
-            assert_eq!(seqs(&got), (before - 10..before).collect::<Vec<u64>>(), "before {before}");
+            assert_eq!(
+                seqs(&got),
+                (before - 10..before).collect::<Vec<u64>>(),
+                "before {before}"
+            );
             assert!(got.more && got.through == before - 1, "{got:?}");
         }
         stop.store(true, Ordering::Relaxed);
@@ -131,7 +185,10 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
     const ROUNDS: u64 = 60;
     let world = World::start().await;
     let function = history(&world).await;
-    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    let (client, bootstrap) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+    );
     let eraser = world.client("persist-message").await;
     // Reading so many takes a while, and the deleted one is read after them.
     for _ in 0..300 {
@@ -145,7 +202,13 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
             let deletion = json!({"type": "delete", "target": seq, "id": format!("seq:{seq}"), "user": "ann", "derived": true, "mode": "hard",
                                   "timestamp": 0, "received": 4_000_000_000_000_i64, "by": "ann"});
             publish_body(&bootstrap, "change.chat.general", &deletion.to_string()).await;
-            eraser.request(wire::jetstream::MESSAGE_DELETE, json!({ "seq": seq }).to_string().into()).await.unwrap();
+            eraser
+                .request(
+                    wire::jetstream::MESSAGE_DELETE,
+                    json!({ "seq": seq }).to_string().into(),
+                )
+                .await
+                .unwrap();
         }
         target.store(u64::MAX, Ordering::SeqCst);
     };
@@ -158,7 +221,11 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
             }
             // Whatever becomes of it: it was acknowledged before the page was asked for.
             let got = ask(&reader, "general", json!({"limit": limit, "around": seq})).await;
-            assert!(seq == 0 || seqs(&got).contains(&seq), "{seq} is neither there nor deleted: {:?}", seqs(&got));
+            assert!(
+                seq == 0 || seqs(&got).contains(&seq),
+                "{seq} is neither there nor deleted: {:?}",
+                seqs(&got)
+            );
         }
     };
     // Many at once, and no two alike, so that each waits between its reads.

@@ -9,12 +9,18 @@ type Letter = (i64, String, String);
 
 async fn letters(database: &PgPool) -> Vec<Letter> {
     let letters: Vec<(i64, String, Vec<u8>)> =
-        sqlx::query_as("select seq, reason, payload from dead_letters order by seq, id").fetch_all(database).await.unwrap();
+        sqlx::query_as("select seq, reason, payload from dead_letters order by seq, id")
+            .fetch_all(database)
+            .await
+            .unwrap();
     let text = |payload: &[u8]| match serde_json::from_slice::<Value>(payload) {
         Ok(body) => body["text"].as_str().unwrap_or_default().to_owned(),
         Err(_) => String::new(),
     };
-    letters.iter().map(|(seq, reason, payload)| (*seq, reason.clone(), text(payload))).collect()
+    letters
+        .iter()
+        .map(|(seq, reason, payload)| (*seq, reason.clone(), text(payload)))
+        .collect()
 }
 
 fn conflict(seq: u64, text: &str) -> Letter {
@@ -36,7 +42,13 @@ async fn a_used_id_with_another_text_is_a_dead_letter() {
     let world = World::start().await;
     let (publisher, database) = (world.client("publisher").await, world.database().await);
     let running = worker(&world).await;
-    let (first, _) = publish(&publisher, "chat.gamma", None, &said("before the restart", "1")).await;
+    let (first, _) = publish(
+        &publisher,
+        "chat.gamma",
+        None,
+        &said("before the restart", "1"),
+    )
+    .await;
     let (second, _) = publish(&publisher, "chat.gamma", None, &said("second", "2")).await;
     settled(&world).await;
     let (fire, duplicate) = publish(&publisher, "chat.gamma", None, &said(FIRE, "1")).await;
@@ -44,9 +56,22 @@ async fn a_used_id_with_another_text_is_a_dead_letter() {
     publish(&publisher, "chat.gamma", None, &said("second", "2")).await;
     let (elsewhere, _) = publish(&publisher, "chat.delta", None, &said("second", "2")).await;
     settled(&world).await;
-    assert_eq!(rows(&database).await, [stored_as(first, "before the restart"), stored_as(second, "second")]);
-    assert_eq!(letters(&database).await, [conflict(fire, FIRE), conflict(elsewhere, "second")]);
-    assert_eq!(count(&database, "select count(*) from duplicates").await, 1, "a true resend is no letter");
+    assert_eq!(
+        rows(&database).await,
+        [
+            stored_as(first, "before the restart"),
+            stored_as(second, "second")
+        ]
+    );
+    assert_eq!(
+        letters(&database).await,
+        [conflict(fire, FIRE), conflict(elsewhere, "second")]
+    );
+    assert_eq!(
+        count(&database, "select count(*) from duplicates").await,
+        1,
+        "a true resend is no letter"
+    );
     running.stop().await.unwrap();
 }
 
@@ -54,14 +79,41 @@ async fn a_used_id_with_another_text_is_a_dead_letter() {
 async fn a_conflict_within_one_batch_is_a_dead_letter() {
     let world = World::start().await;
     let (publisher, database) = (world.client("publisher").await, world.database().await);
-    let (first, _) = publish(&publisher, "chat.gamma", None, &said("before the restart", "1")).await;
-    publish(&publisher, "chat.gamma", None, &said("before the restart", "1")).await;
+    let (first, _) = publish(
+        &publisher,
+        "chat.gamma",
+        None,
+        &said("before the restart", "1"),
+    )
+    .await;
+    publish(
+        &publisher,
+        "chat.gamma",
+        None,
+        &said("before the restart", "1"),
+    )
+    .await;
     let (fire, _) = publish(&publisher, "chat.gamma", None, &said(FIRE, "1")).await;
-    let (elsewhere, _) = publish(&publisher, "dm.bot.ann", None, &said("before the restart", "1")).await;
+    let (elsewhere, _) = publish(
+        &publisher,
+        "dm.bot.ann",
+        None,
+        &said("before the restart", "1"),
+    )
+    .await;
     let running = worker(&world).await;
     settled(&world).await;
-    assert_eq!(rows(&database).await, [stored_as(first, "before the restart")]);
-    assert_eq!(letters(&database).await, [conflict(fire, FIRE), conflict(elsewhere, "before the restart")]);
+    assert_eq!(
+        rows(&database).await,
+        [stored_as(first, "before the restart")]
+    );
+    assert_eq!(
+        letters(&database).await,
+        [
+            conflict(fire, FIRE),
+            conflict(elsewhere, "before the restart")
+        ]
+    );
     assert_eq!(count(&database, "select count(*) from duplicates").await, 1);
     running.stop().await.unwrap();
 }
@@ -69,8 +121,11 @@ async fn a_conflict_within_one_batch_is_a_dead_letter() {
 #[tokio::test]
 async fn what_an_earlier_message_displaces_is_a_dead_letter() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) =
-        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    let (publisher, bootstrap, database) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+        world.database().await,
+    );
     let (first, _) = publish(&publisher, "chat.gamma", None, &said("first", "1")).await;
     let (second, _) = publish(&publisher, "chat.gamma", None, &said(FIRE, "1")).await;
     let (mut other, held) = taken(&world, 2).await;
@@ -87,15 +142,31 @@ async fn what_an_earlier_message_displaces_is_a_dead_letter() {
     .unwrap();
     let running = worker(&world).await;
     give_back(&mut other, &held[0]).await;
-    eventually("the first one is stored", SOON, async || (rows(&database).await == [stored_as(first, "first")]).then_some(())).await;
-    assert_eq!(letters(&database).await, [conflict(second, FIRE)], "in the same moment");
-    let subject: String = sqlx::query_scalar("select subject from dead_letters").fetch_one(&database).await.unwrap();
+    eventually("the first one is stored", SOON, async || {
+        (rows(&database).await == [stored_as(first, "first")]).then_some(())
+    })
+    .await;
+    assert_eq!(
+        letters(&database).await,
+        [conflict(second, FIRE)],
+        "in the same moment"
+    );
+    let subject: String = sqlx::query_scalar("select subject from dead_letters")
+        .fetch_one(&database)
+        .await
+        .unwrap();
     assert_eq!(subject, "chat.gamma");
     // It is delivered once more, and is the letter that is there already.
     let again: &RawMessage = &held[1];
     give_back(&mut other, again).await;
     settled(&world).await;
-    assert_eq!((letters(&database).await, rows(&database).await), (vec![conflict(second, FIRE)], vec![stored_as(first, "first")]));
+    assert_eq!(
+        (letters(&database).await, rows(&database).await),
+        (
+            vec![conflict(second, FIRE)],
+            vec![stored_as(first, "first")]
+        )
+    );
     running.stop().await.unwrap();
 }
 
@@ -108,16 +179,27 @@ async fn replicas_at_work_together_agree_on_every_conflict() {
     vars.insert("PERSIST_BATCH".to_owned(), "7".to_owned());
     for text in ["one", "two", "one"] {
         for id in 0..IDS {
-            publisher.publish("chat.gamma", said(text, &id.to_string()).into()).await.unwrap();
+            publisher
+                .publish("chat.gamma", said(text, &id.to_string()).into())
+                .await
+                .unwrap();
         }
     }
     logged(&world.client("operator").await, 3 * IDS).await;
-    let start = async || function().start(Vars::from_pairs(vars.clone()).unwrap()).await.unwrap();
+    let start = async || {
+        function()
+            .start(Vars::from_pairs(vars.clone()).unwrap())
+            .await
+            .unwrap()
+    };
     let running = [start().await, start().await];
     settled(&world).await;
-    let expected: Vec<(i64, String, bool)> = (1..=IDS as u64).map(|seq| stored_as(seq, "one")).collect();
+    let expected: Vec<(i64, String, bool)> =
+        (1..=IDS as u64).map(|seq| stored_as(seq, "one")).collect();
     assert_eq!(rows(&database).await, expected);
-    let expected: Vec<Letter> = (1..=IDS as u64).map(|seq| conflict(IDS as u64 + seq, "two")).collect();
+    let expected: Vec<Letter> = (1..=IDS as u64)
+        .map(|seq| conflict(IDS as u64 + seq, "two"))
+        .collect();
     assert_eq!(letters(&database).await, expected);
     for running in running {
         running.stop().await.unwrap();
@@ -128,8 +210,11 @@ async fn replicas_at_work_together_agree_on_every_conflict() {
 #[tokio::test]
 async fn whatever_is_said_under_a_deleted_id_is_a_duplicate() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) =
-        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    let (publisher, bootstrap, database) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+        world.database().await,
+    );
     let running = worker(&world).await;
     let body = |text: &str| json!({"user": "ann", "text": text, "id": "1"}).to_string();
     let (first, _) = publish(&publisher, "chat.general", None, &body("first")).await;
@@ -141,6 +226,10 @@ async fn whatever_is_said_under_a_deleted_id_is_a_duplicate() {
     publish(&publisher, "chat.general", None, &body("a third")).await;
     settled(&world).await;
     assert_eq!(rows(&database).await, [(first as i64, String::new(), true)]);
-    assert_eq!(letters(&database).await, [conflict(conflicting, "")], "an id is deleted with all that was said under it");
+    assert_eq!(
+        letters(&database).await,
+        [conflict(conflicting, "")],
+        "an id is deleted with all that was said under it"
+    );
     running.stop().await.unwrap();
 }

@@ -18,33 +18,65 @@ const STATEMENTS: [(&str, &str, &str, &str); 6] = [
         "bigint[], text[], text[], bool[], int[], text[], timestamptz[]",
         "'{1}', '{ann}', '{id-1}', '{f}', '{1}', '{x}', '{2026-01-01}'",
     ),
-    ("deleted", store::DELETED, "text[], text[], bool[]", "'{ann}', '{id-1}', '{f}'"),
-    ("places", change::PLACES, "text[], text[], bool[]", "'{ann}', '{id-1}', '{f}'"),
+    (
+        "deleted",
+        store::DELETED,
+        "text[], text[], bool[]",
+        "'{ann}', '{id-1}', '{f}'",
+    ),
+    (
+        "places",
+        change::PLACES,
+        "text[], text[], bool[]",
+        "'{ann}', '{id-1}', '{f}'",
+    ),
     (
         "move",
         change::MOVE,
         "bigint[], int[], text[], text[], text[], bool[], timestamptz[], timestamptz[]",
         "'{1}', '{1}', '{ann}', '{null}', '{id-1}', '{f}', '{2026-01-01}', '{2026-01-01}'",
     ),
-    ("letters", letters::OF_MESSAGES, "text[], text[], bigint, bigint", "'{ann}', '{id-1}', 0, 50"),
+    (
+        "letters",
+        letters::OF_MESSAGES,
+        "text[], text[], bigint, bigint",
+        "'{ann}', '{id-1}', 0, 50",
+    ),
 ];
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
-async fn plan(connected: &Database, name: &str, statement: &str, types: &str, arguments: &str) -> String {
+async fn plan(
+    connected: &Database,
+    name: &str,
+    statement: &str,
+    types: &str,
+    arguments: &str,
+) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let asked = format!("asked_{}", COUNT.fetch_add(1, Ordering::Relaxed));
     let plan = connected.run(SOON, async |connection| {
-        sqlx::raw_sql(AssertSqlSafe(format!("prepare {asked} ({types}) as {statement}"))).execute(&mut *connection).await?;
-        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!("explain execute {asked} ({arguments})"))).fetch_all(connection).await
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "prepare {asked} ({types}) as {statement}"
+        )))
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!(
+            "explain execute {asked} ({arguments})"
+        )))
+        .fetch_all(connection)
+        .await
     });
-    plan.await.unwrap_or_else(|error| panic!("{name}: {error}")).join("\n")
+    plan.await
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
+        .join("\n")
 }
 
 #[tokio::test]
 async fn a_batch_reads_nothing_of_what_it_is_not_about() {
     let world = World::start().await;
     let database = world.database().await;
-    let settings = Settings::read(&Vars::from_pairs(world.vars("persist-message")).unwrap()).unwrap();
+    let settings =
+        Settings::read(&Vars::from_pairs(world.vars("persist-message")).unwrap()).unwrap();
     let connected = Database::new(&settings, "test").unwrap();
     sqlx::raw_sql(
         "alter table rooms set (autovacuum_enabled = false);
@@ -62,7 +94,10 @@ async fn a_batch_reads_nothing_of_what_it_is_not_about() {
             assert!(!plan.contains("Seq Scan"), "{name}, {what}:\n{plan}");
         }
     };
-    for (rooms, what) in [(1_000, "1,000 rooms, nothing known"), (100_000, "100,000 rooms, nothing known")] {
+    for (rooms, what) in [
+        (1_000, "1,000 rooms, nothing known"),
+        (100_000, "100,000 rooms, nothing known"),
+    ] {
         sqlx::query("insert into rooms (name) select 'room-' || n from generate_series(1, $1) as n on conflict do nothing")
             .bind(rooms)
             .execute(&database)

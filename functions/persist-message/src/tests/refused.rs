@@ -6,10 +6,20 @@ use super::*;
 #[tokio::test]
 async fn a_refused_message_does_not_take_others_with_its_id_along() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) =
-        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
-    sqlx::query("alter table messages add constraint no_poison check (text <> 'poison')").execute(&database).await.unwrap();
-    let say = async |text: &str, id: &str| publish(&publisher, "chat.general", None, &message(text, Some(id))).await.0;
+    let (publisher, bootstrap, database) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+        world.database().await,
+    );
+    sqlx::query("alter table messages add constraint no_poison check (text <> 'poison')")
+        .execute(&database)
+        .await
+        .unwrap();
+    let say = async |text: &str, id: &str| {
+        publish(&publisher, "chat.general", None, &message(text, Some(id)))
+            .await
+            .0
+    };
     // All in one batch.
     let refused = say("poison", "mixed").await;
     let good = say("good", "mixed").await;
@@ -20,12 +30,29 @@ async fn a_refused_message_does_not_take_others_with_its_id_along() {
     let running = worker(&world).await;
     settled(&world).await;
     let letters: Vec<(i64, String)> =
-        sqlx::query_as("select seq, reason from dead_letters order by seq").fetch_all(&database).await.unwrap();
-    let expected = [refused, twice[0], twice[1]].map(|seq| (seq as i64, "refused_by_database".to_owned()));
+        sqlx::query_as("select seq, reason from dead_letters order by seq")
+            .fetch_all(&database)
+            .await
+            .unwrap();
+    let expected =
+        [refused, twice[0], twice[1]].map(|seq| (seq as i64, "refused_by_database".to_owned()));
     assert_eq!(letters, expected);
-    assert_eq!(rows(&database).await, [(good as i64, "good".to_owned(), false), (kept as i64, "kept".to_owned(), false)]);
-    let duplicates: Vec<i64> = sqlx::query_scalar("select seq from duplicates order by seq").fetch_all(&database).await.unwrap();
-    assert_eq!(duplicates, [again as i64, copy as i64], "copies move with their row when the batch is halved");
+    assert_eq!(
+        rows(&database).await,
+        [
+            (good as i64, "good".to_owned(), false),
+            (kept as i64, "kept".to_owned(), false)
+        ]
+    );
+    let duplicates: Vec<i64> = sqlx::query_scalar("select seq from duplicates order by seq")
+        .fetch_all(&database)
+        .await
+        .unwrap();
+    assert_eq!(
+        duplicates,
+        [again as i64, copy as i64],
+        "copies move with their row when the batch is halved"
+    );
     delete(&bootstrap, kept, "kept", "hard").await;
     settled(&world).await;
     assert!(is_gone(&bootstrap, kept).await && is_gone(&bootstrap, copy).await);
@@ -35,21 +62,49 @@ async fn a_refused_message_does_not_take_others_with_its_id_along() {
 #[tokio::test]
 async fn a_database_that_refuses_everything_fills_no_dead_letters() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) =
-        (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
-    sqlx::query("alter table messages add constraint nothing check (false)").execute(&database).await.unwrap();
+    let (publisher, bootstrap, database) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+        world.database().await,
+    );
+    sqlx::query("alter table messages add constraint nothing check (false)")
+        .execute(&database)
+        .await
+        .unwrap();
     for number in 0..20 {
-        publish(&publisher, "chat.general", None, &message(&number.to_string(), Some(&number.to_string()))).await;
+        publish(
+            &publisher,
+            "chat.general",
+            None,
+            &message(&number.to_string(), Some(&number.to_string())),
+        )
+        .await;
     }
     delete(&bootstrap, 1, "0", "soft").await;
     let running = world.spawn("persist-message").await;
-    eventually("it says so", SOON, async || running.stderr().contains("known to be good").then_some(())).await;
-    assert!(running.stderr().contains("23514") && running.stderr().contains("nothing"), "{}", running.stderr());
-    assert_eq!(count(&database, "select count(*) from dead_letters").await, 0);
-    sqlx::query("alter table messages drop constraint nothing").execute(&database).await.unwrap();
+    eventually("it says so", SOON, async || {
+        running.stderr().contains("known to be good").then_some(())
+    })
+    .await;
+    assert!(
+        running.stderr().contains("23514") && running.stderr().contains("nothing"),
+        "{}",
+        running.stderr()
+    );
+    assert_eq!(
+        count(&database, "select count(*) from dead_letters").await,
+        0
+    );
+    sqlx::query("alter table messages drop constraint nothing")
+        .execute(&database)
+        .await
+        .unwrap();
     stored(&database, 20, SOON).await;
     settled(&world).await;
-    assert_eq!(count(&database, "select count(*) from dead_letters").await, 0);
+    assert_eq!(
+        count(&database, "select count(*) from dead_letters").await,
+        0
+    );
     assert!(running.terminate().await.success());
 }
 
@@ -57,11 +112,26 @@ async fn a_database_that_refuses_everything_fills_no_dead_letters() {
 async fn a_database_that_cannot_hold_every_character_is_refused_at_start() {
     let world = World::start().await;
     let create = "create database latin template template0 encoding 'LATIN1' locale_provider libc locale 'C'";
-    sqlx::query(create).execute(&world.database().await).await.unwrap();
+    sqlx::query(create)
+        .execute(&world.database().await)
+        .await
+        .unwrap();
     let mut command = world.command("persist-message");
-    let output = command.env("DATABASE_URL", world.postgres().url("latin")).output().await.unwrap();
+    let output = command
+        .env("DATABASE_URL", world.postgres().url("latin"))
+        .output()
+        .await
+        .unwrap();
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{line}");
-    assert!(["LATIN1", "encoding 'UTF8'", "DATABASE_URL"].iter().all(|words| line.contains(words)), "{line}");
-    assert_eq!(count(&world.database().await, "select count(*) from dead_letters").await, 0);
+    assert!(
+        ["LATIN1", "encoding 'UTF8'", "DATABASE_URL"]
+            .iter()
+            .all(|words| line.contains(words)),
+        "{line}"
+    );
+    assert_eq!(
+        count(&world.database().await, "select count(*) from dead_letters").await,
+        0
+    );
 }

@@ -6,8 +6,7 @@ type User = (String, bool, bool);
 
 /// Name, whether `last_seen` is recent, and whether `first_seen` is.
 async fn users(database: &PgPool) -> Vec<User> {
-    let recent =
-        "select name, last_seen > now() - interval '30 seconds', first_seen > now() - interval '30 seconds' from users order by name";
+    let recent = "select name, last_seen > now() - interval '30 seconds', first_seen > now() - interval '30 seconds' from users order by name";
     sqlx::query_as(recent).fetch_all(database).await.unwrap()
 }
 
@@ -19,7 +18,15 @@ fn user(name: &str, last: bool, first: bool) -> User {
 async fn whoever_is_seen_is_a_user_and_costs_a_row_a_minute() {
     let world = World::start().await;
     let (client, database) = (world.client("publisher").await, world.database().await);
-    let said = async |subject: &str, from: &str| publish(&client, subject, None, &json!({"user": from, "text": "hello"}).to_string()).await;
+    let said = async |subject: &str, from: &str| {
+        publish(
+            &client,
+            subject,
+            None,
+            &json!({"user": from, "text": "hello"}).to_string(),
+        )
+        .await
+    };
     let function = worker(&world).await;
     for _ in 0..3 {
         said("dm.bob.alice", "bob").await;
@@ -27,7 +34,14 @@ async fn whoever_is_seen_is_a_user_and_costs_a_row_a_minute() {
     }
     publish(&client, "chat.general", None, "nobody").await;
     settled(&world).await;
-    assert_eq!(users(&database).await, [user("alice", true, true), user("bob", true, true), user("zoe ü", true, true)]);
+    assert_eq!(
+        users(&database).await,
+        [
+            user("alice", true, true),
+            user("bob", true, true),
+            user("zoe ü", true, true)
+        ]
+    );
 
     // Known to this copy: no write. To another one: once.
     sqlx::query("update users set last_seen = now() - interval '5 minutes', first_seen = now() - interval '5 minutes'")
@@ -36,12 +50,24 @@ async fn whoever_is_seen_is_a_user_and_costs_a_row_a_minute() {
         .unwrap();
     said("dm.bob.alice", "bob").await;
     settled(&world).await;
-    assert_eq!(users(&database).await, [user("alice", false, false), user("bob", false, false), user("zoe ü", false, false)]);
+    assert_eq!(
+        users(&database).await,
+        [
+            user("alice", false, false),
+            user("bob", false, false),
+            user("zoe ü", false, false)
+        ]
+    );
     function.stop().await.unwrap();
     let function = worker(&world).await;
     said("dm.carol.bob", "carol").await;
     settled(&world).await;
-    let seen = [user("alice", false, false), user("bob", true, false), user("carol", true, true), user("zoe ü", false, false)];
+    let seen = [
+        user("alice", false, false),
+        user("bob", true, false),
+        user("carol", true, true),
+        user("zoe ü", false, false),
+    ];
     assert_eq!(users(&database).await, seen);
     function.stop().await.unwrap();
 }

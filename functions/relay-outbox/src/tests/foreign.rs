@@ -19,7 +19,11 @@ async fn real_events(admin: &Client, wanted: usize) -> Vec<u64> {
             0 => Vec::new(),
             _ => events(admin, 1).await,
         };
-        let told: Vec<u64> = all.iter().filter(|one| !one.header("ce-sequence").is_empty()).map(Told::seq).collect();
+        let told: Vec<u64> = all
+            .iter()
+            .filter(|one| !one.header("ce-sequence").is_empty())
+            .map(Told::seq)
+            .collect();
         (told.len() >= wanted).then_some(told)
     })
     .await
@@ -39,7 +43,13 @@ async fn an_acknowledgement_among_the_events_stops_nothing() {
             }
             wanted += acknowledgements;
             let relay = world.spawn("relay-outbox").await;
-            append(&admin, "chat.general", json!({"user": "ann", "text": "x"}), HeaderMap::new()).await;
+            append(
+                &admin,
+                "chat.general",
+                json!({"user": "ann", "text": "x"}),
+                HeaderMap::new(),
+            )
+            .await;
             wanted += 1;
             assert_eq!(real_events(&admin, wanted).await, up_to(wanted as u64));
             acknowledge_to(&mut mallory, "chat.general", "events.v1.x").await;
@@ -48,7 +58,10 @@ async fn an_acknowledgement_among_the_events_stops_nothing() {
             assert!(relay.terminate().await.success());
         }
     }
-    eventually("the outbox is empty", SOON, async || (outbox(&database).await == 0).then_some(())).await;
+    eventually("the outbox is empty", SOON, async || {
+        (outbox(&database).await == 0).then_some(())
+    })
+    .await;
 }
 
 /// Two hundred a second, for as long as it takes to relay what is there, in batches and one by one.
@@ -69,9 +82,14 @@ async fn acknowledgements_without_end_do_not_stop_the_events() {
         }
     };
     let relaying = async {
-        eventually("it has begun", SOON, async || (sent.load(Ordering::Relaxed) > 10).then_some(())).await;
+        eventually("it has begun", SOON, async || {
+            (sent.load(Ordering::Relaxed) > 10).then_some(())
+        })
+        .await;
         let _relays = tokio::join!(world.spawn("relay-outbox"), world.spawn("relay-outbox"));
-        let told = eventually("all is relayed", SOON * 4, async || (relayed(&database).await == STORED as i64).then_some(()));
+        let told = eventually("all is relayed", SOON * 4, async || {
+            (relayed(&database).await == STORED as i64).then_some(())
+        });
         told.await;
         running.store(false, Ordering::Relaxed);
     };

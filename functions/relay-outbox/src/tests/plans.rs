@@ -12,14 +12,33 @@ async fn no_plan_reads_a_whole_table() {
     let plans = async |stage: &str| {
         for (name, statement, types, arguments) in STATEMENTS {
             let plan = connected.run(SOON, async |connection| {
-                sqlx::raw_sql("deallocate all").execute(&mut *connection).await?;
-                sqlx::raw_sql(AssertSqlSafe(format!("prepare asked ({types}) as {statement}"))).execute(&mut *connection).await?;
+                sqlx::raw_sql("deallocate all")
+                    .execute(&mut *connection)
+                    .await?;
+                sqlx::raw_sql(AssertSqlSafe(format!(
+                    "prepare asked ({types}) as {statement}"
+                )))
+                .execute(&mut *connection)
+                .await?;
                 let explain = AssertSqlSafe(format!("explain execute asked ({arguments})"));
-                sqlx::query_scalar::<_, String>(explain).persistent(false).fetch_all(connection).await
+                sqlx::query_scalar::<_, String>(explain)
+                    .persistent(false)
+                    .fetch_all(connection)
+                    .await
             });
             let plan = plan.await.unwrap().join("\n");
-            for table in ["messages", "rooms", "changes", "dead_letters", "duplicates", "outbox"] {
-                assert!(!plan.contains(&format!("Seq Scan on {table}")), "{name}, {stage}:\n{plan}");
+            for table in [
+                "messages",
+                "rooms",
+                "changes",
+                "dead_letters",
+                "duplicates",
+                "outbox",
+            ] {
+                assert!(
+                    !plan.contains(&format!("Seq Scan on {table}")),
+                    "{name}, {stage}:\n{plan}"
+                );
             }
         }
     };

@@ -19,7 +19,10 @@ async fn receipt(database: &PgPool, kind: &str, user: &str, through: i64, count:
 }
 
 fn ids(events: &[Told]) -> Vec<String> {
-    events.iter().map(|event| event.header("ce-id").to_owned()).collect()
+    events
+        .iter()
+        .map(|event| event.header("ce-id").to_owned())
+        .collect()
 }
 
 #[tokio::test]
@@ -31,17 +34,35 @@ async fn a_receipt_comes_after_what_it_is_about() {
     receipt(&database, "delivered", "bob", 15, 2).await;
     let relay = world.spawn("relay-outbox").await;
     let events = events(&admin, 22).await;
-    assert_eq!(events.iter().map(Told::seq).take(20).collect::<Vec<u64>>(), up_to(20));
-    assert_eq!(ids(&events[20..]), ["delivered:bob:room-1:15", "delivered:bob:room-2:15"]);
+    assert_eq!(
+        events.iter().map(Told::seq).take(20).collect::<Vec<u64>>(),
+        up_to(20)
+    );
+    assert_eq!(
+        ids(&events[20..]),
+        ["delivered:bob:room-1:15", "delivered:bob:room-2:15"]
+    );
     let told = &events[20];
-    assert_eq!((told.subject.as_str(), told.header("ce-type")), ("events.v1.chat.room-1", "scrollback.receipt.delivered"));
-    assert_eq!((told.header("Nats-Msg-Id"), told.header("ce-sequence")), (told.header("ce-id"), ""));
-    assert_eq!(told.data(), json!({"user": "bob", "room": "room-1", "through": 15}));
+    assert_eq!(
+        (told.subject.as_str(), told.header("ce-type")),
+        ("events.v1.chat.room-1", "scrollback.receipt.delivered")
+    );
+    assert_eq!(
+        (told.header("Nats-Msg-Id"), told.header("ce-sequence")),
+        (told.header("ce-id"), "")
+    );
+    assert_eq!(
+        told.data(),
+        json!({"user": "bob", "room": "room-1", "through": 15})
+    );
     // The other one waits for the messages it is about.
     lift(&admin, 30).await;
     let events = super::events(&admin, 33).await;
     assert_eq!(ids(&events[31..]), ["stored:30", "read:bob:room-1:25"]);
-    eventually("the outbox is empty", SOON, async || (outbox(&database).await == 0).then_some(())).await;
+    eventually("the outbox is empty", SOON, async || {
+        (outbox(&database).await == 0).then_some(())
+    })
+    .await;
     assert!(relay.terminate().await.success());
 }
 
@@ -56,16 +77,25 @@ async fn a_receipt_about_what_was_told_long_ago_is_told_and_moves_nothing() {
     assert_eq!(told_messages(&admin, &database, 500).await, up_to(500));
     receipt(&database, "read", "bob", 3, 1).await;
     wake(&world).await;
-    assert_eq!(ids(&events(&admin, 501).await[500..]), ["read:bob:room-1:3"]);
+    assert_eq!(
+        ids(&events(&admin, 501).await[500..]),
+        ["read:bob:room-1:3"]
+    );
     // A copy that knows nothing, and a table that knows nothing: the receipt, the last event, says how far messages are told.
     relay.kill().await;
-    sqlx::query("update relayed set seq = 0").execute(&database).await.unwrap();
+    sqlx::query("update relayed set seq = 0")
+        .execute(&database)
+        .await
+        .unwrap();
     insert_rows(&mut database.acquire().await.unwrap(), 1, 500, 5).await;
     store(&database, 501, 600, 3).await;
     receipt(&database, "read", "bob", 550, 1).await;
     lift(&admin, 600).await;
     let _relay = world.spawn("relay-outbox").await;
-    assert_eq!(told_messages(&admin, &database, 602).await, [up_to(500), (501..=600).collect()].concat());
+    assert_eq!(
+        told_messages(&admin, &database, 602).await,
+        [up_to(500), (501..=600).collect()].concat()
+    );
     assert_eq!(count(&admin).await, 602);
 }
 
@@ -82,9 +112,19 @@ async fn thousands_of_receipts_are_told_once_each() {
     }
     receipt(&database, "delivered", "bob", 4_000, 9).await;
     let _relay = world.spawn("relay-outbox").await;
-    eventually("the outbox is empty", SOON, async || (outbox(&database).await == 0).then_some(())).await;
+    eventually("the outbox is empty", SOON, async || {
+        (outbox(&database).await == 0).then_some(())
+    })
+    .await;
     let mut told = ids(&events(&admin, 6_609).await);
-    assert_eq!((told.len(), told[0].as_str(), told[6_608].starts_with("delivered:bob:room-")), (6_609, "read:ann:room-1:1", true));
+    assert_eq!(
+        (
+            told.len(),
+            told[0].as_str(),
+            told[6_608].starts_with("delivered:bob:room-")
+        ),
+        (6_609, "read:ann:room-1:1", true)
+    );
     told.sort_unstable();
     told.dedup();
     assert_eq!(told.len(), 6_609);
@@ -92,6 +132,14 @@ async fn thousands_of_receipts_are_told_once_each() {
 
 /// The events of messages, once the outbox is empty.
 async fn told_messages(admin: &Client, database: &PgPool, wanted: u64) -> Vec<u64> {
-    eventually("the outbox is empty", SOON, async || (outbox(database).await == 0).then_some(())).await;
-    events(admin, wanted).await.iter().filter(|event| !event.header("ce-sequence").is_empty()).map(Told::seq).collect()
+    eventually("the outbox is empty", SOON, async || {
+        (outbox(database).await == 0).then_some(())
+    })
+    .await;
+    events(admin, wanted)
+        .await
+        .iter()
+        .filter(|event| !event.header("ce-sequence").is_empty())
+        .map(Told::seq)
+        .collect()
 }

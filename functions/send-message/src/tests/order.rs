@@ -16,8 +16,12 @@ use crate::outgoing::Outgoing;
 type HasId = fn(usize) -> bool;
 
 /// Which messages of a burst come with an id.
-const IDS: [(&str, HasId); 4] =
-    [("none", |_| false), ("all", |_| true), ("the first", |number| number == 0), ("every other", |number| number % 2 == 1)];
+const IDS: [(&str, HasId); 4] = [
+    ("none", |_| false),
+    ("all", |_| true),
+    ("the first", |number| number == 0),
+    ("every other", |number| number % 2 == 1),
+];
 
 /// A committer on the servers of this world, without the service in front of it.
 async fn committer(world: &World, min_batch: usize) -> (Arc<Committer>, Running) {
@@ -29,28 +33,46 @@ async fn committer(world: &World, min_batch: usize) -> (Arc<Committer>, Running)
         }
         Ok(())
     });
-    let running = function.start(Vars::from_pairs(world.vars("send-message")).unwrap()).await.unwrap();
+    let running = function
+        .start(Vars::from_pairs(world.vars("send-message")).unwrap())
+        .await
+        .unwrap();
     (started.await.unwrap(), running)
 }
 
 fn message(user: &str, room: &str, text: &str, id: Option<String>) -> Outgoing {
-    let draft = Draft { text: text.to_owned(), id, timestamp: None };
+    let draft = Draft {
+        text: text.to_owned(),
+        id,
+        timestamp: None,
+    };
     let user = wire::User::parse(user).unwrap();
-    Outgoing::new(user, format!("chat.{room}"), room.to_owned(), draft, 1_700_000_000_000)
+    Outgoing::new(
+        user,
+        format!("chat.{room}"),
+        room.to_owned(),
+        draft,
+        1_700_000_000_000,
+    )
 }
 
 /// Sends all of them side by side: each is polled once in this order, and then left to itself.
-async fn send_all(committer: &Arc<Committer>, messages: Vec<Outgoing>) -> Vec<runtime::Result<Sent>> {
+async fn send_all(
+    committer: &Arc<Committer>,
+    messages: Vec<Outgoing>,
+) -> Vec<runtime::Result<Sent>> {
     let until = tokio::time::Instant::now() + SOON;
     let mut sends = Vec::new();
     for message in messages {
         let committer = committer.clone();
         let mut send = Box::pin(async move { committer.commit(message, until).await });
         // Nothing is awaited in between: whatever is ready by then, the others come behind.
-        sends.push(match send.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(sent) => tokio::spawn(std::future::ready(sent)),
-            Poll::Pending => tokio::spawn(send),
-        });
+        sends.push(
+            match send.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(sent) => tokio::spawn(std::future::ready(sent)),
+                Poll::Pending => tokio::spawn(send),
+            },
+        );
     }
     let mut answers = Vec::new();
     for send in sends {
@@ -60,7 +82,10 @@ async fn send_all(committer: &Arc<Committer>, messages: Vec<Outgoing>) -> Vec<ru
 }
 
 fn inversions(sent: &[runtime::Result<Sent>]) -> usize {
-    let places: Vec<u64> = sent.iter().map(|sent| sent.as_ref().unwrap().seq.get()).collect();
+    let places: Vec<u64> = sent
+        .iter()
+        .map(|sent| sent.as_ref().unwrap().seq.get())
+        .collect();
     places.windows(2).filter(|pair| pair[0] >= pair[1]).count()
 }
 
@@ -76,10 +101,16 @@ async fn messages_of_one_sender_are_appended_in_the_order_in_which_they_came() {
                 for round in 0..rounds {
                     let name = format!("{min_batch}-{burst}-{}-{round}", ids.replace(' ', "-"));
                     let id = |number: usize| has_id(number).then(|| format!("{name}-{number}"));
-                    let messages = (0..burst).map(|number| message(&name, "general", &number.to_string(), id(number)));
-                    inverted += usize::from(inversions(&send_all(&committer, messages.collect()).await) > 0);
+                    let messages = (0..burst)
+                        .map(|number| message(&name, "general", &number.to_string(), id(number)));
+                    inverted += usize::from(
+                        inversions(&send_all(&committer, messages.collect()).await) > 0,
+                    );
                 }
-                assert_eq!(inverted, 0, "of {rounds} rounds of {burst}, with ids: {ids}, batches from {min_batch}");
+                assert_eq!(
+                    inverted, 0,
+                    "of {rounds} rounds of {burst}, with ids: {ids}, batches from {min_batch}"
+                );
             }
         }
         running.stop().await.unwrap();
@@ -93,8 +124,20 @@ async fn a_lone_sender_goes_at_once_also_after_others_were_there() {
     let (committer, running) = committer(&world, 1_000).await;
     assert!(committer.is_idle());
     for id in [false, true] {
-        let messages = (0..40).map(|number| message(&format!("user-{number}"), "general", "x", id.then(|| format!("i{number}"))));
-        assert!(send_all(&committer, messages.collect()).await.iter().all(Result::is_ok));
+        let messages = (0..40).map(|number| {
+            message(
+                &format!("user-{number}"),
+                "general",
+                "x",
+                id.then(|| format!("i{number}")),
+            )
+        });
+        assert!(
+            send_all(&committer, messages.collect())
+                .await
+                .iter()
+                .all(Result::is_ok)
+        );
         assert!(committer.is_idle());
     }
     running.stop().await.unwrap();
@@ -109,22 +152,57 @@ async fn a_batch_that_is_refused_stays_in_order() {
         let (committer, running) = committer(&world, min_batch).await;
         for round in 0..5 {
             let name = format!("{min_batch}-{round}");
-            let text = |number: usize| if number % 20 == 7 { long.clone() } else { number.to_string() };
-            let id = |number: usize| (!number.is_multiple_of(3)).then(|| format!("{name}-{}", number / 3));
+            let text = |number: usize| {
+                if number % 20 == 7 {
+                    long.clone()
+                } else {
+                    number.to_string()
+                }
+            };
+            let id = |number: usize| {
+                (!number.is_multiple_of(3)).then(|| format!("{name}-{}", number / 3))
+            };
             // Two of three have an id, and share it, with another text: the later one is a conflict.
-            let burst: Vec<Outgoing> = (0..60).map(|number| message(&name, "general", &text(number), id(number))).collect();
+            let burst: Vec<Outgoing> = (0..60)
+                .map(|number| message(&name, "general", &text(number), id(number)))
+                .collect();
             let answers = send_all(&committer, burst.clone()).await;
-            let sent: Vec<_> = answers.iter().filter(|answer| answer.is_ok()).cloned().collect();
+            let sent: Vec<_> = answers
+                .iter()
+                .filter(|answer| answer.is_ok())
+                .cloned()
+                .collect();
             assert_eq!(inversions(&sent), 0, "{answers:?}");
-            let refused = |code| answers.iter().filter(|answer| answer.as_ref().is_err_and(|error| error.code == code)).count();
+            let refused = |code| {
+                answers
+                    .iter()
+                    .filter(|answer| answer.as_ref().is_err_and(|error| error.code == code))
+                    .count()
+            };
             // 7, 27 and 47 are too long; 8 comes after one that was not stored, and is the first with its id.
-            assert_eq!((refused(wire::Code::TooLarge), refused(wire::Code::Conflict), sent.len()), (3, 18, 39), "{answers:?}");
+            assert_eq!(
+                (
+                    refused(wire::Code::TooLarge),
+                    refused(wire::Code::Conflict),
+                    sent.len()
+                ),
+                (3, 18, 39),
+                "{answers:?}"
+            );
             // Again, without those: each of them stands where it stood, and those without an id stand behind.
             let resent: Vec<usize> = (0..60).filter(|number| answers[*number].is_ok()).collect();
-            let again = send_all(&committer, resent.iter().map(|number| burst[*number].clone()).collect()).await;
+            let again = send_all(
+                &committer,
+                resent.iter().map(|number| burst[*number].clone()).collect(),
+            )
+            .await;
             for (number, sent) in resent.iter().zip(&again) {
                 let (first, again) = (answers[*number].as_ref().unwrap(), sent.as_ref().unwrap());
-                assert_eq!((again.seq, again.duplicate), (first.seq, burst[*number].given), "{number}");
+                assert_eq!(
+                    (again.seq, again.duplicate),
+                    (first.seq, burst[*number].given),
+                    "{number}"
+                );
             }
         }
         running.stop().await.unwrap();
@@ -139,7 +217,13 @@ async fn pipelined(world: &World, subject: &str, bodies: &[String]) -> Vec<u64> 
     client.flush().await.unwrap();
     let mut bytes = Vec::new();
     for (number, body) in bodies.iter().enumerate() {
-        bytes.extend_from_slice(format!("PUB {subject} {inbox}.{number} {}\r\n{body}\r\n", body.len()).as_bytes());
+        bytes.extend_from_slice(
+            format!(
+                "PUB {subject} {inbox}.{number} {}\r\n{body}\r\n",
+                body.len()
+            )
+            .as_bytes(),
+        );
     }
     client.send(&bytes).await;
     let mut places = vec![0; bodies.len()];
@@ -163,14 +247,19 @@ async fn requests_written_back_to_back_are_appended_in_that_order() {
             for round in 0..rounds {
                 let name = format!("u{burst}-{}-{round}", ids.replace(' ', "-"));
                 let body = |number: usize| match has_id(number) {
-                    true => json!({"text": number.to_string(), "id": format!("i{number}")}).to_string(),
+                    true => {
+                        json!({"text": number.to_string(), "id": format!("i{number}")}).to_string()
+                    }
                     false => json!({"text": number.to_string()}).to_string(),
                 };
                 let bodies: Vec<String> = (0..burst).map(body).collect();
                 let places = pipelined(&world, &SEND.subject(&[&name, "general"]), &bodies).await;
                 inverted += usize::from(places.windows(2).any(|pair| pair[0] >= pair[1]));
             }
-            assert_eq!(inverted, 0, "of {rounds} rounds of {burst}, with ids: {ids}");
+            assert_eq!(
+                inverted, 0,
+                "of {rounds} rounds of {burst}, with ids: {ids}"
+            );
         }
     }
 }

@@ -15,15 +15,27 @@ async fn a_full_log_is_an_error_and_space_mends_it() {
     let client = world.client("publisher").await;
     let text = "t".repeat(8 * 1024);
     let body = |id: usize| json!({"text": text, "id": id.to_string()});
-    let answers = futures::future::join_all((0..20).map(|id| send(&client, "ann", "general", body(id)))).await;
+    let answers =
+        futures::future::join_all((0..20).map(|id| send(&client, "ann", "general", body(id))))
+            .await;
     let stored = answers.iter().filter(|answer| answer.is_ok()).count();
     assert!((4..=8).contains(&stored), "{answers:?}");
     for (code, reason) in answers.into_iter().filter_map(Result::err) {
-        assert!(code == 503 && reason.starts_with("the log is full"), "{code} {reason}");
+        assert!(
+            code == 503 && reason.starts_with("the log is full"),
+            "{code} {reason}"
+        );
     }
     let administrator = world.client("administrator").await;
-    assert_eq!(last_seq(&administrator).await, stored as u64, "what was refused is not there");
-    administrator.request(jetstream::STREAM_PURGE, "".into()).await.unwrap();
+    assert_eq!(
+        last_seq(&administrator).await,
+        stored as u64,
+        "what was refused is not there"
+    );
+    administrator
+        .request(jetstream::STREAM_PURGE, "".into())
+        .await
+        .unwrap();
     send(&client, "ann", "general", body(99)).await.unwrap();
     function.stop().await.unwrap();
 }
@@ -32,17 +44,42 @@ async fn a_full_log_is_an_error_and_space_mends_it() {
 async fn without_the_log_senders_hear_it_in_time() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (client, administrator) = (world.client("publisher").await, world.client("administrator").await);
-    send(&client, "ann", "general", json!({"text": "hello", "id": "before"})).await.unwrap();
-    administrator.request(format!("$JS.API.STREAM.DELETE.{}", wire::STREAM), "".into()).await.unwrap();
-    for body in [json!({"text": "hello", "id": "a"}), json!({"text": "hello"})] {
+    let (client, administrator) = (
+        world.client("publisher").await,
+        world.client("administrator").await,
+    );
+    send(
+        &client,
+        "ann",
+        "general",
+        json!({"text": "hello", "id": "before"}),
+    )
+    .await
+    .unwrap();
+    administrator
+        .request(format!("$JS.API.STREAM.DELETE.{}", wire::STREAM), "".into())
+        .await
+        .unwrap();
+    for body in [
+        json!({"text": "hello", "id": "a"}),
+        json!({"text": "hello"}),
+    ] {
         let begun = Instant::now();
         let (code, reason) = send(&client, "ann", "general", body).await.unwrap_err();
         assert!(code == 503 && reason.contains("the log"), "{code} {reason}");
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
     let _bootstrap = world.spawn("stream-bootstrap").await;
-    let sent = async || send(&client, "ann", "general", json!({"text": "hello", "id": "a"})).await.ok();
+    let sent = async || {
+        send(
+            &client,
+            "ann",
+            "general",
+            json!({"text": "hello", "id": "a"}),
+        )
+        .await
+        .ok()
+    };
     let sent = eventually("the log is back", SOON, sent).await;
     assert!(!sent.duplicate);
     function.stop().await.unwrap();
@@ -57,9 +94,14 @@ async fn a_server_that_dies_costs_no_message_and_doubles_none() {
 /// first part of a batch in the log, and nothing to finish it from.
 #[tokio::test]
 async fn a_server_that_dies_with_its_batches_costs_no_message_and_doubles_none() {
-    let memory = std::path::PathBuf::from(format!("/dev/shm/scrollback-test-{}", std::process::id()));
+    let memory =
+        std::path::PathBuf::from(format!("/dev/shm/scrollback-test-{}", std::process::id()));
     die_under_load(|world| {
-        let stream = world.nats().store_dir().join("jetstream/CHAT/streams").join(wire::STREAM);
+        let stream = world
+            .nats()
+            .store_dir()
+            .join("jetstream/CHAT/streams")
+            .join(wire::STREAM);
         // The server removes what it finds at its start, the link included; what was staged is gone either way.
         let _ = std::fs::remove_dir_all(&memory);
         let _ = std::fs::remove_dir_all(stream.join("batches"));
@@ -76,8 +118,13 @@ async fn die_under_load(prepare: impl Fn(&World)) {
     prepare(&world);
     let function = start_with(&world, &FLOOD).await;
     let _worker = world.spawn("persist-message").await;
-    let load = Load { running: AtomicBool::new(true), acknowledged: AtomicU64::new(0) };
-    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &load)));
+    let load = Load {
+        running: AtomicBool::new(true),
+        acknowledged: AtomicU64::new(0),
+    };
+    let writers = futures::future::join_all(
+        (0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &load)),
+    );
     let deaths = async {
         for _ in 0..3 {
             load.goes_on().await;
@@ -98,8 +145,13 @@ async fn a_copy_that_is_killed_costs_no_message_and_doubles_none() {
     let world = World::start().await;
     let _worker = world.spawn("persist-message").await;
     let _steady = world.spawn_with("send-message", &FLOOD).await;
-    let load = Load { running: AtomicBool::new(true), acknowledged: AtomicU64::new(0) };
-    let writers = futures::future::join_all((0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &load)));
+    let load = Load {
+        running: AtomicBool::new(true),
+        acknowledged: AtomicU64::new(0),
+    };
+    let writers = futures::future::join_all(
+        (0..WRITERS).map(|writer| acknowledged_sends(&world, writer, &load)),
+    );
     let deaths = async {
         for _ in 0..4 {
             let victim = world.spawn_with("send-message", &FLOOD).await;
@@ -120,7 +172,14 @@ async fn a_copy_that_is_told_to_stop_answers_what_it_took() {
     let load = futures::future::join_all((0..WRITERS).map(async |writer| {
         let client = world.client("publisher").await;
         while running.load(Ordering::Relaxed) {
-            send(&client, &format!("user-{writer}"), "general", json!({"text": "x"})).await.expect("an acknowledgement");
+            send(
+                &client,
+                &format!("user-{writer}"),
+                "general",
+                json!({"text": "x"}),
+            )
+            .await
+            .expect("an acknowledgement");
             sent.fetch_add(1, Ordering::Relaxed);
         }
     }));
@@ -128,14 +187,21 @@ async fn a_copy_that_is_told_to_stop_answers_what_it_took() {
         for _ in 0..3 {
             let copy = world.spawn_with("send-message", &FLOOD).await;
             let before = sent.load(Ordering::Relaxed);
-            eventually("it has its share", SOON, async || (sent.load(Ordering::Relaxed) > before + 100).then_some(())).await;
+            eventually("it has its share", SOON, async || {
+                (sent.load(Ordering::Relaxed) > before + 100).then_some(())
+            })
+            .await;
             assert!(copy.terminate().await.success());
         }
         running.store(false, Ordering::Relaxed);
     };
     tokio::join!(load, stops);
     let reader = world.client("send-message").await;
-    assert_eq!(last_seq(&reader).await, sent.load(Ordering::Relaxed), "each was stored once");
+    assert_eq!(
+        last_seq(&reader).await,
+        sent.load(Ordering::Relaxed),
+        "each was stored once"
+    );
 }
 
 /// Writers under way.
@@ -168,7 +234,9 @@ async fn acknowledged_sends(world: &World, writer: usize, load: &Load) -> Vec<(S
         let body = json!({"text": format!("text of {id}"), "id": id}).to_string();
         let once = async || {
             // A copy that was killed leaves its requests unanswered.
-            let asked = tokio::time::timeout(Duration::from_secs(1), ask(&client, subject.clone(), &body)).await;
+            let asked =
+                tokio::time::timeout(Duration::from_secs(1), ask(&client, subject.clone(), &body))
+                    .await;
             match asked.unwrap_or(Err((0, "no answer".to_owned()))) {
                 Ok(ack) => Some(ack.seq.get()),
                 Err((0 | 503, _)) => None,
@@ -177,7 +245,11 @@ async fn acknowledged_sends(world: &World, writer: usize, load: &Load) -> Vec<(S
         };
         let seq = eventually("an acknowledgement", SOON, once).await;
         if number % 5 == 0 {
-            assert_eq!(eventually("an acknowledgement", SOON, once).await, seq, "{id} again");
+            assert_eq!(
+                eventually("an acknowledgement", SOON, once).await,
+                seq,
+                "{id} again"
+            );
         }
         acknowledged.push((id, seq));
         load.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -193,7 +265,10 @@ async fn check(world: &World, acknowledged: Vec<(String, u64)>) {
     let (mut batched, mut places) = (0, HashMap::<String, Vec<u64>>::new());
     for seq in 1..=last {
         let (_, body, headers) = at(&reader, seq).await.unwrap();
-        places.entry(body["id"].as_str().unwrap().to_owned()).or_default().push(seq);
+        places
+            .entry(body["id"].as_str().unwrap().to_owned())
+            .or_default()
+            .push(seq);
         batched += usize::from(headers.contains("Nats-Batch-Id"));
     }
     assert!(batched > 0, "none of {last} shared a flush");
@@ -202,7 +277,10 @@ async fn check(world: &World, acknowledged: Vec<(String, u64)>) {
     }
     let database = world.database().await;
     let stored = eventually("all is stored", SOON, async || {
-        let stored: Vec<(String, i64)> = sqlx::query_as("select id, seq from messages").fetch_all(&database).await.unwrap();
+        let stored: Vec<(String, i64)> = sqlx::query_as("select id, seq from messages")
+            .fetch_all(&database)
+            .await
+            .unwrap();
         (stored.len() as u64 == last).then_some(stored)
     })
     .await;

@@ -20,21 +20,35 @@ pub(super) async fn world() -> (World, Running, Client, PgPool) {
 
 /// One part of the log.
 pub(super) async fn audit(world: &World, request: Value) -> Audit {
-    let reply = ask(&world.client("operator").await, BOOTSTRAP_AUDIT.subject(&[]), request).await;
+    let reply = ask(
+        &world.client("operator").await,
+        BOOTSTRAP_AUDIT.subject(&[]),
+        request,
+    )
+    .await;
     serde_json::from_value(reply.clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
 /// The worker has nothing left to do.
 pub(super) async fn settled(admin: &Client) {
     eventually("everything is acknowledged", SOON, async || {
-        let info = api(admin, "CONSUMER.INFO.CHAT_MESSAGES.persist-message", json!({})).await;
+        let info = api(
+            admin,
+            "CONSUMER.INFO.CHAT_MESSAGES.persist-message",
+            json!({}),
+        )
+        .await;
         (info["num_pending"] == 0 && info["num_ack_pending"] == 0).then_some(())
     })
     .await;
 }
 
 fn offenders(audit: &Audit) -> Vec<(u64, &str)> {
-    audit.offenders.iter().map(|offender| (offender.seq.get(), offender.what.as_str())).collect()
+    audit
+        .offenders
+        .iter()
+        .map(|offender| (offender.seq.get(), offender.what.as_str()))
+        .collect()
 }
 
 const GONE: &str = "acknowledged, and neither stored nor a dead letter";
@@ -81,21 +95,37 @@ async fn every_message_is_counted_as_what_became_of_it() {
         "missing": 2,
     });
     assert_eq!(serde_json::to_value(&found.counts).unwrap(), counts);
-    assert_eq!((found.from.get(), found.through.get(), found.more), (1, 10, false));
+    assert_eq!(
+        (found.from.get(), found.through.get(), found.more),
+        (1, 10, false)
+    );
     assert_eq!(offenders(&found), [(7, GONE), (8, TAKEN)]);
     assert_eq!(found.offenders[0].subject, "chat.general");
 
     // A part of it, and no more names than asked for.
     let found = audit(&world, json!({"from": 7, "offenders": 1})).await;
-    assert_eq!((found.from.get(), found.counts.total(), found.counts.missing), (7, 4, 2));
+    assert_eq!(
+        (found.from.get(), found.counts.total(), found.counts.missing),
+        (7, 4, 2)
+    );
     assert_eq!(offenders(&found), [(7, GONE)]);
     let found = audit(&world, json!({"from": 11})).await;
-    assert_eq!((found.through.get(), found.more, found.counts.total()), (10, false, 0));
+    assert_eq!(
+        (found.through.get(), found.more, found.counts.total()),
+        (10, false, 0)
+    );
 
     let worker = world.spawn("persist-message").await;
     settled(&admin).await;
     let found = audit(&world, json!({"from": 9})).await;
-    assert_eq!((found.counts.stored, found.counts.duplicates, found.counts.waiting), (1, 1, 0));
+    assert_eq!(
+        (
+            found.counts.stored,
+            found.counts.duplicates,
+            found.counts.waiting
+        ),
+        (1, 1, 0)
+    );
     worker.kill().await;
     running.stop().await.unwrap();
 }
@@ -108,9 +138,15 @@ async fn the_row_of_a_lost_log_is_another_message() {
     let worker = world.spawn("persist-message").await;
     settled(&admin).await;
     assert_eq!(audit(&world, json!({})).await.counts.stored, 1);
-    sqlx::raw_sql("update messages set received_at = received_at - interval '1 ms'").execute(&database).await.unwrap();
+    sqlx::raw_sql("update messages set received_at = received_at - interval '1 ms'")
+        .execute(&database)
+        .await
+        .unwrap();
     let found = audit(&world, json!({})).await;
-    assert_eq!((found.counts.stored, found.counts.missing, offenders(&found)), (0, 1, vec![(1, TAKEN)]));
+    assert_eq!(
+        (found.counts.stored, found.counts.missing, offenders(&found)),
+        (0, 1, vec![(1, TAKEN)])
+    );
     worker.kill().await;
     running.stop().await.unwrap();
 }
@@ -121,15 +157,39 @@ async fn what_no_client_can_read_is_counted_too() {
     let (world, running, admin, database) = world().await;
     publish(&admin, "chat.general", &[], &body("ann", "before")).await;
     let mut raw = RawClient::connect(world.nats(), "administrator").await;
-    raw.publish_raw("chat.general", None, Some(b"NATS/1.0\r\nA B: c\r\n\r\n"), body("ann", "unreadable").as_bytes()).await;
-    raw.publish_raw("chat.general", None, Some(b"NATS/1.0\r\nNo-Colon\r\n\r\n"), body("ann", "unreadable").as_bytes()).await;
+    raw.publish_raw(
+        "chat.general",
+        None,
+        Some(b"NATS/1.0\r\nA B: c\r\n\r\n"),
+        body("ann", "unreadable").as_bytes(),
+    )
+    .await;
+    raw.publish_raw(
+        "chat.general",
+        None,
+        Some(b"NATS/1.0\r\nNo-Colon\r\n\r\n"),
+        body("ann", "unreadable").as_bytes(),
+    )
+    .await;
     raw.flush().await.unwrap();
     publish(&admin, "chat.general", &[], &body("ann", "after")).await;
     let found = audit(&world, json!({})).await;
-    assert_eq!((found.counts.waiting, found.counts.total(), found.through.get()), (4, 4, 4));
+    assert_eq!(
+        (
+            found.counts.waiting,
+            found.counts.total(),
+            found.through.get()
+        ),
+        (4, 4, 4)
+    );
 
     // Said to be stored, and nobody did.
-    api(&admin, "CONSUMER.RESET.CHAT_MESSAGES.persist-message", json!({"seq": 4})).await;
+    api(
+        &admin,
+        "CONSUMER.RESET.CHAT_MESSAGES.persist-message",
+        json!({"seq": 4}),
+    )
+    .await;
     sqlx::raw_sql(
         "insert into dead_letters (seq, subject, headers, payload, reason, received_at)
          values (3, 'chat.general', '', '', 'malformed_headers', now())",
@@ -144,7 +204,13 @@ async fn what_no_client_can_read_is_counted_too() {
     })
     .await;
     assert_eq!(offenders(&found), [(1, GONE), (2, GONE)]);
-    assert_eq!((found.counts.missing, found.counts.dead_letters["malformed_headers"]), (2, 1));
+    assert_eq!(
+        (
+            found.counts.missing,
+            found.counts.dead_letters["malformed_headers"]
+        ),
+        (2, 1)
+    );
     running.stop().await.unwrap();
 }
 
@@ -153,10 +219,15 @@ async fn a_long_log_comes_in_parts() {
     const MESSAGES: u64 = 6_000;
     let world = World::builder().administrator().start().await;
     // Time for a part of it.
-    let running = start_with(&world, &[("REQUEST_DEADLINE_MS", "150")]).await.unwrap();
+    let running = start_with(&world, &[("REQUEST_DEADLINE_MS", "150")])
+        .await
+        .unwrap();
     let admin = world.client("administrator").await;
     for number in 0..MESSAGES {
-        admin.publish("chat.general", body("ann", &number.to_string()).into()).await.unwrap();
+        admin
+            .publish("chat.general", body("ann", &number.to_string()).into())
+            .await
+            .unwrap();
     }
     admin.flush().await.unwrap();
     eventually("the log has them", SOON, async || {
@@ -169,14 +240,23 @@ async fn a_long_log_comes_in_parts() {
     loop {
         // A busy machine may not get through one chunk in time.
         let found: Audit = eventually("a part is audited", SOON, async || {
-            let reply = ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), json!({"from": next})).await;
+            let reply = ask(
+                &operator,
+                BOOTSTRAP_AUDIT.subject(&[]),
+                json!({"from": next}),
+            )
+            .await;
             serde_json::from_value(reply).ok()
         })
         .await;
         assert_eq!(found.from.get(), next);
         assert_eq!(found.counts.total(), found.counts.waiting);
         assert_eq!(found.counts.total(), found.through.get() + 1 - next);
-        (parts, total, next) = (parts + 1, total + found.counts.total(), found.through.get() + 1);
+        (parts, total, next) = (
+            parts + 1,
+            total + found.counts.total(),
+            found.through.get() + 1,
+        );
         if !found.more {
             break;
         }

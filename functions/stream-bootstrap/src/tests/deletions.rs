@@ -22,20 +22,30 @@ async fn deletion(admin: &Client, target: u64, sender: &str, id: Option<&str>) -
 
 /// The deletions in the log.
 async fn changes(admin: &Client) -> Vec<Change> {
-    let stream = async_nats::jetstream::new(admin.clone()).get_stream("CHAT_MESSAGES").await.unwrap();
+    let stream = async_nats::jetstream::new(admin.clone())
+        .get_stream("CHAT_MESSAGES")
+        .await
+        .unwrap();
     let mut found = Vec::new();
     for Entry { seq, subject, .. } in entries(admin).await {
         if Change::is_on(&subject) {
             let message = stream.get_raw_message(seq).await.unwrap();
-            found.push(Change::parse(&subject, &message.payload, Seq::new(seq).unwrap(), 0).unwrap());
+            found.push(
+                Change::parse(&subject, &message.payload, Seq::new(seq).unwrap(), 0).unwrap(),
+            );
         }
     }
     found
 }
 
 async fn targets(admin: &Client) -> Vec<(u64, String, i64)> {
-    let found = changes(admin).await.into_iter().map(|change| change.deletion);
-    found.map(|deletion| (deletion.target.get(), deletion.id, deletion.received)).collect()
+    let found = changes(admin)
+        .await
+        .into_iter()
+        .map(|change| change.deletion);
+    found
+        .map(|deletion| (deletion.target.get(), deletion.id, deletion.received))
+        .collect()
 }
 
 async fn with_log() -> (testing::World, Client, PgPool) {
@@ -51,10 +61,22 @@ async fn a_deletion_follows_its_message() {
     publish(&admin, "chat.general", &[], &body("ann", "deleted soon")).await;
     let of_first = deletion(&admin, 1, "ann", None).await;
     publish(&admin, "change.chat.general", &[], &of_first).await;
-    publish(&admin, "chat.general", &[], &json!({"user": "ann", "text": "with an id", "id": "a-3"}).to_string()).await;
+    publish(
+        &admin,
+        "chat.general",
+        &[],
+        &json!({"user": "ann", "text": "with an id", "id": "a-3"}).to_string(),
+    )
+    .await;
     publish(&admin, "chat.general", &[], &body("bob", "deleted late")).await;
     for number in 0..40 {
-        publish(&admin, "chat.general", &[], &body("bob", &number.to_string())).await;
+        publish(
+            &admin,
+            "chat.general",
+            &[],
+            &body("bob", &number.to_string()),
+        )
+        .await;
     }
     for (target, sender, id) in [(3, "ann", Some("a-3")), (4, "bob", None)] {
         let deletion = deletion(&admin, target, sender, id).await;
@@ -62,14 +84,24 @@ async fn a_deletion_follows_its_message() {
     }
     start(&world).await.unwrap().stop().await.unwrap();
     let log = entries(&admin).await;
-    assert_eq!(texts(&log)[2..4], [(503, "with an id"), (504, "deleted late")]);
+    assert_eq!(
+        texts(&log)[2..4],
+        [(503, "with an id"), (504, "deleted late")]
+    );
     assert_eq!(log.len(), 46);
     let mut followed = Vec::new();
     for (target, id) in [(501, "seq:501"), (503, "a-3"), (504, "seq:504")] {
         followed.push((target, id.to_owned(), received_ms(&admin, target).await));
     }
     assert_eq!(targets(&admin).await, followed);
-    assert_eq!(changes(&admin).await.iter().map(|change| change.seq.get()).collect::<Vec<u64>>(), [502, 545, 546]);
+    assert_eq!(
+        changes(&admin)
+            .await
+            .iter()
+            .map(|change| change.seq.get())
+            .collect::<Vec<u64>>(),
+        [502, 545, 546]
+    );
 }
 
 /// The copy that died had appended the message, and not removed its letter yet.
@@ -79,8 +111,20 @@ async fn a_deletion_follows_a_message_that_went_ahead() {
     publish(&admin, "chat.general", &[], &body("ann", "deleted")).await;
     let deletion = deletion(&admin, 1, "ann", None).await;
     let received = received_ms(&admin, 1).await;
-    api(&admin, "STREAM.UPDATE.CHAT_MESSAGES", log_with(json!({"subjects": [FENCE_SUBJECT]}))).await;
-    letter(&database, 1, "chat.general", &body("ann", "deleted"), received).await;
+    api(
+        &admin,
+        "STREAM.UPDATE.CHAT_MESSAGES",
+        log_with(json!({"subjects": [FENCE_SUBJECT]})),
+    )
+    .await;
+    letter(
+        &database,
+        1,
+        "chat.general",
+        &body("ann", "deleted"),
+        received,
+    )
+    .await;
     letter(&database, 2, "change.chat.general", &deletion, received).await;
     lift(&admin).await;
     let digest: String =
@@ -89,11 +133,23 @@ async fn a_deletion_follows_a_message_that_went_ahead() {
             .await
             .unwrap();
     api(&admin, "STREAM.UPDATE.CHAT_MESSAGES", log_with(json!({}))).await;
-    let headers = [("Nats-Msg-Id", format!("fence:1:{digest}")), ("Scrollback-Original-Id", String::new())];
-    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    assert_eq!(publish(&admin, "chat.general", &headers, &body("ann", "deleted")).await, 501);
+    let headers = [
+        ("Nats-Msg-Id", format!("fence:1:{digest}")),
+        ("Scrollback-Original-Id", String::new()),
+    ];
+    let headers: Vec<(&str, &str)> = headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    assert_eq!(
+        publish(&admin, "chat.general", &headers, &body("ann", "deleted")).await,
+        501
+    );
     start(&world).await.unwrap().stop().await.unwrap();
-    assert_eq!(targets(&admin).await, [(501, "seq:501".to_owned(), received_ms(&admin, 501).await)]);
+    assert_eq!(
+        targets(&admin).await,
+        [(501, "seq:501".to_owned(), received_ms(&admin, 501).await)]
+    );
     assert_eq!(entries(&admin).await.len(), 2);
 }
 
@@ -101,7 +157,14 @@ async fn letter(database: &PgPool, seq: i64, subject: &str, payload: &str, recei
     let letter = "
         insert into dead_letters (seq, subject, headers, payload, reason, received_at)
         values ($1, $2, '', convert_to($3, 'utf8'), 'below_fence', 'epoch'::timestamptz + $4 * interval '1 ms')";
-    sqlx::query(letter).bind(seq).bind(subject).bind(payload).bind(received_ms).execute(database).await.unwrap();
+    sqlx::query(letter)
+        .bind(seq)
+        .bind(subject)
+        .bind(payload)
+        .bind(received_ms)
+        .execute(database)
+        .await
+        .unwrap();
 }
 
 /// Two lost logs had a message of the same sender in the same place, and one of them is deleted.
@@ -109,29 +172,77 @@ async fn letter(database: &PgPool, seq: i64, subject: &str, payload: &str, recei
 async fn a_deletion_follows_the_message_of_its_own_log() {
     let (world, admin, database) = with_log().await;
     publish(&admin, "chat.general", &[], &body("ann", "deleted")).await;
-    let (received, deletion) = (received_ms(&admin, 1).await, deletion(&admin, 1, "ann", None).await);
+    let (received, deletion) = (
+        received_ms(&admin, 1).await,
+        deletion(&admin, 1, "ann", None).await,
+    );
     api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
-    letter(&database, 1, "chat.general", &body("ann", "of an earlier log"), received - 1).await;
-    letter(&database, 1, "chat.general", &body("ann", "deleted"), received).await;
+    letter(
+        &database,
+        1,
+        "chat.general",
+        &body("ann", "of an earlier log"),
+        received - 1,
+    )
+    .await;
+    letter(
+        &database,
+        1,
+        "chat.general",
+        &body("ann", "deleted"),
+        received,
+    )
+    .await;
     letter(&database, 2, "change.chat.general", &deletion, received).await;
     start(&world).await.unwrap().stop().await.unwrap();
-    assert_eq!(texts(&entries(&admin).await)[..2], [(501, "of an earlier log"), (502, "deleted")]);
-    assert_eq!(targets(&admin).await, [(502, "seq:502".to_owned(), received_ms(&admin, 502).await)]);
+    assert_eq!(
+        texts(&entries(&admin).await)[..2],
+        [(501, "of an earlier log"), (502, "deleted")]
+    );
+    assert_eq!(
+        targets(&admin).await,
+        [(502, "seq:502".to_owned(), received_ms(&admin, 502).await)]
+    );
 }
 
 async fn store_change(database: &PgPool, seq: i64, target: i64, id: &str, received_ms: i64) {
     let row = "
         insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
         select $1, id, $2, 'ann', $3, 'soft', 'ann', 'epoch'::timestamptz + $4 * interval '1 ms' from rooms where name = 'general'";
-    sqlx::query(row).bind(seq).bind(target).bind(id).bind(received_ms).execute(database).await.unwrap();
+    sqlx::query(row)
+        .bind(seq)
+        .bind(target)
+        .bind(id)
+        .bind(received_ms)
+        .execute(database)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn what_is_known_to_be_deleted_is_not_appended_again() {
     let (world, admin, database) = with_log().await;
-    publish(&admin, "chat.general", &[], &body("ann", "deleted, says a change")).await;
-    publish(&admin, "chat.general", &[], &json!({"user": "ann", "text": "deleted, says a tombstone", "id": "a-2"}).to_string()).await;
-    publish(&admin, "chat.general", &[], &body("ann", "in the place of one that was deleted")).await;
+    publish(
+        &admin,
+        "chat.general",
+        &[],
+        &body("ann", "deleted, says a change"),
+    )
+    .await;
+    publish(
+        &admin,
+        "chat.general",
+        &[],
+        &json!({"user": "ann", "text": "deleted, says a tombstone", "id": "a-2"}).to_string(),
+    )
+    .await;
+    publish(
+        &admin,
+        "chat.general",
+        &[],
+        &body("ann", "in the place of one that was deleted"),
+    )
+    .await;
     publish(&admin, "chat.other", &[], &body("ann", "said elsewhere")).await;
     publish(&admin, "chat.general", &[], &body("bob", "said by another")).await;
     let stored = deletion(&admin, 1, "ann", None).await;
@@ -142,7 +253,10 @@ async fn what_is_known_to_be_deleted_is_not_appended_again() {
     store_change(&database, 6, 1, "seq:1", received_ms(&admin, 6).await).await;
     store(&database, 490, "ann", Some("a-2"), 0).await;
     store(&database, 3, "ann", None, received_ms(&admin, 3).await - 1).await;
-    sqlx::raw_sql("update messages set deleted = true where seq in (490, 3)").execute(&database).await.unwrap();
+    sqlx::raw_sql("update messages set deleted = true where seq in (490, 3)")
+        .execute(&database)
+        .await
+        .unwrap();
     // The lost log's deletions, in places this log used again.
     store_change(&database, 7, 3, "seq:3", received_ms(&admin, 7).await - 1).await;
     for target in [4, 5] {
@@ -151,9 +265,16 @@ async fn what_is_known_to_be_deleted_is_not_appended_again() {
 
     start(&world).await.unwrap().stop().await.unwrap();
     let log = entries(&admin).await;
-    let left = [(501, "in the place of one that was deleted"), (502, "said elsewhere"), (503, "said by another")];
+    let left = [
+        (501, "in the place of one that was deleted"),
+        (502, "said elsewhere"),
+        (503, "said by another"),
+    ];
     assert_eq!(texts(&log)[..3], left);
-    assert_eq!((log.len(), log[3].subject.as_str()), (4, "change.chat.general"));
+    assert_eq!(
+        (log.len(), log[3].subject.as_str()),
+        (4, "change.chat.general")
+    );
     assert_eq!(changes(&admin).await[0].deletion.id, "a-2");
 }
 
@@ -161,7 +282,10 @@ async fn what_is_known_to_be_deleted_is_not_appended_again() {
 async fn changes_and_duplicates_are_stored_too() {
     let (world, admin, database) = without_log().await;
     for (statement, next) in [
-        ("insert into duplicates (seq, sender, id) values (600, 'ann', 'a-1')", 601),
+        (
+            "insert into duplicates (seq, sender, id) values (600, 'ann', 'a-1')",
+            601,
+        ),
         (
             "insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
              values (700, 1, 5, 'ann', 'a-1', 'soft', 'ann', now())",
@@ -170,7 +294,10 @@ async fn changes_and_duplicates_are_stored_too() {
     ] {
         sqlx::raw_sql(statement).execute(&database).await.unwrap();
         start(&world).await.unwrap().stop().await.unwrap();
-        assert_eq!(publish(&admin, "chat.general", &[], &body("ann", "next")).await, next);
+        assert_eq!(
+            publish(&admin, "chat.general", &[], &body("ann", "next")).await,
+            next
+        );
         let found: Value = api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
         assert_eq!(found["success"], true);
     }

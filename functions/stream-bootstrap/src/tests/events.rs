@@ -18,10 +18,20 @@ async fn acknowledge(world: &World, admin: &Client, number: usize) {
     let before = held(admin).await;
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;
     for _ in 0..number {
-        mallory.publish_raw("chat.general", Some("events.v1.x"), None, body("mallory", "x").as_bytes()).await;
+        mallory
+            .publish_raw(
+                "chat.general",
+                Some("events.v1.x"),
+                None,
+                body("mallory", "x").as_bytes(),
+            )
+            .await;
     }
     mallory.flush().await.unwrap();
-    eventually("they are there", SOON, async || (held(admin).await == before + number as u64).then_some(())).await;
+    eventually("they are there", SOON, async || {
+        (held(admin).await == before + number as u64).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -29,17 +39,43 @@ async fn an_acknowledgement_among_the_events_is_found_and_removed() {
     let world = bare().await;
     let admin = world.client("administrator").await;
     let running = start(&world).await.unwrap();
-    publish(&admin, "events.v1.chat.general", &[(header::SEQUENCE, "0000000000000000002")], "{}").await;
+    publish(
+        &admin,
+        "events.v1.chat.general",
+        &[(header::SEQUENCE, "0000000000000000002")],
+        "{}",
+    )
+    .await;
     acknowledge(&world, &admin, 700).await;
     let found = check(&world).await;
-    let [difference] = &found.differences[..] else { panic!("{found:?}") };
+    let [difference] = &found.differences[..] else {
+        panic!("{found:?}")
+    };
     assert_eq!(
-        (difference.object.as_str(), difference.field.as_str(), &difference.actual),
-        ("stream CHAT_EVENTS", "(messages that are no events)", &json!(700))
+        (
+            difference.object.as_str(),
+            difference.field.as_str(),
+            &difference.actual
+        ),
+        (
+            "stream CHAT_EVENTS",
+            "(messages that are no events)",
+            &json!(700)
+        )
     );
     // They say nothing about how far the log is told.
-    assert_eq!((found.ok, found.fence.unwrap().last, found.fence.unwrap().stored), (false, 700, 2));
-    assert_eq!(apply(&world).await, ["stream CHAT_EVENTS: 700 messages that are no events were removed"]);
+    assert_eq!(
+        (
+            found.ok,
+            found.fence.unwrap().last,
+            found.fence.unwrap().stored
+        ),
+        (false, 700, 2)
+    );
+    assert_eq!(
+        apply(&world).await,
+        ["stream CHAT_EVENTS: 700 messages that are no events were removed"]
+    );
     assert_eq!(held(&admin).await, 1);
     assert!(check(&world).await.ok);
     running.stop().await.unwrap();

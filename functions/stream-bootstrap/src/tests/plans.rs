@@ -7,19 +7,39 @@ use testing::{SOON, World, at_every_size};
 #[tokio::test]
 async fn no_plan_reads_a_whole_table() {
     let world = World::start().await;
-    let settings = Settings::read(&Vars::from_pairs(world.vars("stream-bootstrap")).unwrap()).unwrap();
+    let settings =
+        Settings::read(&Vars::from_pairs(world.vars("stream-bootstrap")).unwrap()).unwrap();
     let connected = Database::new(&settings, "stream-bootstrap").unwrap();
     let plans = async |stage: &str| {
         for (name, statement, types, arguments) in STATEMENTS {
             let plan = connected.run(SOON, async |connection| {
-                sqlx::raw_sql("deallocate all").execute(&mut *connection).await?;
-                sqlx::raw_sql(AssertSqlSafe(format!("prepare asked ({types}) as {statement}"))).execute(&mut *connection).await?;
+                sqlx::raw_sql("deallocate all")
+                    .execute(&mut *connection)
+                    .await?;
+                sqlx::raw_sql(AssertSqlSafe(format!(
+                    "prepare asked ({types}) as {statement}"
+                )))
+                .execute(&mut *connection)
+                .await?;
                 let explain = AssertSqlSafe(format!("explain execute asked ({arguments})"));
-                sqlx::query_scalar::<_, String>(explain).persistent(false).fetch_all(connection).await
+                sqlx::query_scalar::<_, String>(explain)
+                    .persistent(false)
+                    .fetch_all(connection)
+                    .await
             });
             let plan = plan.await.unwrap().join("\n");
-            for table in ["messages", "rooms", "changes", "dead_letters", "duplicates", "outbox"] {
-                assert!(!plan.contains(&format!("Seq Scan on {table}")), "{name}, {stage}:\n{plan}");
+            for table in [
+                "messages",
+                "rooms",
+                "changes",
+                "dead_letters",
+                "duplicates",
+                "outbox",
+            ] {
+                assert!(
+                    !plan.contains(&format!("Seq Scan on {table}")),
+                    "{name}, {stage}:\n{plan}"
+                );
             }
         }
     };
@@ -27,5 +47,9 @@ async fn no_plan_reads_a_whole_table() {
 }
 
 /// Name, text, types and arguments.
-const STATEMENTS: [(&str, &str, &str, &str); 1] =
-    [("elsewhere", crate::audit::ELSEWHERE, "bigint[], text[], text[]", "'{1,2}', '{ann,bob}', '{id-1,id-2}'")];
+const STATEMENTS: [(&str, &str, &str, &str); 1] = [(
+    "elsewhere",
+    crate::audit::ELSEWHERE,
+    "bigint[], text[], text[]",
+    "'{1,2}', '{ann,bob}', '{id-1,id-2}'",
+)];

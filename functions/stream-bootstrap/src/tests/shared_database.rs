@@ -8,17 +8,31 @@ use wire::BOOTSTRAP_APPLY;
 use super::{apply, ask, bare, check, start, start_with};
 
 async fn execute(world: &World, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&world.database().await).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(&world.database().await)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn tables_of_another_program_stay_and_a_schema_of_its_own_works() {
     let world = bare().await;
-    execute(&world, "create table users (id int); create table messages (id int)").await;
+    execute(
+        &world,
+        "create table users (id int); create table messages (id int)",
+    )
+    .await;
     let line = start(&world).await.unwrap_err().to_string();
-    assert!(["42P07", "schema of its own", "alter role"].iter().all(|words| line.contains(words)), "{line}");
-    let made: bool =
-        sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&world.database().await).await.unwrap();
+    assert!(
+        ["42P07", "schema of its own", "alter role"]
+            .iter()
+            .all(|words| line.contains(words)),
+        "{line}"
+    );
+    let made: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+        .fetch_one(&world.database().await)
+        .await
+        .unwrap();
     assert!(!made, "what did not succeed leaves nothing behind");
 
     // An application that uses sqlx, too.
@@ -31,7 +45,12 @@ async fn tables_of_another_program_stay_and_a_schema_of_its_own_works() {
     )
     .await;
     let line = start(&world).await.unwrap_err().to_string();
-    assert!(["20240101120000", "schema of its own", "alter role"].iter().all(|words| line.contains(words)), "{line}");
+    assert!(
+        ["20240101120000", "schema of its own", "alter role"]
+            .iter()
+            .all(|words| line.contains(words)),
+        "{line}"
+    );
 
     execute(
         &world,
@@ -39,12 +58,17 @@ async fn tables_of_another_program_stay_and_a_schema_of_its_own_works() {
          alter role beside_others set search_path = chat",
     )
     .await;
-    let url = world.database_url().replace("scrollback@", "beside_others@");
+    let url = world
+        .database_url()
+        .replace("scrollback@", "beside_others@");
     let running = start_with(&world, &[("DATABASE_URL", &url)]).await.unwrap();
     let found = check(&world).await;
     assert!(found.ok, "{}", json!(found.differences));
     running.stop().await.unwrap();
-    let shop: i64 = sqlx::query_scalar("select count(*) from public._sqlx_migrations").fetch_one(&world.database().await).await.unwrap();
+    let shop: i64 = sqlx::query_scalar("select count(*) from public._sqlx_migrations")
+        .fetch_one(&world.database().await)
+        .await
+        .unwrap();
     assert_eq!(shop, 1);
 }
 
@@ -54,8 +78,16 @@ async fn a_database_that_cannot_hold_every_character_is_refused() {
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let name = format!("encoded_{}", encoding.to_lowercase());
         execute(&world, &format!("create database {name} template template0 encoding '{encoding}' locale_provider libc locale 'C'")).await;
-        let line = start_with(&world, &[("DATABASE_URL", &world.postgres().url(&name))]).await.unwrap_err().to_string();
-        assert!([encoding, name.as_str(), "encoding 'UTF8'", "DATABASE_URL"].iter().all(|words| line.contains(words)), "{line}");
+        let line = start_with(&world, &[("DATABASE_URL", &world.postgres().url(&name))])
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            [encoding, name.as_str(), "encoding 'UTF8'", "DATABASE_URL"]
+                .iter()
+                .all(|words| line.contains(words)),
+            "{line}"
+        );
     }
 }
 

@@ -14,7 +14,13 @@ async fn start_with(world: &World, days: &str) -> (Running, Arc<Mutex<SystemTime
     let clock = Arc::new(Mutex::new(SystemTime::now()));
     let shown = clock.clone();
     let function = function().clock(move || *shown.lock().unwrap());
-    (function.start(Vars::from_pairs(vars).unwrap()).await.unwrap(), clock)
+    (
+        function
+            .start(Vars::from_pairs(vars).unwrap())
+            .await
+            .unwrap(),
+        clock,
+    )
 }
 
 fn unix_ms(at: SystemTime) -> i64 {
@@ -29,7 +35,10 @@ async fn synced(client: &Client, mut after: u64, limit: u32) -> (Vec<u64>, Vec<u
         assert_eq!(source, "log");
         messages.extend(page.messages.iter().map(|message| message.seq.get()));
         targets.extend(page.changes.iter().map(|change| change.target.get()));
-        assert!(!page.more || page.through.get() > after, "a page that brings nothing");
+        assert!(
+            !page.more || page.through.get() > after,
+            "a page that brings nothing"
+        );
         after = page.through.get();
         if !page.more {
             return (messages, targets);
@@ -40,15 +49,31 @@ async fn synced(client: &Client, mut after: u64, limit: u32) -> (Vec<u64>, Vec<u
 #[tokio::test]
 async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
     let world = World::with_own_postgres().await;
-    let (publisher, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    let (publisher, bootstrap) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+    );
     // Nobody but PostgreSQL knows that this room keeps its messages.
-    sqlx::raw_sql("insert into retention values ('general', null)").execute(&world.database().await).await.unwrap();
-    let say = async || append(&publisher, "chat.general", r#"{"user":"ann","text":"hello"}"#).await;
+    sqlx::raw_sql("insert into retention values ('general', null)")
+        .execute(&world.database().await)
+        .await
+        .unwrap();
+    let say = async || {
+        append(
+            &publisher,
+            "chat.general",
+            r#"{"user":"ann","text":"hello"}"#,
+        )
+        .await
+    };
     for _ in 1..=10 {
         say().await;
     }
     let moment = SystemTime::now();
-    eventually("the clock moves on", SOON, async || (unix_ms(SystemTime::now()) > unix_ms(moment)).then_some(())).await;
+    eventually("the clock moves on", SOON, async || {
+        (unix_ms(SystemTime::now()) > unix_ms(moment)).then_some(())
+    })
+    .await;
     for _ in 11..=15 {
         say().await;
     }
@@ -63,7 +88,11 @@ async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
         *clock.lock().unwrap() = time;
         for (limit, after) in [(1, 0), (4, 0), (500, 0), (4, 7), (500, 10)] {
             let messages: Vec<u64> = (first.max(after + 1)..=15).collect();
-            assert_eq!(synced(&publisher, after, limit).await, (messages, targets.to_vec()), "limit {limit} after {after}");
+            assert_eq!(
+                synced(&publisher, after, limit).await,
+                (messages, targets.to_vec()),
+                "limit {limit} after {after}"
+            );
         }
     };
     check(SystemTime::now(), 1, &[1, 12]).await;
@@ -73,6 +102,10 @@ async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
     world.postgres().start().await;
     source(&publisher, "both").await;
     let (page, _) = ask(&publisher, 0, 500).await;
-    assert_eq!((page.messages.len(), page.changes.len()), (15, 2), "PostgreSQL knows better");
+    assert_eq!(
+        (page.messages.len(), page.changes.len()),
+        (15, 2),
+        "PostgreSQL knows better"
+    );
     function.stop().await.unwrap();
 }

@@ -32,7 +32,13 @@ async fn fill(database: &PgPool) {
 }
 
 async fn page(client: &Client, limit: usize) -> (SyncPage, String) {
-    ask_raw(client, DM_INBOX.subject(&["bob"]), &json!({ "limit": limit }).to_string()).await.unwrap()
+    ask_raw(
+        client,
+        DM_INBOX.subject(&["bob"]),
+        &json!({ "limit": limit }).to_string(),
+    )
+    .await
+    .unwrap()
 }
 
 #[tokio::test]
@@ -42,14 +48,32 @@ async fn ten_thousand_that_wait_come_once_each_and_in_order() {
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
     let admin = world.client("administrator").await;
-    admin.request(jetstream::STREAM_PURGE, json!({ "seq": FLOOR + 1 }).to_string().into()).await.unwrap();
+    admin
+        .request(
+            jetstream::STREAM_PURGE,
+            json!({ "seq": FLOOR + 1 }).to_string().into(),
+        )
+        .await
+        .unwrap();
     fill(&database).await;
     let mut waiting: Vec<u64> = (1..=26_000).filter(|seq| seq % 5 < 2).collect();
     assert_eq!(waiting.len() as u64, STORED);
     for number in 0..IN_LOG {
         let from = format!("peer-{}", number % 30);
-        waiting.push(append(&client, &format!("dm.{from}.bob"), &json!({"user": from, "text": "hello"}).to_string()).await);
-        append(&client, "dm.ann.carol", r#"{"user":"ann","text":"not for bob"}"#).await;
+        waiting.push(
+            append(
+                &client,
+                &format!("dm.{from}.bob"),
+                &json!({"user": from, "text": "hello"}).to_string(),
+            )
+            .await,
+        );
+        append(
+            &client,
+            "dm.ann.carol",
+            r#"{"user":"ann","text":"not for bob"}"#,
+        )
+        .await;
     }
     let (mut got, mut sources) = (Vec::new(), Vec::new());
     loop {
@@ -57,16 +81,35 @@ async fn ten_thousand_that_wait_come_once_each_and_in_order() {
         // Bob dies before he confirms, and the same comes again.
         let (page, source) = page(&client, PAGE).await;
         assert_eq!(page, before);
-        assert!(page.messages.len() <= PAGE && (page.messages.len() == PAGE || !page.more), "{} of {}", page.messages.len(), got.len());
+        assert!(
+            page.messages.len() <= PAGE && (page.messages.len() == PAGE || !page.more),
+            "{} of {}",
+            page.messages.len(),
+            got.len()
+        );
         got.extend(page.messages.iter().map(|message| message.seq.get()));
         sources.push(source);
-        let confirmed = client.request(DELIVERED.subject(&["bob"]), json!({"through": page.through}).to_string().into()).await.unwrap();
-        assert_eq!(serde_json::from_slice::<Value>(&confirmed.payload).unwrap(), json!({"through": page.through, "moved": true}));
+        let confirmed = client
+            .request(
+                DELIVERED.subject(&["bob"]),
+                json!({"through": page.through}).to_string().into(),
+            )
+            .await
+            .unwrap();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&confirmed.payload).unwrap(),
+            json!({"through": page.through, "moved": true})
+        );
         if !page.more {
             break;
         }
     }
-    assert!(got == waiting, "{} of {}, each once and in order", got.len(), waiting.len());
+    assert!(
+        got == waiting,
+        "{} of {}, each once and in order",
+        got.len(),
+        waiting.len()
+    );
     sources.dedup();
     assert_eq!(sources, ["index", "both"]);
     assert_eq!(page(&client, PAGE).await.0.messages.len(), 0);
@@ -87,24 +130,64 @@ async fn a_page_of_a_full_inbox_is_one_range_of_its_index() {
     let database = world.database().await;
     fill(&database).await;
     let mut connection = database.acquire().await.unwrap();
-    let prepared = format!("prepare inbox (text, bigint, bigint, bigint, bigint) as {}", crate::inbox::MESSAGES);
-    sqlx::raw_sql(AssertSqlSafe(prepared)).execute(&mut *connection).await.unwrap();
+    let prepared = format!(
+        "prepare inbox (text, bigint, bigint, bigint, bigint) as {}",
+        crate::inbox::MESSAGES
+    );
+    sqlx::raw_sql(AssertSqlSafe(prepared))
+        .execute(&mut *connection)
+        .await
+        .unwrap();
     // As planned for these values, and as planned once for all values; at the beginning, and far behind it.
-    for (mode, mark) in [("custom", 0), ("generic", 0), ("custom", 20_000), ("generic", 20_000)] {
+    for (mode, mark) in [
+        ("custom", 0),
+        ("generic", 0),
+        ("custom", 20_000),
+        ("generic", 20_000),
+    ] {
         let set = format!("set plan_cache_mode = force_{mode}_plan");
-        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut *connection).await.unwrap();
-        let explain = format!("explain (analyze, timing off, format json) execute inbox ('bob', {mark}, {}, 1000000, 100000)", PAGE + 1);
-        let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await.unwrap();
-        let plan: Value = serde_json::from_str(&plan.try_get_unchecked::<String, _>(0).unwrap()).unwrap();
+        sqlx::raw_sql(AssertSqlSafe(set))
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        let explain = format!(
+            "explain (analyze, timing off, format json) execute inbox ('bob', {mark}, {}, 1000000, 100000)",
+            PAGE + 1
+        );
+        let plan = sqlx::raw_sql(AssertSqlSafe(explain))
+            .fetch_one(&mut *connection)
+            .await
+            .unwrap();
+        let plan: Value =
+            serde_json::from_str(&plan.try_get_unchecked::<String, _>(0).unwrap()).unwrap();
         let mut found = Vec::new();
         nodes(&plan[0]["Plan"], &mut found);
-        let reads: Vec<&&Value> = found.iter().filter(|node| node["Relation Name"] == "messages").collect();
+        let reads: Vec<&&Value> = found
+            .iter()
+            .filter(|node| node["Relation Name"] == "messages")
+            .collect();
         assert_eq!(reads.len(), 1, "{mode}: {plan:#}");
-        assert_eq!(reads[0]["Index Name"], "messages_recipient_seq_idx", "{mode}: {plan:#}");
+        assert_eq!(
+            reads[0]["Index Name"], "messages_recipient_seq_idx",
+            "{mode}: {plan:#}"
+        );
         let range = reads[0]["Index Cond"].as_str().unwrap();
-        assert!(range.contains("ROW(recipient, seq) > ") && range.contains("ROW(recipient, seq) <= "), "{mode}: {range}");
+        assert!(
+            range.contains("ROW(recipient, seq) > ") && range.contains("ROW(recipient, seq) <= "),
+            "{mode}: {range}"
+        );
         // No more rows than the page has, and none thrown away.
-        assert_eq!(reads[0]["Actual Rows"].as_f64(), Some((PAGE + 1) as f64), "{mode}: {plan:#}");
-        assert_eq!(reads[0]["Rows Removed by Filter"].as_f64().unwrap_or_default(), 0.0, "{mode}: {plan:#}");
+        assert_eq!(
+            reads[0]["Actual Rows"].as_f64(),
+            Some((PAGE + 1) as f64),
+            "{mode}: {plan:#}"
+        );
+        assert_eq!(
+            reads[0]["Rows Removed by Filter"]
+                .as_f64()
+                .unwrap_or_default(),
+            0.0,
+            "{mode}: {plan:#}"
+        );
     }
 }

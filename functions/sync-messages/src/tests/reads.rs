@@ -11,8 +11,17 @@ async fn execute(database: &PgPool, sql: &'static str) {
 
 async fn remove(world: &World, seq: u64) {
     let client = world.client("persist-message").await;
-    let reply = client.request(jetstream::MESSAGE_DELETE, json!({ "seq": seq }).to_string().into()).await.unwrap();
-    assert_eq!(serde_json::from_slice::<Value>(&reply.payload).unwrap()["success"], true);
+    let reply = client
+        .request(
+            jetstream::MESSAGE_DELETE,
+            json!({ "seq": seq }).to_string().into(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        serde_json::from_slice::<Value>(&reply.payload).unwrap()["success"],
+        true
+    );
 }
 
 #[tokio::test]
@@ -22,7 +31,12 @@ async fn a_deletion_that_was_stored_and_trimmed_above_an_old_floor_is_told() {
     let (client, database) = (world.client("publisher").await, world.database().await);
     let bootstrap = world.client("stream-bootstrap").await;
     let message = append(&client, "chat.general", r#"{"user":"ann","text":"said"}"#).await;
-    let change = append(&bootstrap, "change.chat.general", &deletion(message, "seq:1", "soft").to_string()).await;
+    let change = append(
+        &bootstrap,
+        "change.chat.general",
+        &deletion(message, "seq:1", "soft").to_string(),
+    )
+    .await;
     execute(
         &database,
         "insert into rooms (name) values ('general');
@@ -36,10 +50,27 @@ async fn a_deletion_that_was_stored_and_trimmed_above_an_old_floor_is_told() {
     remove(&world, message).await;
     remove(&world, change).await;
     let (page, _) = ask(&client, 0, 50).await;
-    assert_eq!((page.messages.len(), page.changes.len(), page.through.get(), page.more), (1, 1, change, false), "{page:?}");
+    assert_eq!(
+        (
+            page.messages.len(),
+            page.changes.len(),
+            page.through.get(),
+            page.more
+        ),
+        (1, 1, change, false),
+        "{page:?}"
+    );
     // Whoever has the message already hears that it was deleted, too.
     let (page, _) = ask(&client, message, 50).await;
-    assert_eq!((page.messages.len(), page.changes[0].target.get(), page.through.get()), (0, message, change), "{page:?}");
+    assert_eq!(
+        (
+            page.messages.len(),
+            page.changes[0].target.get(),
+            page.through.get()
+        ),
+        (0, message, change),
+        "{page:?}"
+    );
     function.stop().await.unwrap();
 }
 
@@ -52,7 +83,11 @@ async fn a_message_that_waits_twice_is_told_once() {
     let first = append(&client, "chat.general", body).await;
     let again = append(&client, "chat.general", body).await;
     let (page, _) = ask(&client, first, 50).await;
-    assert_eq!((page.messages.len(), page.through.get()), (0, again), "{page:?}");
+    assert_eq!(
+        (page.messages.len(), page.through.get()),
+        (0, again),
+        "{page:?}"
+    );
     function.stop().await.unwrap();
 }
 
@@ -63,7 +98,12 @@ async fn an_inbox_tells_of_no_deletion_of_what_has_expired() {
     let (client, database) = (world.client("publisher").await, world.database().await);
     let bootstrap = world.client("stream-bootstrap").await;
     for _ in 0..4 {
-        append(&client, "chat.other", r#"{"user":"ann","text":"takes a place"}"#).await;
+        append(
+            &client,
+            "chat.other",
+            r#"{"user":"ann","text":"takes a place"}"#,
+        )
+        .await;
     }
     // Two are stored with their deletions, which are the third and fourth; one of the messages is very old.
     execute(
@@ -83,9 +123,20 @@ async fn an_inbox_tells_of_no_deletion_of_what_has_expired() {
         .to_string()
     };
     append(&bootstrap, "change.dm.ann.bob", &direct(1, 3)).await;
-    let told = append(&bootstrap, "change.dm.ann.bob", &direct(4_000_000_000_000, 4)).await;
-    let (page, _) = ask_raw(&client, DM_INBOX.subject(&["bob"]), "").await.unwrap();
-    let targets: Vec<u64> = page.changes.iter().map(|change| change.target.get()).collect();
+    let told = append(
+        &bootstrap,
+        "change.dm.ann.bob",
+        &direct(4_000_000_000_000, 4),
+    )
+    .await;
+    let (page, _) = ask_raw(&client, DM_INBOX.subject(&["bob"]), "")
+        .await
+        .unwrap();
+    let targets: Vec<u64> = page
+        .changes
+        .iter()
+        .map(|change| change.target.get())
+        .collect();
     assert_eq!(targets, [2, 4], "{page:?}");
     assert_eq!(page.through.get(), told);
     function.stop().await.unwrap();

@@ -8,16 +8,23 @@ use wire::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD};
 use super::{SOON, ask, deliver, history, inbox, read_direct, read_room, say, start, stored};
 
 async fn moves(database: &PgPool) -> Vec<(String, Option<String>, String, i64)> {
-    sqlx::query_as("select reader, room, kind, through from receipt_moves order by at").fetch_all(database).await.unwrap()
+    sqlx::query_as("select reader, room, kind, through from receipt_moves order by at")
+        .fetch_all(database)
+        .await
+        .unwrap()
 }
 
 /// What relay-outbox is going to tell.
 async fn told(database: &PgPool) -> Vec<(i64, Value)> {
-    let rows: Vec<(i64, String)> = sqlx::query_as("select first_seq, receipts::text from outbox where receipts is not null order by id")
-        .fetch_all(database)
-        .await
-        .unwrap();
-    rows.into_iter().map(|(seq, receipts)| (seq, serde_json::from_str(&receipts).unwrap())).collect()
+    let rows: Vec<(i64, String)> = sqlx::query_as(
+        "select first_seq, receipts::text from outbox where receipts is not null order by id",
+    )
+    .fetch_all(database)
+    .await
+    .unwrap();
+    rows.into_iter()
+        .map(|(seq, receipts)| (seq, serde_json::from_str(&receipts).unwrap()))
+        .collect()
 }
 
 #[tokio::test]
@@ -29,10 +36,19 @@ async fn a_mark_moves_forward_and_not_beyond_the_log() {
         say(&client, "dm.ann.bob", "ann", &number.to_string()).await;
     }
     say(&client, "chat.general", "ann", "5").await;
-    for (through, marked) in
-        [(0, (0, false)), (2, (2, true)), (2, (2, false)), (1, (2, false)), (i64::MAX as u64, (5, true)), (9, (5, false))]
-    {
-        assert_eq!(deliver(&client, "bob", through).await, marked, "through {through}");
+    for (through, marked) in [
+        (0, (0, false)),
+        (2, (2, true)),
+        (2, (2, false)),
+        (1, (2, false)),
+        (i64::MAX as u64, (5, true)),
+        (9, (5, false)),
+    ] {
+        assert_eq!(
+            deliver(&client, "bob", through).await,
+            marked,
+            "through {through}"
+        );
     }
     assert_eq!(read_direct(&client, "bob", "ann", 3).await, (3, true));
     assert_eq!(read_direct(&client, "bob", "ann", 2).await, (3, false));
@@ -41,7 +57,14 @@ async fn a_mark_moves_forward_and_not_beyond_the_log() {
     assert_eq!(read_room(&client, "bob", "general", 4).await, (5, false));
     // Ann's are her own.
     assert_eq!(read_direct(&client, "ann", "bob", 1).await, (1, true));
-    let moved = |room: Option<&str>, kind: &str, through| ("bob".to_owned(), room.map(str::to_owned), kind.to_owned(), through);
+    let moved = |room: Option<&str>, kind: &str, through| {
+        (
+            "bob".to_owned(),
+            room.map(str::to_owned),
+            kind.to_owned(),
+            through,
+        )
+    };
     let dm = Some("dm.ann.bob");
     assert_eq!(
         moves(&database).await[..5],
@@ -53,11 +76,19 @@ async fn a_mark_moves_forward_and_not_beyond_the_log() {
             moved(Some("general"), "read", 5)
         ]
     );
-    let receipt =
-        |kind: &str, room: &str, through: i64| (through, json!([{"kind": kind, "user": "bob", "room": room, "through": through}]));
+    let receipt = |kind: &str, room: &str, through: i64| {
+        (
+            through,
+            json!([{"kind": kind, "user": "bob", "room": room, "through": through}]),
+        )
+    };
     assert_eq!(
         told(&database).await[..3],
-        [receipt("delivered", "dm.ann.bob", 2), receipt("delivered", "dm.ann.bob", 5), receipt("read", "dm.ann.bob", 3)]
+        [
+            receipt("delivered", "dm.ann.bob", 2),
+            receipt("delivered", "dm.ann.bob", 5),
+            receipt("read", "dm.ann.bob", 3)
+        ]
     );
     function.stop().await.unwrap();
 }
@@ -78,7 +109,12 @@ async fn everybody_whose_messages_were_delivered_is_told_stored_or_not() {
     let last = say(&client, "dm.erin.bob", "erin", "beyond the mark").await;
     assert_eq!(deliver(&client, "bob", last - 1).await, (last - 1, true));
     let (_, receipts) = told(&database).await.pop().unwrap();
-    let mut rooms: Vec<&str> = receipts.as_array().unwrap().iter().map(|receipt| receipt["room"].as_str().unwrap()).collect();
+    let mut rooms: Vec<&str> = receipts
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|receipt| receipt["room"].as_str().unwrap())
+        .collect();
     rooms.sort_unstable();
     assert_eq!(rooms, ["dm.bob.carol", "dm.bob.dave"]);
     // Over nothing of his: the mark moves, and nobody is told.
@@ -99,14 +135,31 @@ async fn marks_moved_at_once_end_at_the_highest() {
         say(&client, "dm.ann.bob", "ann", &number.to_string()).await;
     }
     let asked = (1..=40).rev().chain(1..=40).map(async |through| {
-        let ((delivered, _), (read, _)) = tokio::join!(deliver(&client, "bob", through), read_direct(&client, "bob", "ann", through));
+        let ((delivered, _), (read, _)) = tokio::join!(
+            deliver(&client, "bob", through),
+            read_direct(&client, "bob", "ann", through)
+        );
         assert!(delivered >= through && read >= through);
     });
     futures::future::join_all(asked).await;
-    assert_eq!((deliver(&client, "bob", 40).await, read_direct(&client, "bob", "ann", 40).await), ((40, false), (40, false)));
+    assert_eq!(
+        (
+            deliver(&client, "bob", 40).await,
+            read_direct(&client, "bob", "ann", 40).await
+        ),
+        ((40, false), (40, false))
+    );
     for kind in ["delivered", "read"] {
-        let through: Vec<i64> = moves(&database).await.into_iter().filter(|row| row.2 == kind).map(|row| row.3).collect();
-        assert!(through.is_sorted_by(|before, after| before < after), "{kind} {through:?}");
+        let through: Vec<i64> = moves(&database)
+            .await
+            .into_iter()
+            .filter(|row| row.2 == kind)
+            .map(|row| row.3)
+            .collect();
+        assert!(
+            through.is_sorted_by(|before, after| before < after),
+            "{kind} {through:?}"
+        );
     }
     for function in [one, other] {
         function.stop().await.unwrap();
@@ -119,11 +172,20 @@ async fn where_nobody_wrote_there_is_nothing_to_read() {
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
     say(&client, "chat.other", "ann", "elsewhere").await;
-    for subject in [READ.subject(&["bob", "general"]), DM_READ.subject(&["bob", "ann"])] {
+    for subject in [
+        READ.subject(&["bob", "general"]),
+        DM_READ.subject(&["bob", "ann"]),
+    ] {
         let (code, reason) = ask(&client, subject, r#"{"through":1}"#).await.unwrap_err();
-        assert_eq!((code, reason.as_str()), (404, "nobody has written anything here yet"));
+        assert_eq!(
+            (code, reason.as_str()),
+            (404, "nobody has written anything here yet")
+        );
     }
-    let marks: i64 = sqlx::query_scalar("select count(*) from receipts").fetch_one(&database).await.unwrap();
+    let marks: i64 = sqlx::query_scalar("select count(*) from receipts")
+        .fetch_one(&database)
+        .await
+        .unwrap();
     assert_eq!(marks, 0);
     // Said, and not stored yet: it can be read.
     say(&client, "dm.bob.ann", "bob", "hello").await;
@@ -138,7 +200,11 @@ async fn a_wrong_request_says_what_to_mend() {
     let function = start(&world).await;
     let sync = world.spawn("sync-messages").await;
     let client = world.client("publisher").await;
-    let marks = [DELIVERED.subject(&["bob"]), READ.subject(&["bob", "general"]), DM_READ.subject(&["bob", "ann"])];
+    let marks = [
+        DELIVERED.subject(&["bob"]),
+        READ.subject(&["bob", "general"]),
+        DM_READ.subject(&["bob", "ann"]),
+    ];
     for subject in &marks {
         for (body, mend) in [
             ("", "through is missing"),
@@ -148,24 +214,58 @@ async fn a_wrong_request_says_what_to_mend() {
             ("[1]", "a JSON object"),
         ] {
             let (code, reason) = ask(&client, subject.clone(), body).await.unwrap_err();
-            assert!(code == 400 && reason.contains(mend), "{subject} {body}: {code} {reason}");
+            assert!(
+                code == 400 && reason.contains(mend),
+                "{subject} {body}: {code} {reason}"
+            );
         }
     }
     for (subject, body, mend) in [
-        (DM_INBOX.subject(&["bob"]), r#"{"limit":0}"#, "limit must be"),
-        (DM_INBOX.subject(&["bob"]), r#"{"limit":501}"#, "limit must be"),
+        (
+            DM_INBOX.subject(&["bob"]),
+            r#"{"limit":0}"#,
+            "limit must be",
+        ),
+        (
+            DM_INBOX.subject(&["bob"]),
+            r#"{"limit":501}"#,
+            "limit must be",
+        ),
         (DM_INBOX.subject(&["b%b"]), "", "a user is"),
         (UNREAD.subject(&["b%b"]), "", "a user is"),
         (UNREAD.subject(&["bob"]), "[]", "a JSON object"),
         (DELIVERED.subject(&["b%b"]), r#"{"through":1}"#, "a user is"),
-        (READ.subject(&["bob"]), r#"{"through":1}"#, "the subject must be"),
-        (READ.subject(&["bob", "dm.ann.carol"]), r#"{"through":1}"#, "the subject must be"),
-        (READ.subject(&["bob", "a%b"]), r#"{"through":1}"#, "a room is"),
-        (DM_READ.subject(&["bob", "a", "b"]), r#"{"through":1}"#, "the subject must be"),
-        (DM_READ.subject(&["bob", "a%b"]), r#"{"through":1}"#, "a user is"),
+        (
+            READ.subject(&["bob"]),
+            r#"{"through":1}"#,
+            "the subject must be",
+        ),
+        (
+            READ.subject(&["bob", "dm.ann.carol"]),
+            r#"{"through":1}"#,
+            "the subject must be",
+        ),
+        (
+            READ.subject(&["bob", "a%b"]),
+            r#"{"through":1}"#,
+            "a room is",
+        ),
+        (
+            DM_READ.subject(&["bob", "a", "b"]),
+            r#"{"through":1}"#,
+            "the subject must be",
+        ),
+        (
+            DM_READ.subject(&["bob", "a%b"]),
+            r#"{"through":1}"#,
+            "a user is",
+        ),
     ] {
         let (code, reason) = ask(&client, subject.clone(), body).await.unwrap_err();
-        assert!(code == 400 && reason.contains(mend), "{subject} {body}: {code} {reason}");
+        assert!(
+            code == 400 && reason.contains(mend),
+            "{subject} {body}: {code} {reason}"
+        );
     }
     drop(sync);
     function.stop().await.unwrap();
@@ -185,17 +285,31 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
     stored(&world, 5).await;
     deliver(&client, "bob", 2).await;
     read_direct(&client, "bob", "ann", 1).await;
-    let status: Vec<String> = sqlx::query_scalar("select status from direct_messages order by seq").fetch_all(&database).await.unwrap();
+    let status: Vec<String> = sqlx::query_scalar("select status from direct_messages order by seq")
+        .fetch_all(&database)
+        .await
+        .unwrap();
     assert_eq!(status, ["read", "delivered", "sent", "sent"]);
     let waits: Vec<(String, i64)> =
-        sqlx::query_as("select recipient, messages from undelivered order by recipient").fetch_all(&database).await.unwrap();
+        sqlx::query_as("select recipient, messages from undelivered order by recipient")
+            .fetch_all(&database)
+            .await
+            .unwrap();
     assert_eq!(waits, [("bob".to_owned(), 1), ("carol".to_owned(), 1)]);
     // Five messages and two marks, of which nobody is told here.
     let lag = async || -> Vec<(String, i64, bool)> {
-        let lag = sqlx::query_as("select stage, waiting, behind < interval '1 minute' from lag where waiting > 0 order by stage");
+        let lag = sqlx::query_as(
+            "select stage, waiting, behind < interval '1 minute' from lag where waiting > 0 order by stage",
+        );
         lag.fetch_all(&database).await.unwrap()
     };
-    assert_eq!(lag().await, [("delivery".to_owned(), 2, true), ("events".to_owned(), 7, true)]);
+    assert_eq!(
+        lag().await,
+        [
+            ("delivery".to_owned(), 2, true),
+            ("events".to_owned(), 7, true)
+        ]
+    );
     // What has expired waits for nobody, swept or not.
     sqlx::raw_sql(
         "insert into retention (room, days) values ('dm.bob.carol', 1); update messages set received_at = now() - interval '2 days'",
@@ -203,8 +317,17 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
     .execute(&database)
     .await
     .unwrap();
-    assert_eq!(lag().await, [("delivery".to_owned(), 1, false), ("events".to_owned(), 7, true)]);
-    let people: Vec<String> = sqlx::query_scalar("select name from users order by name").fetch_all(&database).await.unwrap();
+    assert_eq!(
+        lag().await,
+        [
+            ("delivery".to_owned(), 1, false),
+            ("events".to_owned(), 7, true)
+        ]
+    );
+    let people: Vec<String> = sqlx::query_scalar("select name from users order by name")
+        .fetch_all(&database)
+        .await
+        .unwrap();
     assert_eq!(people, ["ann", "bob", "carol"]);
     function.stop().await.unwrap();
 }
@@ -220,14 +343,23 @@ async fn nobody_but_the_two() {
     assert_eq!(inbox(&client, "eve").await, []);
     assert_eq!(deliver(&client, "eve", 1).await, (1, true));
     for peer in ["ann", "bob"] {
-        assert_eq!(ask(&client, DM_READ.subject(&["eve", peer]), r#"{"through":1}"#).await.unwrap_err().0, 404);
+        assert_eq!(
+            ask(&client, DM_READ.subject(&["eve", peer]), r#"{"through":1}"#)
+                .await
+                .unwrap_err()
+                .0,
+            404
+        );
         assert_eq!(history(&client, "eve", peer).await, []);
     }
     assert_eq!(super::unread(&client, "eve").await, (vec![], 0));
     // The sender's own marks say nothing about what the recipient has.
     deliver(&client, "ann", 1).await;
     read_direct(&client, "ann", "bob", 1).await;
-    assert_eq!(history(&client, "ann", "bob").await, [(1, "psst".to_owned(), "sent".to_owned())]);
+    assert_eq!(
+        history(&client, "ann", "bob").await,
+        [(1, "psst".to_owned(), "sent".to_owned())]
+    );
     function.stop().await.unwrap();
 }
 
@@ -250,15 +382,33 @@ async fn while_postgresql_is_away_nothing_is_marked_and_history_says_at_least() 
         (DM_INBOX.subject(&["bob"]), ""),
     ] {
         let (code, reason) = ask(&client, subject.clone(), body).await.unwrap_err();
-        assert!(code == 503 && reason.starts_with("the database is away"), "{subject}: {code} {reason}");
+        assert!(
+            code == 503 && reason.starts_with("the database is away"),
+            "{subject}: {code} {reason}"
+        );
     }
-    let page = ask(&client, DM_HISTORY.subject(&["ann", "bob"]), r#"{"receipts":true}"#).await.unwrap();
-    assert_eq!((&page[0]["status"], &page[0]["deliveredAt"]), (&json!("sent"), &Value::Null));
+    let page = ask(
+        &client,
+        DM_HISTORY.subject(&["ann", "bob"]),
+        r#"{"receipts":true}"#,
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        (&page[0]["status"], &page[0]["deliveredAt"]),
+        (&json!("sent"), &Value::Null)
+    );
     world.postgres().start().await;
     eventually("it is there again", SOON, async || {
-        ask(&client, DM_READ.subject(&["bob", "ann"]), through).await.is_ok_and(|marked| marked["through"] == 1).then_some(())
+        ask(&client, DM_READ.subject(&["bob", "ann"]), through)
+            .await
+            .is_ok_and(|marked| marked["through"] == 1)
+            .then_some(())
     })
     .await;
-    eventually("history knows it again", SOON, async || (history(&client, "ann", "bob").await[0].2 == "read").then_some(())).await;
+    eventually("history knows it again", SOON, async || {
+        (history(&client, "ann", "bob").await[0].2 == "read").then_some(())
+    })
+    .await;
     function.stop().await.unwrap();
 }

@@ -8,11 +8,20 @@ use super::SOON;
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
-    let settings = Settings::read(&Vars::from_pairs(world.vars("track-receipts")).unwrap()).unwrap();
+    let settings =
+        Settings::read(&Vars::from_pairs(world.vars("track-receipts")).unwrap()).unwrap();
     let connected = Database::new(&settings, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
-        sqlx::raw_sql(AssertSqlSafe(format!("prepare asked ({types}) as {statement}"))).execute(&mut *connection).await?;
-        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!("explain execute asked ({arguments})"))).fetch_all(connection).await
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "prepare asked ({types}) as {statement}"
+        )))
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query_scalar::<_, String>(AssertSqlSafe(format!(
+            "explain execute asked ({arguments})"
+        )))
+        .fetch_all(connection)
+        .await
     });
     plan.await.unwrap().join("\n")
 }
@@ -20,11 +29,56 @@ async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> S
 /// Every plan of these, as [`plan`].
 async fn plans(world: &World, names: &str) -> Vec<(&'static str, String)> {
     vec![
-        ("above", plan(world, crate::unread::ABOVE, "bigint, text, text[]", &format!("40000, 'b-7', '{names}'")).await),
-        ("known", plan(world, crate::unread::KNOWN, "text[], text[]", &format!("'{names}', '{names}'")).await),
-        ("direct marks", plan(world, crate::unread::DIRECT_MARKS, "text, text[]", &format!("'b-7', '{names}'")).await),
-        ("marks", plan(world, crate::unread::MARKS, "text, bigint, bigint", "'b-7', 501, 10000").await),
-        ("concerned", plan(world, crate::delivered::CONCERNED, "text, bigint, bigint, bigint", "'b-7', 0, 40000, 10000").await),
+        (
+            "above",
+            plan(
+                world,
+                crate::unread::ABOVE,
+                "bigint, text, text[]",
+                &format!("40000, 'b-7', '{names}'"),
+            )
+            .await,
+        ),
+        (
+            "known",
+            plan(
+                world,
+                crate::unread::KNOWN,
+                "text[], text[]",
+                &format!("'{names}', '{names}'"),
+            )
+            .await,
+        ),
+        (
+            "direct marks",
+            plan(
+                world,
+                crate::unread::DIRECT_MARKS,
+                "text, text[]",
+                &format!("'b-7', '{names}'"),
+            )
+            .await,
+        ),
+        (
+            "marks",
+            plan(
+                world,
+                crate::unread::MARKS,
+                "text, bigint, bigint",
+                "'b-7', 501, 10000",
+            )
+            .await,
+        ),
+        (
+            "concerned",
+            plan(
+                world,
+                crate::delivered::CONCERNED,
+                "text, bigint, bigint, bigint",
+                "'b-7', 0, 40000, 10000",
+            )
+            .await,
+        ),
     ]
 }
 
@@ -36,7 +90,9 @@ async fn all_are_ranges(world: &World, when: &str) {
         let lines: Vec<&str> = plan.lines().collect();
         for (place, line) in lines.iter().enumerate() {
             let is_scan = line.contains("Index Scan") || line.contains("Index Only Scan");
-            let is_range = lines.get(place + 1).is_some_and(|next| next.trim_start().starts_with("Index Cond"));
+            let is_range = lines
+                .get(place + 1)
+                .is_some_and(|next| next.trim_start().starts_with("Index Cond"));
             assert!(!is_scan || is_range, "{when}: {what}: {line}\n{plan}");
         }
     }
@@ -48,16 +104,36 @@ async fn nobody_reads_the_rooms_of_all_the_others() {
     all_are_ranges(&world, "empty").await;
     let pool = world.database().await;
     for rooms in [1_000, 100_000] {
-        let fill = format!("insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) n on conflict do nothing");
-        sqlx::raw_sql(AssertSqlSafe(fill)).execute(&pool).await.unwrap();
+        let fill = format!(
+            "insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) n on conflict do nothing"
+        );
+        sqlx::raw_sql(AssertSqlSafe(fill))
+            .execute(&pool)
+            .await
+            .unwrap();
         all_are_ranges(&world, "without statistics").await;
         sqlx::raw_sql("analyze").execute(&pool).await.unwrap();
         all_are_ranges(&world, "with statistics").await;
     }
     world.store_conversations().await;
     all_are_ranges(&world, "with messages").await;
-    let concerned = plan(&world, crate::delivered::CONCERNED, "text, bigint, bigint, bigint", "'b-7', 0, 40000, 10000").await;
-    assert!(concerned.contains("messages_recipient_seq_idx"), "{concerned}");
-    let above = plan(&world, crate::unread::ABOVE, "bigint, text, text[]", "40000, 'b-7', '{general}'").await;
+    let concerned = plan(
+        &world,
+        crate::delivered::CONCERNED,
+        "text, bigint, bigint, bigint",
+        "'b-7', 0, 40000, 10000",
+    )
+    .await;
+    assert!(
+        concerned.contains("messages_recipient_seq_idx"),
+        "{concerned}"
+    );
+    let above = plan(
+        &world,
+        crate::unread::ABOVE,
+        "bigint, text, text[]",
+        "40000, 'b-7', '{general}'",
+    )
+    .await;
     assert!(above.contains("messages_recipient_seq_idx"), "{above}");
 }

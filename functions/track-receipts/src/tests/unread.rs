@@ -7,8 +7,19 @@ use testing::World;
 use super::{append, of, read_direct, read_room, say, start, stored, unread, whole_unread};
 
 /// Stores `count` messages from `from` on, by hand.
-async fn store(database: &PgPool, from: i64, count: i64, room: &str, sender: &str, to: Option<&str>) {
-    sqlx::query("insert into rooms (name) values ($1) on conflict do nothing").bind(room).execute(database).await.unwrap();
+async fn store(
+    database: &PgPool,
+    from: i64,
+    count: i64,
+    room: &str,
+    sender: &str,
+    to: Option<&str>,
+) {
+    sqlx::query("insert into rooms (name) values ($1) on conflict do nothing")
+        .bind(room)
+        .execute(database)
+        .await
+        .unwrap();
     sqlx::query(
         "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
          select seq, (select id from rooms where name = $3), $4, $5, 'id-' || seq, false, 'hello', now(), now()
@@ -27,7 +38,13 @@ async fn store(database: &PgPool, from: i64, count: i64, room: &str, sender: &st
 /// The log counts as stored up to there.
 async fn lift(world: &World, floor: u64) {
     let admin = world.client("administrator").await;
-    admin.request("$JS.API.STREAM.PURGE.CHAT_MESSAGES", json!({"seq": floor + 1}).to_string().into()).await.unwrap();
+    admin
+        .request(
+            "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
+            json!({"seq": floor + 1}).to_string().into(),
+        )
+        .await
+        .unwrap();
     stored(world, floor).await;
 }
 
@@ -49,7 +66,10 @@ fn deletion(room: &str, target: u64, to: Option<&str>) -> serde_json::Value {
 async fn what_others_said_above_the_mark_is_unread() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    let (client, bootstrap) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+    );
     assert_eq!(unread(&client, "bob").await, (vec![], 0));
     // Once all of it in the log, then once more of everything above what is stored.
     for round in 0..2_u64 {
@@ -71,21 +91,48 @@ async fn what_others_said_above_the_mark_is_unread() {
         let of_dms = vec![of("dm.bob.carol", 1 + round), of("dm.ann.bob", 2)];
         match round {
             0 => assert_eq!(unread(&client, "bob").await, (of_dms, 3)),
-            _ => assert_eq!(unread(&client, "bob").await, ([vec![of("general", 4)], of_dms].concat(), 8)),
+            _ => assert_eq!(
+                unread(&client, "bob").await,
+                ([vec![of("general", 4)], of_dms].concat(), 8)
+            ),
         }
         read_room(&client, "bob", "general", room).await;
         assert_eq!(unread(&client, "bob").await.0[0], of("general", 2));
-        append(&bootstrap, "change.chat.general", deletion("general", deleted, None)).await;
+        append(
+            &bootstrap,
+            "change.chat.general",
+            deletion("general", deleted, None),
+        )
+        .await;
         assert_eq!(unread(&client, "bob").await.0[0], of("general", 1));
-        append(&bootstrap, "change.dm.ann.bob", deletion("dm.ann.bob", second, Some("bob"))).await;
-        let left = vec![of("general", 1), of("dm.bob.carol", 1 + round), of("dm.ann.bob", 1)];
+        append(
+            &bootstrap,
+            "change.dm.ann.bob",
+            deletion("dm.ann.bob", second, Some("bob")),
+        )
+        .await;
+        let left = vec![
+            of("general", 1),
+            of("dm.bob.carol", 1 + round),
+            of("dm.ann.bob", 1),
+        ];
         assert_eq!(unread(&client, "bob").await, (left.clone(), 3 + round));
         assert_eq!(newest, above + 10);
         let worker = world.spawn("persist-message").await;
         stored(&world, above + 13).await;
-        assert_eq!(unread(&client, "bob").await, (left, 3 + round), "the same from the index");
+        assert_eq!(
+            unread(&client, "bob").await,
+            (left, 3 + round),
+            "the same from the index"
+        );
         read_direct(&client, "bob", "ann", first).await;
-        assert_eq!(unread(&client, "bob").await, (vec![of("general", 1), of("dm.bob.carol", 1 + round)], 2 + round));
+        assert_eq!(
+            unread(&client, "bob").await,
+            (
+                vec![of("general", 1), of("dm.bob.carol", 1 + round)],
+                2 + round
+            )
+        );
         // What is said next stays in the log for a while.
         assert!(worker.terminate().await.success());
     }
@@ -96,29 +143,74 @@ async fn what_others_said_above_the_mark_is_unread() {
 async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (client, bootstrap, database) = (world.client("publisher").await, world.client("stream-bootstrap").await, world.database().await);
+    let (client, bootstrap, database) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+        world.database().await,
+    );
     lift(&world, 99_999).await;
     store(&database, 1, 999, "dm.ann.bob", "ann", Some("bob")).await;
-    store(&database, 2_000, 1_001, "dm.bob.carol", "carol", Some("bob")).await;
+    store(
+        &database,
+        2_000,
+        1_001,
+        "dm.bob.carol",
+        "carol",
+        Some("bob"),
+    )
+    .await;
     store(&database, 4_000, 1_500, "general", "ann", None).await;
     store(&database, 6_000, 10, "mine", "bob", None).await;
-    sqlx::query("insert into receipts values ('bob', 'general', 4499), ('bob', 'mine', 5999)").execute(&database).await.unwrap();
-    let counts = vec![more("general", 999), more("dm.bob.carol", 999), of("dm.ann.bob", 999)];
-    assert_eq!(unread(&client, "bob").await, (counts, 2_997), "nothing is unread among one's own");
-    sqlx::query("update receipts set read = read + 1").execute(&database).await.unwrap();
+    sqlx::query("insert into receipts values ('bob', 'general', 4499), ('bob', 'mine', 5999)")
+        .execute(&database)
+        .await
+        .unwrap();
+    let counts = vec![
+        more("general", 999),
+        more("dm.bob.carol", 999),
+        of("dm.ann.bob", 999),
+    ];
+    assert_eq!(
+        unread(&client, "bob").await,
+        (counts, 2_997),
+        "nothing is unread among one's own"
+    );
+    sqlx::query("update receipts set read = read + 1")
+        .execute(&database)
+        .await
+        .unwrap();
     assert_eq!(unread(&client, "bob").await.0[0], of("general", 999));
     // Deleted a moment ago, and not yet in the index.
-    for (target, left) in [(2_500, more("dm.bob.carol", 999)), (2_600, of("dm.bob.carol", 999))] {
-        append(&bootstrap, "change.dm.bob.carol", deletion("dm.bob.carol", target, Some("bob"))).await;
+    for (target, left) in [
+        (2_500, more("dm.bob.carol", 999)),
+        (2_600, of("dm.bob.carol", 999)),
+    ] {
+        append(
+            &bootstrap,
+            "change.dm.bob.carol",
+            deletion("dm.bob.carol", target, Some("bob")),
+        )
+        .await;
         assert_eq!(unread(&client, "bob").await.0[1], left);
     }
 
     for peer in 0..510 {
-        store(&database, 20_000 + peer, 1, &format!("dm.bob.peer-{peer:03}"), &format!("peer-{peer:03}"), Some("bob")).await;
+        store(
+            &database,
+            20_000 + peer,
+            1,
+            &format!("dm.bob.peer-{peer:03}"),
+            &format!("peer-{peer:03}"),
+            Some("bob"),
+        )
+        .await;
     }
     let all = whole_unread(&client, "bob").await;
     assert_eq!((all.unread.len(), all.total, all.more), (500, 500, true));
-    assert_eq!((all.unread[0].room.as_str(), all.unread[499].room.as_str()), ("dm.bob.peer-509", "dm.bob.peer-010"));
+    assert_eq!(
+        (all.unread[0].room.as_str(), all.unread[499].room.as_str()),
+        ("dm.bob.peer-509", "dm.bob.peer-010")
+    );
     function.stop().await.unwrap();
 }
 
@@ -131,7 +223,10 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     store(&database, 1, 999, "general", "ann", None).await;
     store(&database, 1_000, 1_500, "general", "bob", None).await;
     store(&database, 3_000, 1_500, "general", "ann", None).await;
-    sqlx::query("update messages set deleted = true, text = '' where seq >= 3000").execute(&database).await.unwrap();
+    sqlx::query("update messages set deleted = true, text = '' where seq >= 3000")
+        .execute(&database)
+        .await
+        .unwrap();
     store(&database, 5_000, 1_500, "old", "ann", None).await;
     store(&database, 6_500, 3, "old", "ann", None).await;
     store(&database, 7_000, 1_500, "dm.ann.bob", "ann", Some("bob")).await;
@@ -142,7 +237,10 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     .execute(&database)
     .await
     .unwrap();
-    sqlx::query("insert into receipts values ('bob', 'general', 0), ('bob', 'old', 0)").execute(&database).await.unwrap();
+    sqlx::query("insert into receipts values ('bob', 'general', 0), ('bob', 'old', 0)")
+        .execute(&database)
+        .await
+        .unwrap();
     let counts = vec![of("dm.ann.bob", 2), of("old", 3), of("general", 999)];
     assert_eq!(unread(&client, "bob").await, (counts, 1_004));
     store(&database, 9_000, 1, "general", "ann", None).await;
@@ -151,14 +249,27 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     // However many there are of one's own, a fixed number is looked at, shared by all rooms that need it.
     store(&database, 10_000, 5, "deep", "ann", None).await;
     store(&database, 20_000, 120_000, "deep", "bob", None).await;
-    sqlx::query("insert into receipts values ('bob', 'deep', 0)").execute(&database).await.unwrap();
-    sqlx::query("delete from receipts where room <> 'deep'").execute(&database).await.unwrap();
+    sqlx::query("insert into receipts values ('bob', 'deep', 0)")
+        .execute(&database)
+        .await
+        .unwrap();
+    sqlx::query("delete from receipts where room <> 'deep'")
+        .execute(&database)
+        .await
+        .unwrap();
     assert_eq!(unread(&client, "bob").await.0[0], of("deep", 5));
     store(&database, 200_000, 7, "deeper", "ann", None).await;
     store(&database, 210_000, 120_000, "deeper", "bob", None).await;
     store(&database, 400_000, 2, "deeper", "ann", None).await;
-    sqlx::query("insert into receipts values ('bob', 'deeper', 0)").execute(&database).await.unwrap();
-    assert_eq!(unread(&client, "bob").await.0[..2], [more("deeper", 2), more("deep", 0)], "at least so many");
+    sqlx::query("insert into receipts values ('bob', 'deeper', 0)")
+        .execute(&database)
+        .await
+        .unwrap();
+    assert_eq!(
+        unread(&client, "bob").await.0[..2],
+        [more("deeper", 2), more("deep", 0)],
+        "at least so many"
+    );
     function.stop().await.unwrap();
 }
 
@@ -170,22 +281,45 @@ async fn what_is_in_log_and_index_counts_once() {
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
     for number in 1..=4 {
-        append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": format!("id-{number}")})).await;
-        append(&client, "chat.general", json!({"user": "ann", "text": "hello", "id": format!("general-{number}")})).await;
+        append(
+            &client,
+            "dm.ann.bob",
+            json!({"user": "ann", "text": "hello", "id": format!("id-{number}")}),
+        )
+        .await;
+        append(
+            &client,
+            "chat.general",
+            json!({"user": "ann", "text": "hello", "id": format!("general-{number}")}),
+        )
+        .await;
     }
     // A copy of the third's id, later in the log.
-    append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": "id-3"})).await;
+    append(
+        &client,
+        "dm.ann.bob",
+        json!({"user": "ann", "text": "hello", "id": "id-3"}),
+    )
+    .await;
     say(&client, "chat.general", "ann", "the newest").await;
     read_room(&client, "bob", "general", 2).await;
-    assert_eq!(unread(&client, "bob").await, (vec![of("general", 4), of("dm.ann.bob", 4)], 8));
+    assert_eq!(
+        unread(&client, "bob").await,
+        (vec![of("general", 4), of("dm.ann.bob", 4)], 8)
+    );
     store(&database, 1, 1, "dm.ann.bob", "ann", Some("bob")).await;
     store(&database, 9, 1, "dm.ann.bob", "ann", Some("bob")).await;
     store(&database, 4, 1, "general", "ann", None).await;
-    sqlx::query("update messages set id = case seq when 9 then 'id-3' when 4 then 'general-2' else id end")
-        .execute(&database)
-        .await
-        .unwrap();
-    assert_eq!(unread(&client, "bob").await, (vec![of("general", 4), of("dm.ann.bob", 4)], 8));
+    sqlx::query(
+        "update messages set id = case seq when 9 then 'id-3' when 4 then 'general-2' else id end",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    assert_eq!(
+        unread(&client, "bob").await,
+        (vec![of("general", 4), of("dm.ann.bob", 4)], 8)
+    );
     function.stop().await.unwrap();
 }
 
@@ -194,10 +328,18 @@ async fn what_is_in_log_and_index_counts_once() {
 async fn what_was_deleted_a_moment_ago_is_not_unread() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, bootstrap) = (world.client("publisher").await, world.client("stream-bootstrap").await);
+    let (client, bootstrap) = (
+        world.client("publisher").await,
+        world.client("stream-bootstrap").await,
+    );
     for subject in ["dm.ann.bob", "chat.general"] {
         for id in ["first", "second"] {
-            append(&client, subject, json!({"user": "ann", "text": "hello", "id": format!("{subject}-{id}")})).await;
+            append(
+                &client,
+                subject,
+                json!({"user": "ann", "text": "hello", "id": format!("{subject}-{id}")}),
+            )
+            .await;
         }
         say(&client, subject, "ann", "third").await;
     }
@@ -206,12 +348,33 @@ async fn what_was_deleted_a_moment_ago_is_not_unread() {
     assert!(worker.terminate().await.success());
     read_room(&client, "bob", "general", 0).await;
     read_room(&client, "bob", "general", 4).await;
-    assert_eq!(unread(&client, "bob").await, (vec![of("general", 2), of("dm.ann.bob", 3)], 5));
-    append(&bootstrap, "change.dm.ann.bob", deletion("dm.ann.bob", 3, Some("bob"))).await;
-    append(&bootstrap, "change.chat.general", deletion("general", 6, None)).await;
-    assert_eq!(unread(&client, "bob").await, (vec![of("general", 1), of("dm.ann.bob", 2)], 3));
+    assert_eq!(
+        unread(&client, "bob").await,
+        (vec![of("general", 2), of("dm.ann.bob", 3)], 5)
+    );
+    append(
+        &bootstrap,
+        "change.dm.ann.bob",
+        deletion("dm.ann.bob", 3, Some("bob")),
+    )
+    .await;
+    append(
+        &bootstrap,
+        "change.chat.general",
+        deletion("general", 6, None),
+    )
+    .await;
+    assert_eq!(
+        unread(&client, "bob").await,
+        (vec![of("general", 1), of("dm.ann.bob", 2)], 3)
+    );
     // By the place of a copy, which is nobody's in the index.
-    let copy = append(&client, "dm.ann.bob", json!({"user": "ann", "text": "hello", "id": "dm.ann.bob-second"})).await;
+    let copy = append(
+        &client,
+        "dm.ann.bob",
+        json!({"user": "ann", "text": "hello", "id": "dm.ann.bob-second"}),
+    )
+    .await;
     for (room, target, to) in [("dm.ann.bob", copy, Some("bob")), ("general", 5, None)] {
         let mut body = deletion(room, target, to);
         let subject = to.map_or("chat.general", |_| "dm.ann.bob");
@@ -241,7 +404,11 @@ async fn a_quiet_room_with_news_is_not_hidden_by_hundreds_of_busy_ones() {
     .await
     .unwrap();
     let found = whole_unread(&client, "kim").await;
-    let mut rooms: Vec<(&str, u64)> = found.unread.iter().map(|one| (one.room.as_str(), one.count)).collect();
+    let mut rooms: Vec<(&str, u64)> = found
+        .unread
+        .iter()
+        .map(|one| (one.room.as_str(), one.count))
+        .collect();
     rooms.sort_unstable();
     assert_eq!(rooms, [("q0", 1), ("q1", 1), ("q2", 1)]);
     assert_eq!(found.total, 3);

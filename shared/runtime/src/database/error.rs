@@ -45,7 +45,13 @@ pub struct DatabaseError {
 
 impl DatabaseError {
     fn plain(class: Class, scope: Scope, what: impl Into<Cow<'static, str>>) -> DatabaseError {
-        DatabaseError { class, sqlstate: None, constraint: None, scope, what: what.into() }
+        DatabaseError {
+            class,
+            sqlstate: None,
+            constraint: None,
+            scope,
+            what: what.into(),
+        }
     }
 
     /// The statement did not end within `limit`.
@@ -70,20 +76,32 @@ impl DatabaseError {
     pub(super) fn connecting(error: sqlx::Error) -> DatabaseError {
         match &error {
             sqlx::Error::Database(answer) if answer.code().as_deref() == Some("08P01") => {
-                let words: String = answer.message().chars().filter(|c| !c.is_control()).take(200).collect();
+                let words: String = answer
+                    .message()
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(200)
+                    .collect();
                 let what = format!(
                     "PostgreSQL, or a pooler before it, refuses how we connect ({words}); pgbouncer needs \
                      ignore_startup_parameters = options, extra_float_digits"
                 );
                 let error = DatabaseError::plain(Class::Deployment, Scope::Connection, what);
-                DatabaseError { sqlstate: Some("08P01".to_owned()), ..error }
+                DatabaseError {
+                    sqlstate: Some("08P01".to_owned()),
+                    ..error
+                }
             }
-            sqlx::Error::Tls(words) if words.to_string().contains("does not support TLS") => DatabaseError::plain(
-                Class::Deployment,
-                Scope::Connection,
-                "PostgreSQL does not offer TLS and DATABASE_URL insists on it: set ssl = on there, or another sslmode here",
-            ),
-            sqlx::Error::Tls(_) => DatabaseError::plain(Class::Deployment, Scope::Connection, BAD_TLS),
+            sqlx::Error::Tls(words) if words.to_string().contains("does not support TLS") => {
+                DatabaseError::plain(
+                    Class::Deployment,
+                    Scope::Connection,
+                    "PostgreSQL does not offer TLS and DATABASE_URL insists on it: set ssl = on there, or another sslmode here",
+                )
+            }
+            sqlx::Error::Tls(_) => {
+                DatabaseError::plain(Class::Deployment, Scope::Connection, BAD_TLS)
+            }
             sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
                 DatabaseError::plain(Class::Deployment, Scope::Connection, BAD_TLS)
             }
@@ -96,7 +114,14 @@ impl DatabaseError {
                 let error = DatabaseError::from(error);
                 // A server whose places are all taken is there; one may become free.
                 let full = error.sqlstate.as_deref() == Some("53300");
-                DatabaseError { scope: if full { Scope::Deadline } else { Scope::Connection }, ..error }
+                DatabaseError {
+                    scope: if full {
+                        Scope::Deadline
+                    } else {
+                        Scope::Connection
+                    },
+                    ..error
+                }
             }
         }
     }
@@ -138,24 +163,55 @@ impl From<sqlx::Error> for DatabaseError {
         let plain = DatabaseError::plain;
         match error {
             sqlx::Error::Database(error) => {
-                let sqlstate = error.code().map(|code| code.into_owned()).unwrap_or_default();
+                let sqlstate = error
+                    .code()
+                    .map(|code| code.into_owned())
+                    .unwrap_or_default();
                 let answer = error.try_downcast_ref::<PgDatabaseError>();
-                let stale_plan = answer.and_then(PgDatabaseError::routine) == Some("RevalidateCachedQuery");
-                let fatal = answer.is_some_and(|answer| matches!(answer.severity(), PgSeverity::Fatal | PgSeverity::Panic));
-                let scope = if fatal || stale_plan || is_of_session(&sqlstate) { Scope::Session } else { Scope::Statement };
+                let stale_plan =
+                    answer.and_then(PgDatabaseError::routine) == Some("RevalidateCachedQuery");
+                let fatal = answer.is_some_and(|answer| {
+                    matches!(answer.severity(), PgSeverity::Fatal | PgSeverity::Panic)
+                });
+                let scope = if fatal || stale_plan || is_of_session(&sqlstate) {
+                    Scope::Session
+                } else {
+                    Scope::Statement
+                };
                 let constraint = error.constraint().map(str::to_owned);
                 let (class, what) = (class_of(&sqlstate), sentence(&sqlstate).into());
-                DatabaseError { class, constraint, sqlstate: Some(sqlstate), scope, what }
+                DatabaseError {
+                    class,
+                    constraint,
+                    sqlstate: Some(sqlstate),
+                    scope,
+                    what,
+                }
             }
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => {
-                plain(Trouble, Scope::Connection, "the connection to PostgreSQL broke or was refused")
-            }
-            sqlx::Error::PoolTimedOut => plain(Trouble, Scope::Deadline, "no connection to PostgreSQL was free"),
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => plain(
+                Trouble,
+                Scope::Connection,
+                "the connection to PostgreSQL broke or was refused",
+            ),
+            sqlx::Error::PoolTimedOut => plain(
+                Trouble,
+                Scope::Deadline,
+                "no connection to PostgreSQL was free",
+            ),
             sqlx::Error::PoolClosed => plain(Trouble, Scope::Statement, "the pool is closed"),
-            sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) => {
-                plain(Deployment, Scope::Statement, "PostgreSQL's schema is not the one this function knows")
-            }
-            _ => plain(Trouble, Scope::Session, "the conversation with PostgreSQL failed"),
+            sqlx::Error::Encode(_)
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnNotFound(_) => plain(
+                Deployment,
+                Scope::Statement,
+                "PostgreSQL's schema is not the one this function knows",
+            ),
+            _ => plain(
+                Trouble,
+                Scope::Session,
+                "the conversation with PostgreSQL failed",
+            ),
         }
     }
 }
@@ -175,7 +231,10 @@ fn class_of(sqlstate: &str) -> Class {
 fn is_of_session(sqlstate: &str) -> bool {
     sqlstate.starts_with("08")
         || sqlstate.starts_with("25")
-        || matches!(sqlstate, "57P01" | "57P02" | "57P03" | "57P05" | "26000" | "42P05")
+        || matches!(
+            sqlstate,
+            "57P01" | "57P02" | "57P03" | "57P05" | "26000" | "42P05"
+        )
 }
 
 /// What happened and what to mend.
@@ -185,8 +244,12 @@ fn sentence(sqlstate: &str) -> &'static str {
             "PostgreSQL refuses the password: check user and password in DATABASE_URL (in Docker: .env; the volume keeps the \
              password it was made with, so change it with alter role, or put the old one back)"
         }
-        "28000" => "PostgreSQL does not let this user in: check the user in DATABASE_URL, sslmode, and the server's pg_hba.conf",
-        "3D000" => "there is no such database: check the name at the end of DATABASE_URL, or create it",
+        "28000" => {
+            "PostgreSQL does not let this user in: check the user in DATABASE_URL, sslmode, and the server's pg_hba.conf"
+        }
+        "3D000" => {
+            "there is no such database: check the name at the end of DATABASE_URL, or create it"
+        }
         "3F000" => {
             "there is no schema to work in: create the one that the user's search_path names (create schema chat authorization ROLE)"
         }
@@ -206,8 +269,12 @@ fn sentence(sqlstate: &str) -> &'static str {
             "a prepared statement is there already, or gone: is DATABASE_URL behind a pooler in transaction mode? Use session \
              mode, or pgbouncer 1.21 with max_prepared_statements"
         }
-        "25006" => "PostgreSQL is read-only: a standby, a former primary, or default_transaction_read_only",
-        "53300" => "PostgreSQL has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS",
+        "25006" => {
+            "PostgreSQL is read-only: a standby, a former primary, or default_transaction_read_only"
+        }
+        "53300" => {
+            "PostgreSQL has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS"
+        }
         "53100" => "PostgreSQL's disk is full",
         "55P03" => "a lock was not to be had in time",
         "57014" => "PostgreSQL ended a query that took too long",
@@ -227,7 +294,10 @@ mod tests {
 
     #[test]
     fn the_class_decides_who_is_blamed() {
-        for state in ["08006", "40P01", "53300", "55P03", "57P01", "58030", "XX000", "25006", "42P05", "26000", ""] {
+        for state in [
+            "08006", "40P01", "53300", "55P03", "57P01", "58030", "XX000", "25006", "42P05",
+            "26000", "",
+        ] {
             assert_eq!(class_of(state), Class::Trouble, "{state}");
         }
         for state in ["22021", "23505", "54000"] {
@@ -240,21 +310,31 @@ mod tests {
 
     #[test]
     fn some_states_speak_of_the_session() {
-        for state in ["08006", "25006", "25P02", "25P03", "57P01", "57P02", "57P03", "57P05", "26000", "42P05"] {
+        for state in [
+            "08006", "25006", "25P02", "25P03", "57P01", "57P02", "57P03", "57P05", "26000",
+            "42P05",
+        ] {
             assert!(is_of_session(state), "{state}");
         }
-        for state in ["40P01", "53300", "55P03", "57014", "0A000", "22021", "23505", "42P01", "XX000", ""] {
+        for state in [
+            "40P01", "53300", "55P03", "57014", "0A000", "22021", "23505", "42P01", "XX000", "",
+        ] {
             assert!(!is_of_session(state), "{state}");
         }
     }
 
     #[test]
     fn what_somebody_has_to_mend_has_a_sentence_of_its_own() {
-        let states = ["28P01", "28000", "3D000", "3F000", "42501", "42P07", "42P01", "42P05", "25006", "53300", "53100"];
+        let states = [
+            "28P01", "28000", "3D000", "3F000", "42501", "42P07", "42P01", "42P05", "25006",
+            "53300", "53100",
+        ];
         let sentences: std::collections::HashSet<&str> = states.into_iter().map(sentence).collect();
         assert_eq!(sentences.len(), states.len());
         assert!(sentence("28P01").contains("DATABASE_URL") && sentence("28P01").contains(".env"));
-        assert!(sentence("42P07").contains("search_path") && sentence("42501").contains("search_path"));
+        assert!(
+            sentence("42P07").contains("search_path") && sentence("42501").contains("search_path")
+        );
         assert!(sentence("42P05").contains("transaction mode"));
     }
 }

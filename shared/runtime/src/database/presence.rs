@@ -37,13 +37,20 @@ pub(super) struct Presence {
 /// Without the options: they hold the password.
 impl fmt::Debug for Presence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Presence").field("away", &self.away).finish_non_exhaustive()
+        f.debug_struct("Presence")
+            .field("away", &self.away)
+            .finish_non_exhaustive()
     }
 }
 
 impl Presence {
     pub fn new(options: PgConnectOptions) -> Presence {
-        Presence { options, away: AtomicBool::new(false), probed: tokio::sync::Mutex::default(), said: Mutex::default() }
+        Presence {
+            options,
+            away: AtomicBool::new(false),
+            probed: tokio::sync::Mutex::default(),
+            said: Mutex::default(),
+        }
     }
 
     pub fn is_away(&self) -> bool {
@@ -91,7 +98,9 @@ impl Presence {
     /// One line for the log now and then, when single requests have to do without the database.
     pub fn say(&self, error: &DatabaseError) {
         let now = Instant::now();
-        let Ok(mut said) = self.said.lock() else { return };
+        let Ok(mut said) = self.said.lock() else {
+            return;
+        };
         if said.is_none_or(|said| now.duration_since(said) > LINE_INTERVAL) {
             *said = Some(now);
             tracing::warn!(%error, "a request did without PostgreSQL");

@@ -55,22 +55,44 @@ pub(super) type Malformed = std::sync::Mutex<BTreeMap<Seq, String>>;
 impl Log {
     /// The oldest messages of `subject` from `from` on, within `limit`; at least one well-formed
     /// message if there is any.
-    pub(super) async fn read(&self, subject: &str, from: Seq, limit: Limit) -> Result<Read, LogError> {
+    pub(super) async fn read(
+        &self,
+        subject: &str,
+        from: Seq,
+        limit: Limit,
+    ) -> Result<Read, LogError> {
         let mut read = Read::default();
         let (mut next, mut bytes, mut good, mut lost) = (from, 0, 0, 0);
         while good == 0 || (good < limit.messages && bytes < limit.bytes) {
             limit.check()?;
-            let wanted = Limit { messages: limit.messages.max(1) - good, bytes: limit.bytes.saturating_sub(bytes), ..limit };
+            let wanted = Limit {
+                messages: limit.messages.max(1) - good,
+                bytes: limit.bytes.saturating_sub(bytes),
+                ..limit
+            };
             let suspect = self.malformed_from(subject, next);
             let batch = match suspect {
                 _ if lost >= MAX_LOST => 0,
                 Some(at) if at == next => 0,
-                Some(at) => self.between(subject, next, at, limit).await?.min(wanted.messages),
+                Some(at) => self
+                    .between(subject, next, at, limit)
+                    .await?
+                    .min(wanted.messages),
                 None => wanted.messages,
             };
             let mut part = Batch::default();
             if batch > 0 {
-                part = self.get(subject, next, Limit { messages: batch, ..wanted }, true).await?;
+                part = self
+                    .get(
+                        subject,
+                        next,
+                        Limit {
+                            messages: batch,
+                            ..wanted
+                        },
+                        true,
+                    )
+                    .await?;
                 if let Some(error) = part.lost.take() {
                     lost += 1;
                     self.drop_direct(&error).await;
@@ -104,7 +126,13 @@ impl Log {
 
     /// About how many messages of `subject` stand in `from..before`; fewer when the stream grows
     /// meanwhile, so whoever reads so many does not reach `before`.
-    pub(super) async fn between(&self, subject: &str, from: Seq, before: Seq, limit: Limit) -> Result<usize, LogError> {
+    pub(super) async fn between(
+        &self,
+        subject: &str,
+        from: Seq,
+        before: Seq,
+        limit: Limit,
+    ) -> Result<usize, LogError> {
         // The order matters: what is appended between the two questions is in the second count only.
         let all = self.count(subject, from, limit).await?;
         let beyond = self.count(subject, before, limit).await?;
@@ -118,10 +146,32 @@ impl Log {
         if from == Seq::MAX {
             return Ok(0);
         }
-        let mut batch = self.get(subject, from, Limit { messages: 1, bytes: 1, ..limit }, false).await?;
+        let mut batch = self
+            .get(
+                subject,
+                from,
+                Limit {
+                    messages: 1,
+                    bytes: 1,
+                    ..limit
+                },
+                false,
+            )
+            .await?;
         if let Some(error) = batch.lost.take() {
             self.drop_direct(&error).await;
-            batch = self.get(subject, from, Limit { messages: 1, bytes: 1, ..limit }, false).await?;
+            batch = self
+                .get(
+                    subject,
+                    from,
+                    Limit {
+                        messages: 1,
+                        bytes: 1,
+                        ..limit
+                    },
+                    false,
+                )
+                .await?;
         }
         match batch.lost {
             Some(error) => Err(error),
@@ -131,7 +181,13 @@ impl Log {
 
     /// One batched direct get: the messages of `subject` from `from` on, ended by 204, or 404 at once.
     /// Without `headers` nothing but the number of those that follow.
-    async fn get(&self, subject: &str, from: Seq, limit: Limit, headers: bool) -> Result<Batch, LogError> {
+    async fn get(
+        &self,
+        subject: &str,
+        from: Seq,
+        limit: Limit,
+        headers: bool,
+    ) -> Result<Batch, LogError> {
         const GONE: LogError = LogError::Direct("the connection is gone");
         const SILENT: LogError = LogError::Direct("no answer in time");
         let mut connection = self.direct().await?;
@@ -140,14 +196,24 @@ impl Log {
         let mut batch = Batch::default();
         let inbox = client.new_inbox();
         let Ok(mut replies) = client.subscribe(inbox.clone()).await else {
-            return Ok(Batch { lost: Some(GONE), ..batch });
+            return Ok(Batch {
+                lost: Some(GONE),
+                ..batch
+            });
         };
         let request = json!({
             "seq": from.get().max(1), "next_by_subj": subject, "no_hdr": !headers,
             "batch": limit.messages.clamp(1, MAX_BATCH), "max_bytes": limit.bytes.clamp(1, MAX_BATCH_BYTES),
         });
-        if client.publish_with_reply(jetstream::DIRECT_GET, inbox, request.to_string().into()).await.is_err() {
-            return Ok(Batch { lost: Some(GONE), ..batch });
+        if client
+            .publish_with_reply(jetstream::DIRECT_GET, inbox, request.to_string().into())
+            .await
+            .is_err()
+        {
+            return Ok(Batch {
+                lost: Some(GONE),
+                ..batch
+            });
         }
         loop {
             // What came before the connection broke is taken first.
@@ -160,17 +226,33 @@ impl Log {
                 },
                 () = connection.broken() => return Ok(Batch { lost: Some(GONE), ..batch }),
             };
-            let number = |name: &str| reply.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
+            let number = |name: &str| {
+                reply
+                    .headers
+                    .as_ref()?
+                    .get(name)?
+                    .as_str()
+                    .parse::<u64>()
+                    .ok()
+            };
             match reply.status {
                 None if headers => batch.messages.push(direct_message(reply)?),
                 // It has no sequence either, and was only to be counted.
                 None => {}
                 Some(StatusCode::NOT_FOUND) => return Ok(batch),
-                Some(StatusCode::NO_RESPONDERS) => return Err(ApiError::Away("JetStream is not there").into()),
+                Some(StatusCode::NO_RESPONDERS) => {
+                    return Err(ApiError::Away("JetStream is not there").into());
+                }
                 Some(status) if status.as_u16() == END_OF_BATCH => {
-                    batch.pending = usize::try_from(number("Nats-Num-Pending").unwrap_or(0)).unwrap_or(usize::MAX);
+                    batch.pending = usize::try_from(number("Nats-Num-Pending").unwrap_or(0))
+                        .unwrap_or(usize::MAX);
                     let sent = number("Nats-Last-Sequence").unwrap_or(0);
-                    if headers && batch.messages.last().is_some_and(|message| message.seq.get() != sent) {
+                    if headers
+                        && batch
+                            .messages
+                            .last()
+                            .is_some_and(|message| message.seq.get() != sent)
+                    {
                         return Err(LogError::Direct("part of the answer was lost"));
                     }
                     return Ok(batch);
@@ -187,7 +269,12 @@ impl Log {
             return Ok(connection.clone());
         }
         let name = format!("{} (log)", self.name);
-        match timeout(DIRECT_TIMEOUT, connect(&self.settings.nats, &name, &self.stop)).await {
+        match timeout(
+            DIRECT_TIMEOUT,
+            connect(&self.settings.nats, &name, &self.stop),
+        )
+        .await
+        {
             Ok(Ok(connection)) => Ok(direct.insert(connection).clone()),
             Ok(Err(_)) | Err(_) => Err(LogError::Direct("no connection")),
         }
@@ -200,16 +287,30 @@ impl Log {
 
     /// Where the first malformed message of `subject` stands that is known from `from` on.
     fn malformed_from(&self, subject: &str, from: Seq) -> Option<Seq> {
-        let malformed = self.malformed.lock().unwrap_or_else(PoisonError::into_inner);
-        malformed.range(from..).find(|(_, of)| matches(subject, of)).map(|(seq, _)| *seq)
+        let malformed = self
+            .malformed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        malformed
+            .range(from..)
+            .find(|(_, of)| matches(subject, of))
+            .map(|(seq, _)| *seq)
     }
 
     /// Notes the first message of `subject` from `asked` on: malformed or not, none stands before it.
     fn remember(&self, subject: &str, asked: Seq, found: Option<&RawMessage>) {
-        let mut known = self.malformed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .malformed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let through = found.map_or(Seq::MAX, |raw| raw.message.seq);
         known.retain(|seq, of| *seq < asked || *seq > through || !matches(subject, of));
-        if let Some(RawMessage { message, malformed: true, .. }) = found {
+        if let Some(RawMessage {
+            message,
+            malformed: true,
+            ..
+        }) = found
+        {
             tracing::warn!(seq = %message.seq, "a message whose headers no client can read: readers pass it over");
             known.insert(message.seq, message.subject.clone());
         }
@@ -220,7 +321,10 @@ impl Log {
 
     /// What is stored through has been moved to the dead letters, and out of the stream.
     pub(super) fn forget_malformed(&self, through: Seq) {
-        let mut known = self.malformed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .malformed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         *known = known.split_off(&through.next());
     }
 }
@@ -228,9 +332,13 @@ impl Log {
 impl Read {
     /// Appends `messages`, and adds what they weigh; what follows the last of them.
     fn extend(&mut self, messages: Vec<LogMessage>, bytes: &mut usize) -> Option<Seq> {
-        *bytes += messages.iter().map(|message| message.payload.len()).sum::<usize>();
+        *bytes += messages
+            .iter()
+            .map(|message| message.payload.len())
+            .sum::<usize>();
         let next = messages.last().map(|last| last.seq.next());
-        self.messages.extend(messages.into_iter().map(|message| (message, false)));
+        self.messages
+            .extend(messages.into_iter().map(|message| (message, false)));
         next
     }
 }
@@ -253,9 +361,19 @@ fn direct_message(reply: async_nats::Message) -> Result<LogMessage, LogError> {
     const UNREADABLE: LogError = LogError::Direct("an answer without the log's headers");
     let headers = reply.headers.ok_or(UNREADABLE)?;
     // The server appends its own headers behind the stored ones, which may hold the same names: the last is the server's.
-    let own = |name: &str| headers.get_all(name).last().map(|value| value.as_str().to_owned()).ok_or(UNREADABLE);
+    let own = |name: &str| {
+        headers
+            .get_all(name)
+            .last()
+            .map(|value| value.as_str().to_owned())
+            .ok_or(UNREADABLE)
+    };
     Ok(LogMessage {
-        seq: own("Nats-Sequence")?.parse().ok().and_then(Seq::new).ok_or(UNREADABLE)?,
+        seq: own("Nats-Sequence")?
+            .parse()
+            .ok()
+            .and_then(Seq::new)
+            .ok_or(UNREADABLE)?,
         subject: own("Nats-Subject")?,
         received_ms: unix_ms(&own("Nats-Time-Stamp")?).ok_or(UNREADABLE)?,
         payload: reply.payload,

@@ -33,9 +33,17 @@ pub(crate) struct StoredMessage {
 
 impl StoredMessage {
     pub fn read(self) -> Result<RawMessage, ApiError> {
-        let decode = |text: &str| BASE64.decode(text).map_err(|_| ApiError::Unreadable("not base64".to_owned()));
+        let decode = |text: &str| {
+            BASE64
+                .decode(text)
+                .map_err(|_| ApiError::Unreadable("not base64".to_owned()))
+        };
         let header_block = decode(&self.hdrs)?;
-        let headers = if header_block.is_empty() { Ok(None) } else { parse_headers(&header_block).map(Some) };
+        let headers = if header_block.is_empty() {
+            Ok(None)
+        } else {
+            parse_headers(&header_block).map(Some)
+        };
         // JSON cannot carry a subject that is not UTF-8: the server writes U+FFFD in its place.
         let malformed = headers.is_err() || self.subject.contains(char::REPLACEMENT_CHARACTER);
         let message = LogMessage {
@@ -43,9 +51,14 @@ impl StoredMessage {
             subject: self.subject,
             headers: headers.unwrap_or_else(|MalformedHeaders| None),
             payload: decode(&self.data)?.into(),
-            received_ms: unix_ms(&self.time).ok_or_else(|| ApiError::Unreadable("no time".to_owned()))?,
+            received_ms: unix_ms(&self.time)
+                .ok_or_else(|| ApiError::Unreadable("no time".to_owned()))?,
         };
-        Ok(RawMessage { message, header_block, malformed })
+        Ok(RawMessage {
+            message,
+            header_block,
+            malformed,
+        })
     }
 }
 

@@ -66,7 +66,11 @@ pub(super) async fn start(
 ) -> Result<Receiving, Fatal> {
     let refused = Objection::default();
     let mut receiver = Receiver {
-        servers: Servers { configured: handshake::addresses(settings)?, discovered: Vec::new(), next: 0 },
+        servers: Servers {
+            configured: handshake::addresses(settings)?,
+            discovered: Vec::new(),
+            next: 0,
+        },
         credentials: Credentials::new(settings, name)?,
         subscriptions,
         deliver,
@@ -97,7 +101,11 @@ impl Servers {
         let at = self.next % all.len();
         let address = all[at].clone();
         self.next = (at + 1) % all.len();
-        let named = if at < self.configured.len() { &address } else { &self.configured[0] };
+        let named = if at < self.configured.len() {
+            &address
+        } else {
+            &self.configured[0]
+        };
         let name = named.host().to_owned();
         (address, name)
     }
@@ -107,10 +115,19 @@ impl Servers {
     }
 
     fn discover(&mut self, urls: &[String]) {
-        let scheme = if self.configured.iter().any(ServerAddr::tls_required) { "tls" } else { "nats" };
-        let read = urls.iter().filter_map(|url| format!("{scheme}://{url}").parse::<ServerAddr>().ok());
-        let known =
-            |address: &ServerAddr| self.configured.iter().any(|named| (named.host(), named.port()) == (address.host(), address.port()));
+        let scheme = if self.configured.iter().any(ServerAddr::tls_required) {
+            "tls"
+        } else {
+            "nats"
+        };
+        let read = urls
+            .iter()
+            .filter_map(|url| format!("{scheme}://{url}").parse::<ServerAddr>().ok());
+        let known = |address: &ServerAddr| {
+            self.configured
+                .iter()
+                .any(|named| (named.host(), named.port()) == (address.host(), address.port()))
+        };
         self.discovered = read.filter(|address| !known(address)).collect();
     }
 }
@@ -148,10 +165,15 @@ impl Receiver {
             match self.serve(&mut connected).await {
                 Ended::Drained => return,
                 Ended::Lost(why) if self.stop.is_cancelled() => {
-                    tracing::warn!(why, "the connection for requests broke while it was drained");
+                    tracing::warn!(
+                        why,
+                        "the connection for requests broke while it was drained"
+                    );
                     return;
                 }
-                Ended::Lost(why) => tracing::warn!(why, "the connection for requests broke; connecting again"),
+                Ended::Lost(why) => {
+                    tracing::warn!(why, "the connection for requests broke; connecting again")
+                }
             }
             match self.connect(false).await {
                 Ok(Some(again)) => connected = again,
@@ -187,7 +209,11 @@ impl Receiver {
                     Err(refusal) => {
                         let text = refusal.to_string();
                         if text != said {
-                            tracing::warn!(server = format!("{}:{}", address.host(), address.port()), why = text, "waiting for NATS");
+                            tracing::warn!(
+                                server = format!("{}:{}", address.host(), address.port()),
+                                why = text,
+                                "waiting for NATS"
+                            );
                             said = text;
                         }
                     }
@@ -203,11 +229,21 @@ impl Receiver {
 
     /// Subscribes and delivers until the connection ends.
     async fn serve(&mut self, connected: &mut Connected) -> Ended {
-        let mut session = Session { unanswered: 1, ..Session::default() };
+        let mut session = Session {
+            unanswered: 1,
+            ..Session::default()
+        };
         let mut lines = String::new();
         for (index, subscription) in self.subscriptions.iter().enumerate() {
-            let queue = subscription.queue.map(|queue| format!(" {queue}")).unwrap_or_default();
-            lines.push_str(&format!("SUB {}{queue} {}\r\n", subscription.subject, index + 1));
+            let queue = subscription
+                .queue
+                .map(|queue| format!(" {queue}"))
+                .unwrap_or_default();
+            lines.push_str(&format!(
+                "SUB {}{queue} {}\r\n",
+                subscription.subject,
+                index + 1
+            ));
         }
         let mut outcome = write(connected, &(lines + "PING\r\n")).await;
         let mut ticks = interval(PING_INTERVAL);
@@ -238,11 +274,22 @@ impl Receiver {
     }
 
     /// Everything the bytes read so far hold.
-    async fn frames(&mut self, connected: &mut Connected, session: &mut Session, arrived: Instant) -> Result<(), Ended> {
-        while let Some(frame) = connected.decoder.next().map_err(|error| Ended::Lost(error.to_string()))? {
+    async fn frames(
+        &mut self,
+        connected: &mut Connected,
+        session: &mut Session,
+        arrived: Instant,
+    ) -> Result<(), Ended> {
+        while let Some(frame) = connected
+            .decoder
+            .next()
+            .map_err(|error| Ended::Lost(error.to_string()))?
+        {
             match frame {
                 Frame::Message(delivery) => {
-                    let index = usize::try_from(delivery.sid).ok().and_then(|sid| sid.checked_sub(1));
+                    let index = usize::try_from(delivery.sid)
+                        .ok()
+                        .and_then(|sid| sid.checked_sub(1));
                     if let Some(index) = index.filter(|index| *index < self.subscriptions.len()) {
                         (self.deliver)(index, delivery, arrived);
                     }
@@ -266,7 +313,10 @@ impl Receiver {
                     }
                 }
                 Frame::Error(text) => {
-                    tracing::warn!(error = text, "NATS: the server objects to the connection for requests");
+                    tracing::warn!(
+                        error = text,
+                        "NATS: the server objects to the connection for requests"
+                    );
                     self.refused.note(&text);
                 }
                 Frame::Ok => {}
@@ -276,10 +326,16 @@ impl Receiver {
     }
 
     /// The server handles these in order: what it sends before its PONG is all it will ever send.
-    async fn unsubscribe(&mut self, connected: &mut Connected, session: &mut Session) -> Result<(), Ended> {
+    async fn unsubscribe(
+        &mut self,
+        connected: &mut Connected,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
         session.draining = true;
         session.unanswered += 1;
-        let unsubscribe: String = (1..=self.subscriptions.len()).map(|sid| format!("UNSUB {sid}\r\n")).collect();
+        let unsubscribe: String = (1..=self.subscriptions.len())
+            .map(|sid| format!("UNSUB {sid}\r\n"))
+            .collect();
         write(connected, &(unsubscribe + "PING\r\n")).await
     }
 }

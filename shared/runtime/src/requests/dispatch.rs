@@ -52,13 +52,21 @@ impl Answering {
     ///
     /// # Errors
     /// As [`connection::start`].
-    pub(crate) async fn start(service: Arc<Service>, setup: Setup<'_>, stop: &CancellationToken) -> Result<Answering, Fatal> {
+    pub(crate) async fn start(
+        service: Arc<Service>,
+        setup: Setup<'_>,
+        stop: &CancellationToken,
+    ) -> Result<Answering, Fatal> {
         let waiting = Arc::new(Waiting::new(setup.limits, service.endpoints.len()));
         waiting.export();
         service.show_waiting(waiting.clone());
         let (refusals, to_refuse) = mpsc::channel(REFUSALS_CAPACITY);
         let (discovery, to_discover) = mpsc::channel(DISCOVERY_CAPACITY);
-        let refuser = Refuser { service: service.clone(), refusals, lost: Lost::new() };
+        let refuser = Refuser {
+            service: service.clone(),
+            refusals,
+            lost: Lost::new(),
+        };
         let (subscriptions, deliver) = subscribe(&service, &waiting, discovery, refuser.clone());
         let dispatcher = Dispatcher {
             service: service.clone(),
@@ -71,14 +79,28 @@ impl Answering {
         let dispatching = tokio::spawn(dispatcher.run(to_discover));
         let refusing = tokio::spawn(send_refusals(service.clone(), to_refuse));
         let name = format!("{} (requests)", service.identity.name);
-        let receiving = match connection::start(setup.nats, &name, subscriptions, deliver, stop.clone()).await {
+        let receiving = match connection::start(
+            setup.nats,
+            &name,
+            subscriptions,
+            deliver,
+            stop.clone(),
+        )
+        .await
+        {
             Ok(receiving) => receiving,
             Err(fatal) => {
                 dispatching.abort();
                 return Err(fatal);
             }
         };
-        Ok(Answering { receiving, dispatching, refusing, waiting, stop: stop.clone() })
+        Ok(Answering {
+            receiving,
+            dispatching,
+            refusing,
+            waiting,
+            stop: stop.clone(),
+        })
     }
 
     /// A subscription that the server does not allow.
@@ -94,7 +116,9 @@ impl Answering {
     pub(crate) async fn ended(mut self) -> Result<(), Fatal> {
         let bad = |what: &str, end: Result<(), JoinError>| {
             let why = end.map_or_else(|error| error.to_string(), |()| "it just ended".to_owned());
-            Fatal::new(format!("the task that {what} requests is gone: {why}; leaving so that a fresh start can answer"))
+            Fatal::new(format!(
+                "the task that {what} requests is gone: {why}; leaving so that a fresh start can answer"
+            ))
         };
         tokio::select! {
             end = &mut self.receiving.task => {
@@ -111,7 +135,11 @@ impl Answering {
             return Err(bad("starts", end));
         }
         let end = self.refusing.await;
-        if end.is_err() { Err(bad("refuses", end)) } else { Ok(()) }
+        if end.is_err() {
+            Err(bad("refuses", end))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -130,20 +158,43 @@ fn subscribe(
     let mut targets = Vec::new();
     for (index, endpoint) in service.endpoints.iter().enumerate() {
         if endpoint.handler.is_some() {
-            subscriptions.push(Subscription { subject: endpoint.info.subject.clone(), queue: Some(QUEUE_GROUP) });
+            subscriptions.push(Subscription {
+                subject: endpoint.info.subject.clone(),
+                queue: Some(QUEUE_GROUP),
+            });
             targets.push(Target::Endpoint(index));
         }
     }
     for (verb, subject) in service.discovery_subjects() {
-        subscriptions.push(Subscription { subject, queue: None });
+        subscriptions.push(Subscription {
+            subject,
+            queue: None,
+        });
         targets.push(Target::Discovery(verb));
     }
     let (service, waiting) = (service.clone(), waiting.clone());
     let deliver = move |index: usize, delivery: Delivery, arrived: Instant| match targets[index] {
         Target::Endpoint(endpoint) => {
-            let Delivery { subject, reply, headers, payload, .. } = delivery;
-            let caller = caller(service.endpoints[endpoint].user_after, subject.as_deref(), reply.as_deref());
-            let incoming = Incoming { endpoint, subject, reply, headers, payload, arrived };
+            let Delivery {
+                subject,
+                reply,
+                headers,
+                payload,
+                ..
+            } = delivery;
+            let caller = caller(
+                service.endpoints[endpoint].user_after,
+                subject.as_deref(),
+                reply.as_deref(),
+            );
+            let incoming = Incoming {
+                endpoint,
+                subject,
+                reply,
+                headers,
+                payload,
+                arrived,
+            };
             for refused in waiting.push(&caller, incoming) {
                 refuser.refuse(refused, Why::Overloaded);
             }
@@ -166,7 +217,10 @@ fn caller(user_after: Option<&str>, subject: Option<&str>, reply: Option<&str>) 
         // A user may be called like an inbox.
         (Some(user), _) => format!("user {user}").into(),
         (None, Some(reply)) => {
-            let end = reply.match_indices('.').nth(1).map_or(reply.len(), |(at, _)| at);
+            let end = reply
+                .match_indices('.')
+                .nth(1)
+                .map_or(reply.len(), |(at, _)| at);
             reply[..end].into()
         }
         (None, None) => "".into(),
@@ -189,8 +243,15 @@ struct State {
 
 impl Waiting {
     fn new(limits: QueueLimits, endpoints: usize) -> Waiting {
-        let state = State { queue: FairQueue::new(limits), by_endpoint: vec![0; endpoints], closed: false };
-        Waiting { state: Mutex::new(state), changed: Notify::new() }
+        let state = State {
+            queue: FairQueue::new(limits),
+            by_endpoint: vec![0; endpoints],
+            closed: false,
+        };
+        Waiting {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }
     }
 
     /// How many wait for this endpoint.
@@ -201,7 +262,11 @@ impl Waiting {
     /// The gauge `scrollback.waiting`, read whenever metrics are exported.
     fn export(self: &Arc<Self>) {
         let waiting: Weak<Waiting> = Arc::downgrade(self);
-        let count = move || waiting.upgrade().map(|waiting| waiting.with(|state| state.queue.len() as u64));
+        let count = move || {
+            waiting
+                .upgrade()
+                .map(|waiting| waiting.with(|state| state.queue.len() as u64))
+        };
         let meter = global::meter("scrollback");
         meter
             .u64_observable_gauge("scrollback.waiting")
@@ -239,7 +304,9 @@ impl Waiting {
 
     fn expire(&self, deadline: Duration) -> Vec<Incoming> {
         self.with(|state| {
-            let late = state.queue.expire(|incoming| incoming.arrived.elapsed() > deadline);
+            let late = state
+                .queue
+                .expire(|incoming| incoming.arrived.elapsed() > deadline);
             state.forget(&late);
             late
         })
@@ -316,7 +383,11 @@ impl Dispatcher {
         let service = self.service.clone();
         let work = async move {
             // The handler has a net of its own, which answers with a 500. Here nobody can be answered any more.
-            if AssertUnwindSafe(service.answer(incoming, deadline)).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(service.answer(incoming, deadline))
+                .catch_unwind()
+                .await
+                .is_err()
+            {
                 tracing::error!("a request could not be answered: its answering panicked");
             }
             drop(permit);
@@ -331,7 +402,8 @@ async fn begin(handling: &TaskTracker, work: impl Future<Output = ()> + Send + '
     let mut work = Box::pin(work);
     // Nobody is woken by it: its task polls it again at once. Without a budget, because the dispatcher's own would
     // make something that is ready look as if it were not.
-    let first = poll_fn(|_| Poll::Ready(work.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
+    let first =
+        poll_fn(|_| Poll::Ready(work.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
     let polled = tokio::task::unconstrained(first).await;
     if polled.is_pending() {
         handling.spawn(work);
@@ -364,8 +436,14 @@ impl Lost {
         let meter = global::meter("scrollback");
         let counter = |name, about| meter.u64_counter(name).with_description(about).build();
         Lost {
-            overloaded: counter("scrollback.overloaded", "Requests refused because too many were waiting"),
-            late: counter("scrollback.late", "Requests refused because they had waited longer than their deadline"),
+            overloaded: counter(
+                "scrollback.overloaded",
+                "Requests refused because too many were waiting",
+            ),
+            late: counter(
+                "scrollback.late",
+                "Requests refused because they had waited longer than their deadline",
+            ),
         }
     }
 }
@@ -375,14 +453,20 @@ impl Refuser {
     fn refuse(&self, incoming: Incoming, why: Why) {
         let endpoint = &self.service.endpoints[incoming.endpoint];
         let (counter, name, reason) = match why {
-            Why::Overloaded => (&self.lost.overloaded, "overloaded", "too many requests are waiting; try again"),
+            Why::Overloaded => (
+                &self.lost.overloaded,
+                "overloaded",
+                "too many requests are waiting; try again",
+            ),
             Why::Late => (&self.lost.late, "late", "this waited too long; try again"),
         };
         let error = Error::new(Code::Unavailable, reason);
         counter.add(1, &[KeyValue::new("endpoint", endpoint.meter.endpoint())]);
         endpoint.meter.count(name, 1);
         endpoint.meter.handled(1, Duration::ZERO);
-        endpoint.meter.refused(format!("{}:{reason}", error.code.number()));
+        endpoint
+            .meter
+            .refused(format!("{}:{reason}", error.code.number()));
         if let Some(reply) = incoming.reply.filter(|reply| may_reply_to(reply)) {
             let _ = self.refusals.try_send((reply, error));
         }

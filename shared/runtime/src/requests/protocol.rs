@@ -66,7 +66,11 @@ struct Head {
 impl Decoder {
     pub(super) fn new() -> Decoder {
         let max_message = DEFAULT_MAX_PAYLOAD + HEADER_ROOM;
-        Decoder { buffer: BytesMut::new(), head: None, max_message }
+        Decoder {
+            buffer: BytesMut::new(),
+            head: None,
+            max_message,
+        }
     }
 
     /// The server's own `max_payload`.
@@ -84,11 +88,23 @@ impl Decoder {
         if let Some(head) = self.head.take() {
             return Ok(self.body(head));
         }
-        let Some(end) = self.buffer.iter().take(MAX_LINE).position(|byte| *byte == b'\n') else {
-            return if self.buffer.len() >= MAX_LINE { Err(ProtocolError("a line is too long")) } else { Ok(None) };
+        let Some(end) = self
+            .buffer
+            .iter()
+            .take(MAX_LINE)
+            .position(|byte| *byte == b'\n')
+        else {
+            return if self.buffer.len() >= MAX_LINE {
+                Err(ProtocolError("a line is too long"))
+            } else {
+                Ok(None)
+            };
         };
         let line = self.buffer.split_to(end + 1);
-        let line = line.strip_suffix(b"\r\n").or_else(|| line.strip_suffix(b"\n")).unwrap_or(&line);
+        let line = line
+            .strip_suffix(b"\r\n")
+            .or_else(|| line.strip_suffix(b"\n"))
+            .unwrap_or(&line);
         let (verb, rest) = match line.iter().position(|byte| byte.is_ascii_whitespace()) {
             Some(at) => (&line[..at], line[at..].trim_ascii()),
             None => (line, &b""[..]),
@@ -108,13 +124,20 @@ impl Decoder {
         }
     }
 
-    fn message(&mut self, words: &[u8], with_headers: bool) -> Result<Option<Frame>, ProtocolError> {
+    fn message(
+        &mut self,
+        words: &[u8],
+        with_headers: bool,
+    ) -> Result<Option<Frame>, ProtocolError> {
         let head = parse_head(words, with_headers).ok_or(ProtocolError("a message's line"))?;
-        if head.total > self.max_message || head.header_bytes.is_some_and(|bytes| bytes > head.total) {
+        if head.total > self.max_message
+            || head.header_bytes.is_some_and(|bytes| bytes > head.total)
+        {
             return Err(ProtocolError("a message's length"));
         }
         // One allocation for what is still to come, rather than one for each doubling.
-        self.buffer.reserve((head.total + 2).saturating_sub(self.buffer.len()));
+        self.buffer
+            .reserve((head.total + 2).saturating_sub(self.buffer.len()));
         Ok(self.body(head))
     }
 
@@ -125,22 +148,45 @@ impl Decoder {
             self.head = Some(head);
             return None;
         }
-        let headers = head.header_bytes.map(|bytes| Bytes::copy_from_slice(&self.buffer[..bytes]));
-        let payload = Bytes::copy_from_slice(&self.buffer[head.header_bytes.unwrap_or(0)..head.total]);
+        let headers = head
+            .header_bytes
+            .map(|bytes| Bytes::copy_from_slice(&self.buffer[..bytes]));
+        let payload =
+            Bytes::copy_from_slice(&self.buffer[head.header_bytes.unwrap_or(0)..head.total]);
         self.buffer.advance(head.total + 2);
-        let Head { sid, subject, reply, .. } = head;
-        Some(Frame::Message(Delivery { sid, subject, reply, headers, payload }))
+        let Head {
+            sid,
+            subject,
+            reply,
+            ..
+        } = head;
+        Some(Frame::Message(Delivery {
+            sid,
+            subject,
+            reply,
+            headers,
+            payload,
+        }))
     }
 }
 
 /// `subject sid [reply] [header bytes] bytes`.
 fn parse_head(words: &[u8], with_headers: bool) -> Option<Head> {
-    let words: Vec<&[u8]> = words.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&[u8]> = words
+        .split(u8::is_ascii_whitespace)
+        .filter(|word| !word.is_empty())
+        .collect();
     let (subject, sid, reply, lengths) = match (with_headers, words.as_slice()) {
-        (false, [subject, sid, lengths @ ..]) if lengths.len() == 1 => (subject, sid, None, lengths),
+        (false, [subject, sid, lengths @ ..]) if lengths.len() == 1 => {
+            (subject, sid, None, lengths)
+        }
         (true, [subject, sid, lengths @ ..]) if lengths.len() == 2 => (subject, sid, None, lengths),
-        (false, [subject, sid, reply, lengths @ ..]) if lengths.len() == 1 => (subject, sid, Some(reply), lengths),
-        (true, [subject, sid, reply, lengths @ ..]) if lengths.len() == 2 => (subject, sid, Some(reply), lengths),
+        (false, [subject, sid, reply, lengths @ ..]) if lengths.len() == 1 => {
+            (subject, sid, Some(reply), lengths)
+        }
+        (true, [subject, sid, reply, lengths @ ..]) if lengths.len() == 2 => {
+            (subject, sid, Some(reply), lengths)
+        }
         _ => return None,
     };
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
@@ -148,13 +194,21 @@ fn parse_head(words: &[u8], with_headers: bool) -> Option<Head> {
         sid: number(sid)?,
         subject: text(subject),
         reply: reply.and_then(|reply| text(reply)),
-        header_bytes: if with_headers { Some(number(lengths.first()?)?) } else { None },
+        header_bytes: if with_headers {
+            Some(number(lengths.first()?)?)
+        } else {
+            None
+        },
         total: number(lengths.last()?)?,
     })
 }
 
 fn number<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
-    std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
+    std::str::from_utf8(digits)
+        .ok()
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -174,10 +228,20 @@ mod tests {
         Ok(found)
     }
 
-    fn message(reply: Option<&str>, headers: Option<&'static [u8]>, payload: &'static [u8]) -> Frame {
+    fn message(
+        reply: Option<&str>,
+        headers: Option<&'static [u8]>,
+        payload: &'static [u8],
+    ) -> Frame {
         let reply = reply.map(str::to_owned);
         let headers = headers.map(Bytes::from_static);
-        Frame::Message(Delivery { sid: 7, subject: Some("a.b".to_owned()), reply, headers, payload: Bytes::from_static(payload) })
+        Frame::Message(Delivery {
+            sid: 7,
+            subject: Some("a.b".to_owned()),
+            reply,
+            headers,
+            payload: Bytes::from_static(payload),
+        })
     }
 
     #[test]
@@ -196,14 +260,24 @@ mod tests {
                 Frame::Error("Stale Connection".to_owned()),
                 Frame::Pong,
             ];
-            assert_eq!(frames(bytes, size).unwrap(), expected, "in pieces of {size}");
+            assert_eq!(
+                frames(bytes, size).unwrap(),
+                expected,
+                "in pieces of {size}"
+            );
         }
     }
 
     #[test]
     fn subjects_that_are_no_utf_8_cost_themselves() {
         let found = frames(b"MSG a.\xff 7 \xfe 0\r\n\r\nPING\r\n", 100).unwrap();
-        let headless = Delivery { sid: 7, subject: None, reply: None, headers: None, payload: Bytes::new() };
+        let headless = Delivery {
+            sid: 7,
+            subject: None,
+            reply: None,
+            headers: None,
+            payload: Bytes::new(),
+        };
         assert_eq!(found, [Frame::Message(headless), Frame::Ping]);
     }
 
@@ -219,8 +293,15 @@ mod tests {
             b"MSG a 7 2000000\r\n",
             b"HMSG a 7 9 5\r\n",
         ] {
-            assert!(frames(bytes, 100).is_err(), "{}", String::from_utf8_lossy(bytes));
+            assert!(
+                frames(bytes, 100).is_err(),
+                "{}",
+                String::from_utf8_lossy(bytes)
+            );
         }
-        assert!(frames(&[b'a'; MAX_LINE], 1_000).is_err(), "a line without an end");
+        assert!(
+            frames(&[b'a'; MAX_LINE], 1_000).is_err(),
+            "a line without an end"
+        );
     }
 }

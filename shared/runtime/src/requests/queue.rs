@@ -39,7 +39,14 @@ struct Caller<T> {
 
 impl<T> FairQueue<T> {
     pub(super) fn new(limits: QueueLimits) -> FairQueue<T> {
-        FairQueue { limits, callers: HashMap::new(), turns: VecDeque::new(), by_room: BTreeSet::new(), requests: 0, bytes: 0 }
+        FairQueue {
+            limits,
+            callers: HashMap::new(),
+            turns: VecDeque::new(),
+            by_room: BTreeSet::new(),
+            requests: 0,
+            bytes: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -74,7 +81,10 @@ impl<T> FairQueue<T> {
         }
         let entry = self.callers.entry(caller.clone()).or_insert_with(|| {
             self.turns.push_back(caller.clone());
-            Caller { waiting: VecDeque::new(), room: 0 }
+            Caller {
+                waiting: VecDeque::new(),
+                room: 0,
+            }
         });
         self.by_room.remove(&(entry.room, caller.clone()));
         entry.room += room;
@@ -101,18 +111,28 @@ impl<T> FairQueue<T> {
         let callers: Vec<Arc<str>> = self.turns.iter().cloned().collect();
         let mut gone = Vec::new();
         for caller in callers {
-            while self.callers.get(&caller).and_then(|own| own.waiting.front()).is_some_and(|(_, request)| late(request)) {
+            while self
+                .callers
+                .get(&caller)
+                .and_then(|own| own.waiting.front())
+                .is_some_and(|(_, request)| late(request))
+            {
                 gone.extend(self.remove(&caller, VecDeque::pop_front));
             }
         }
         if !gone.is_empty() {
-            self.turns.retain(|caller| self.callers.contains_key(caller));
+            self.turns
+                .retain(|caller| self.callers.contains_key(caller));
         }
         gone
     }
 
     /// Takes one request of `caller` from either end. Does not touch `turns`.
-    fn remove(&mut self, caller: &Arc<str>, take: impl FnOnce(&mut VecDeque<(usize, T)>) -> Option<(usize, T)>) -> Option<T> {
+    fn remove(
+        &mut self,
+        caller: &Arc<str>,
+        take: impl FnOnce(&mut VecDeque<(usize, T)>) -> Option<(usize, T)>,
+    ) -> Option<T> {
         let own = self.callers.get_mut(caller)?;
         let (bytes, request) = take(&mut own.waiting)?;
         let room = bytes + self.limits.bytes_per_request();
@@ -154,11 +174,23 @@ mod tests {
     #[test]
     fn callers_take_turns_and_keep_their_own_order() {
         let mut queue = queue(10, 10_000);
-        for (caller, request) in [("a", 1), ("a", 2), ("a", 3), ("b", 11), ("b", 12), ("c", 21)] {
+        for (caller, request) in [
+            ("a", 1),
+            ("a", 2),
+            ("a", 3),
+            ("b", 11),
+            ("b", 12),
+            ("c", 21),
+        ] {
             assert!(queue.push(&name(caller), 1, request).is_empty());
         }
         assert_eq!(drained(&mut queue), [1, 11, 21, 2, 12, 3]);
-        assert!(queue.is_empty() && queue.callers.is_empty() && queue.by_room.is_empty() && queue.bytes == 0);
+        assert!(
+            queue.is_empty()
+                && queue.callers.is_empty()
+                && queue.by_room.is_empty()
+                && queue.bytes == 0
+        );
     }
 
     #[test]
@@ -170,7 +202,11 @@ mod tests {
         assert_eq!(queue.push(&name("flood"), 1, 5), [5], "its own newest");
         assert_eq!(queue.push(&name("other"), 1, 11), [4]);
         assert_eq!(queue.push(&name("other"), 1, 12), [3]);
-        assert_eq!(queue.push(&name("other"), 1, 13), [13], "now both have as much");
+        assert_eq!(
+            queue.push(&name("other"), 1, 13),
+            [13],
+            "now both have as much"
+        );
         assert_eq!(queue.push(&name("third"), 1, 21).len(), 1);
         assert_eq!(queue.len(), 4);
         assert_eq!(drained(&mut queue).len(), 4);

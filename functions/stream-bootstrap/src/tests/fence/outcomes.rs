@@ -27,7 +27,10 @@ async fn letters_with_an_outcome_are_not_appended() {
     lift(&admin).await;
     let running = start(&world).await.unwrap();
     assert_eq!(texts(&entries(&admin).await), [(501, "two")]);
-    assert_eq!(letters(&database).await, [1, 3].map(|seq| (seq, "below_fence".to_owned())));
+    assert_eq!(
+        letters(&database).await,
+        [1, 3].map(|seq| (seq, "below_fence".to_owned()))
+    );
     let found = check(&world).await;
     assert!(found.ok, "what has an outcome waits for nothing: {found:?}");
     running.stop().await.unwrap();
@@ -45,12 +48,24 @@ async fn what_was_decided_is_not_taken_from_a_log_again() {
         insert into dead_letters (seq, subject, headers, payload, reason, received_at, outcome, outcome_at)
         values ($1, 'chat.general', '', '', 'text_too_long', 'epoch'::timestamptz + $2 * interval '1 ms', 'erased', now())";
     for (seq, received_ms) in [(2_i64, received_ms(&admin, 2).await), (3, 0)] {
-        sqlx::query(erased).bind(seq).bind(received_ms).execute(&database).await.unwrap();
+        sqlx::query(erased)
+            .bind(seq)
+            .bind(received_ms)
+            .execute(&database)
+            .await
+            .unwrap();
     }
     start(&world).await.unwrap().stop().await.unwrap();
     assert_eq!(texts(&entries(&admin).await), [(501, "three")]);
-    let left = [(1, "below_fence"), (2, "text_too_long"), (3, "text_too_long")];
-    assert_eq!(letters(&database).await, left.map(|(seq, reason)| (seq, reason.to_owned())));
+    let left = [
+        (1, "below_fence"),
+        (2, "text_too_long"),
+        (3, "text_too_long"),
+    ];
+    assert_eq!(
+        letters(&database).await,
+        left.map(|(seq, reason)| (seq, reason.to_owned()))
+    );
 }
 
 /// An operator or an author is faster than the log: the letter is held while it is being appended, or not appended.
@@ -69,7 +84,12 @@ async fn an_outcome_given_meanwhile_is_waited_for() {
     let (running, ()) = tokio::join!(start(&world), async {
         let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
         eventually("it waits for the letter", SOON, async || {
-            (sqlx::query_scalar::<_, i64>(waits).fetch_one(&database).await.unwrap() > 0).then_some(())
+            (sqlx::query_scalar::<_, i64>(waits)
+                .fetch_one(&database)
+                .await
+                .unwrap()
+                > 0)
+            .then_some(())
         })
         .await;
         erasing.commit().await.unwrap();

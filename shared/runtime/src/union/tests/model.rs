@@ -123,7 +123,14 @@ impl World {
     fn new(random: &mut Random, copies: bool, whole: usize) -> World {
         // An id is free again once its message has expired: a copy of that one is no copy.
         let keep = (!copies && random.one_in(2)).then(|| 10 + random.below(30) as i64);
-        World { first: 1, floors: vec![0], keep, copies, whole, ..World::default() }
+        World {
+            first: 1,
+            floors: vec![0],
+            keep,
+            copies,
+            whole,
+            ..World::default()
+        }
     }
 
     fn last(&self) -> u64 {
@@ -144,22 +151,39 @@ impl World {
 
     fn key(&self, seq: u64) -> Option<RowKey> {
         match &self.entry(seq).kind {
-            Kind::Said { way, id } => Some((*way, id.clone().unwrap_or_else(|| derived(seq)), id.is_none())),
-            Kind::Deleted { way, id, derived, .. } => Some((*way, id.clone(), *derived)),
+            Kind::Said { way, id } => Some((
+                *way,
+                id.clone().unwrap_or_else(|| derived(seq)),
+                id.is_none(),
+            )),
+            Kind::Deleted {
+                way, id, derived, ..
+            } => Some((*way, id.clone(), *derived)),
             Kind::Junk { .. } | Kind::Elsewhere => None,
         }
     }
 
     fn truth(&self) -> Truth {
-        let (mut shown, mut firsts, mut deletions) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut shown, mut firsts, mut deletions) =
+            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for seq in 1..=self.last() {
             let Some(key) = self.key(seq) else { continue };
             let entry = self.entry(seq);
             match &entry.kind {
-                Kind::Deleted { target, received, .. } => {
+                Kind::Deleted {
+                    target, received, ..
+                } => {
                     let place = firsts.get(&key).copied().unwrap_or(*target);
                     deletions.insert(seq, (*target, *received));
-                    shown.insert(place, (true, shown.get(&place).map_or(*received, |(_, received)| *received)));
+                    shown.insert(
+                        place,
+                        (
+                            true,
+                            shown
+                                .get(&place)
+                                .map_or(*received, |(_, received)| *received),
+                        ),
+                    );
                 }
                 _ if firsts.contains_key(&key) => {}
                 _ => {
@@ -168,7 +192,12 @@ impl World {
                 }
             }
         }
-        Truth { shown, last: self.last(), cutoff: self.cutoff(), deletions }
+        Truth {
+            shown,
+            last: self.last(),
+            cutoff: self.cutoff(),
+            deletions,
+        }
     }
 
     /// Something happens.
@@ -193,7 +222,8 @@ impl World {
                 self.now += random.below(6) as i64;
                 if random.one_in(2) {
                     let cutoff = self.cutoff();
-                    self.rows.retain(|_, row| cutoff.is_none_or(|cutoff| row.received > cutoff));
+                    self.rows
+                        .retain(|_, row| cutoff.is_none_or(|cutoff| row.received > cutoff));
                 }
             }
         }
@@ -207,30 +237,59 @@ impl World {
             0 => Kind::Elsewhere,
             1 => Kind::Junk { way },
             2 | 3 => {
-                let targets: Vec<u64> = truth.shown.iter().filter(|(_, (_, at))| !truth.expired(*at)).map(|(seq, _)| *seq).collect();
-                match random.pick(&targets).and_then(|seq| Some((seq, self.key(seq)?))) {
+                let targets: Vec<u64> = truth
+                    .shown
+                    .iter()
+                    .filter(|(_, (_, at))| !truth.expired(*at))
+                    .map(|(seq, _)| *seq)
+                    .collect();
+                match random
+                    .pick(&targets)
+                    .and_then(|seq| Some((seq, self.key(seq)?)))
+                {
                     Some((target, (way, id, derived))) => {
                         let received = self.entry(target).received;
-                        Kind::Deleted { target, way, id, derived, hard: random.one_in(2), received }
+                        Kind::Deleted {
+                            target,
+                            way,
+                            id,
+                            derived,
+                            hard: random.one_in(2),
+                            received,
+                        }
                     }
                     None => Kind::Elsewhere,
                 }
             }
             4 | 5 if self.copies => {
-                let given = |seq: &u64| matches!(self.entry(*seq).kind, Kind::Said { id: Some(_), .. });
+                let given =
+                    |seq: &u64| matches!(self.entry(*seq).kind, Kind::Said { id: Some(_), .. });
                 let originals: Vec<u64> = (1..=self.last()).filter(given).collect();
-                random.pick(&originals).map_or(Kind::Elsewhere, |seq| self.entry(seq).kind.clone())
+                random
+                    .pick(&originals)
+                    .map_or(Kind::Elsewhere, |seq| self.entry(seq).kind.clone())
             }
-            _ => Kind::Said { way, id: random.one_in(2).then(|| format!("id-{}", self.last())) },
+            _ => Kind::Said {
+                way,
+                id: random.one_in(2).then(|| format!("id-{}", self.last())),
+            },
         };
-        self.said.push(Entry { kind, received: self.now });
+        self.said.push(Entry {
+            kind,
+            received: self.now,
+        });
         self.stream.insert(self.last());
     }
 
     /// A worker stores one message above the floor, any. Of what was erased it may still have the text.
     fn store(&mut self, random: &mut Random) {
-        let waiting: Vec<u64> = (self.floor() + 1..=self.last()).filter(|seq| !self.stored.contains(seq)).take(8).collect();
-        let Some(seq) = random.pick(&waiting) else { return };
+        let waiting: Vec<u64> = (self.floor() + 1..=self.last())
+            .filter(|seq| !self.stored.contains(seq))
+            .take(8)
+            .collect();
+        let Some(seq) = random.pick(&waiting) else {
+            return;
+        };
         self.stored.insert(seq);
         if !self.stream.contains(&seq) && random.one_in(2) {
             return;
@@ -238,8 +297,15 @@ impl World {
         let (entry, key) = (self.entry(seq).clone(), self.key(seq));
         let Some(key) = key else { return };
         match entry.kind {
-            Kind::Deleted { target, received, .. } => {
-                let tombstone = Row { seq: target, deleted: true, text: String::new(), received };
+            Kind::Deleted {
+                target, received, ..
+            } => {
+                let tombstone = Row {
+                    seq: target,
+                    deleted: true,
+                    text: String::new(),
+                    received,
+                };
                 let row = self.rows.entry(key).or_insert(tombstone);
                 (row.deleted, row.text) = (true, String::new());
                 if target < row.seq {
@@ -248,11 +314,20 @@ impl World {
                 self.changes.insert(seq);
             }
             _ => {
-                let new = Row { seq, deleted: false, text: format!("text of {}", key.1), received: entry.received };
+                let new = Row {
+                    seq,
+                    deleted: false,
+                    text: format!("text of {}", key.1),
+                    received: entry.received,
+                };
                 let row = self.rows.entry(key).or_insert_with(|| new.clone());
                 if row.seq > seq {
                     let text = if row.deleted { String::new() } else { new.text };
-                    *row = Row { text, deleted: row.deleted, ..new };
+                    *row = Row {
+                        text,
+                        deleted: row.deleted,
+                        ..new
+                    };
                 }
             }
         }
@@ -262,7 +337,9 @@ impl World {
     fn erase(&mut self, random: &mut Random) {
         let targets: Vec<u64> = (1..=self.last())
             .filter_map(|seq| match self.entry(seq).kind {
-                Kind::Deleted { target, hard: true, .. } => Some(target),
+                Kind::Deleted {
+                    target, hard: true, ..
+                } => Some(target),
                 _ => None,
             })
             .collect();
@@ -285,22 +362,52 @@ impl World {
                 _ => return None,
             };
             let (seq, received_ms) = (Seq::new(*seq)?, entry.received);
-            Some(LogMessage { seq, subject: format!("dm.{user}.{to}"), headers: None, payload: payload.into(), received_ms })
+            Some(LogMessage {
+                seq,
+                subject: format!("dm.{user}.{to}"),
+                headers: None,
+                payload: payload.into(),
+                received_ms,
+            })
         };
-        self.stream.range(from..before.max(from)).filter_map(of).collect()
+        self.stream
+            .range(from..before.max(from))
+            .filter_map(of)
+            .collect()
     }
 
     fn deletions_above(&self, floor: u64) -> Vec<Change> {
-        self.stream.range(floor + 1..).filter_map(|seq| self.change(*seq)).collect()
+        self.stream
+            .range(floor + 1..)
+            .filter_map(|seq| self.change(*seq))
+            .collect()
     }
 
     fn change(&self, seq: u64) -> Option<Change> {
-        let Kind::Deleted { target, way, id, derived, hard, received } = &self.entry(seq).kind else { return None };
+        let Kind::Deleted {
+            target,
+            way,
+            id,
+            derived,
+            hard,
+            received,
+        } = &self.entry(seq).kind
+        else {
+            return None;
+        };
         let (user, to) = WAYS[*way];
         let body = json!({"type": "delete", "target": target, "id": id, "user": user, "to": to, "derived": derived, "timestamp": 0,
                           "received": received, "mode": if *hard { "hard" } else { "soft" }, "by": user});
         let subject = format!("change.{ROOM}");
-        Some(Change::parse(&subject, body.to_string().as_bytes(), super::seq(seq), self.entry(seq).received).unwrap())
+        Some(
+            Change::parse(
+                &subject,
+                body.to_string().as_bytes(),
+                super::seq(seq),
+                self.entry(seq).received,
+            )
+            .unwrap(),
+        )
     }
 
     fn row(key: &RowKey, row: &Row) -> Message {
@@ -312,15 +419,32 @@ impl World {
 
     fn rows_of(&self, side: Side, end: Seq, cutoff: Option<i64>, wanted: usize) -> Rows {
         let alive = |row: &&Row| cutoff.is_none_or(|cutoff| row.received > cutoff);
-        let stored: BTreeMap<u64, Message> =
-            self.rows.iter().filter(|(_, row)| alive(row)).map(|(key, row)| (row.seq, World::row(key, row))).collect();
+        let stored: BTreeMap<u64, Message> = self
+            .rows
+            .iter()
+            .filter(|(_, row)| alive(row))
+            .map(|(key, row)| (row.seq, World::row(key, row)))
+            .collect();
         let mut messages: Vec<Message> = match side {
-            Side::Older(before) => stored.range(..before.min(end.next()).get()).rev().map(|(_, row)| row.clone()).collect(),
-            Side::Newer(after) if after < end => stored.range(after.next().get()..=end.get()).map(|(_, row)| row.clone()).collect(),
+            Side::Older(before) => stored
+                .range(..before.min(end.next()).get())
+                .rev()
+                .map(|(_, row)| row.clone())
+                .collect(),
+            Side::Newer(after) if after < end => stored
+                .range(after.next().get()..=end.get())
+                .map(|(_, row)| row.clone())
+                .collect(),
             Side::Newer(_) => Vec::new(),
         };
         messages.truncate(wanted);
-        Rows { reach: messages.last().filter(|_| messages.len() == wanted).map(|last| last.seq), messages }
+        Rows {
+            reach: messages
+                .last()
+                .filter(|_| messages.len() == wanted)
+                .map(|last| last.seq),
+            messages,
+        }
     }
 }
 
@@ -338,7 +462,14 @@ impl Reader<'_> {
         }
     }
 
-    fn stretch(&mut self, way: usize, from: u64, before: u64, need: usize, newest: bool) -> Stretch {
+    fn stretch(
+        &mut self,
+        way: usize,
+        from: u64,
+        before: u64,
+        need: usize,
+        newest: bool,
+    ) -> Stretch {
         self.meanwhile();
         let mut messages = self.world.messages(way, from, before);
         let good = |message: &LogMessage| message.payload.starts_with(b"{");
@@ -352,12 +483,23 @@ impl Reader<'_> {
             let begin = messages.iter().rposition(&mut enough).unwrap_or(0);
             messages.drain(..begin);
         } else {
-            let end = messages.iter().position(&mut enough).map_or(all, |last| last + 1);
+            let end = messages
+                .iter()
+                .position(&mut enough)
+                .map_or(all, |last| last + 1);
             messages.truncate(end);
         }
         let complete = messages.len() == all;
-        let from = if complete || !newest { from } else { messages[0].seq.get() };
-        Stretch { messages, complete, from: super::seq(from) }
+        let from = if complete || !newest {
+            from
+        } else {
+            messages[0].seq.get()
+        };
+        Stretch {
+            messages,
+            complete,
+            from: super::seq(from),
+        }
     }
 
     fn tails(&mut self, floor: Seq, end: Seq, sides: &[Side], need: usize) -> Tails {
@@ -366,7 +508,9 @@ impl Reader<'_> {
         if end <= floor {
             return Tails::from(Tail::empty(from));
         }
-        let read = (0..2).map(|way| self.stretch(way, from.get(), u64::MAX, whole, false)).collect();
+        let read = (0..2)
+            .map(|way| self.stretch(way, from.get(), u64::MAX, whole, false))
+            .collect();
         let tail = Tail::of_oldest(read, from, limits);
         if tail.complete || tail.through >= end {
             return Tails::from(tail);
@@ -374,12 +518,16 @@ impl Reader<'_> {
         let tails = sides.iter().map(|side| match *side {
             Side::Older(before) => {
                 let before = before.min(end.next());
-                let read = (0..2).map(|way| self.stretch(way, from.get(), before.get(), need, true)).collect();
+                let read = (0..2)
+                    .map(|way| self.stretch(way, from.get(), before.get(), need, true))
+                    .collect();
                 Tail::of_newest(read, before, limits)
             }
             Side::Newer(after) => {
                 let from = floor.max(after).next();
-                let read = (0..2).map(|way| self.stretch(way, from.get(), u64::MAX, need, false)).collect();
+                let read = (0..2)
+                    .map(|way| self.stretch(way, from.get(), u64::MAX, need, false))
+                    .collect();
                 Tail::of_oldest(read, from, limits)
             }
         });
@@ -389,7 +537,11 @@ impl Reader<'_> {
     /// One page, and the changes of sync.
     fn page(&mut self, sides: &[Side], limit: usize) -> (Part, Vec<ChangeEntry>) {
         // The floor may be an old one.
-        let old = if self.busy { self.random.below(3) as usize } else { 0 };
+        let old = if self.busy {
+            self.random.below(3) as usize
+        } else {
+            0
+        };
         let floors = &self.world.floors;
         let floor = super::seq(floors[floors.len().saturating_sub(1 + old)]);
         self.meanwhile();
@@ -400,17 +552,32 @@ impl Reader<'_> {
         self.meanwhile();
         let cutoff = self.world.cutoff();
         let wanted = limit + 1 + tails.repeated();
-        let rows: Vec<Rows> = sides.iter().map(|side| self.world.rows_of(*side, end, cutoff, wanted)).collect();
-        let indexed: Vec<ChangeEntry> =
-            self.world.changes.iter().filter_map(|seq| self.world.change(*seq)).map(|change| change.entry()).collect();
+        let rows: Vec<Rows> = sides
+            .iter()
+            .map(|side| self.world.rows_of(*side, end, cutoff, wanted))
+            .collect();
+        let indexed: Vec<ChangeEntry> = self
+            .world
+            .changes
+            .iter()
+            .filter_map(|seq| self.world.change(*seq))
+            .map(|change| change.entry())
+            .collect();
         self.meanwhile();
         let changes: Vec<&Change> = changes.iter().collect();
-        let known = Union::keys(tails.all(), &changes).into_iter().filter_map(|(user, id)| {
-            let way = usize::from(user == "bob");
-            let row = self.world.rows.get(&(way, id.clone(), false))?;
-            Some(((user, id), super::seq(row.seq)))
-        });
-        let union = Union::new(known.collect(), changes, Cutoffs::of_one(ROOM, cutoff), tails.all());
+        let known = Union::keys(tails.all(), &changes)
+            .into_iter()
+            .filter_map(|(user, id)| {
+                let way = usize::from(user == "bob");
+                let row = self.world.rows.get(&(way, id.clone(), false))?;
+                Some(((user, id), super::seq(row.seq)))
+            });
+        let union = Union::new(
+            known.collect(),
+            changes,
+            Cutoffs::of_one(ROOM, cutoff),
+            tails.all(),
+        );
         let (mut older, mut newer) = (None, None);
         for (number, (side, rows)) in sides.iter().zip(rows).enumerate() {
             let part = union.part(*side, floor, end, tails.of(number), rows);
@@ -429,8 +596,18 @@ impl Reader<'_> {
 }
 
 /// Whether `page` is one the model can give for some moment between `before` and `after`.
-fn check(page: &Part, sides: &[Side], limit: usize, before: &Truth, after: &Truth) -> Result<(), String> {
-    let seqs: Vec<u64> = page.messages.iter().map(|message| message.seq.get()).collect();
+fn check(
+    page: &Part,
+    sides: &[Side],
+    limit: usize,
+    before: &Truth,
+    after: &Truth,
+) -> Result<(), String> {
+    let seqs: Vec<u64> = page
+        .messages
+        .iter()
+        .map(|message| message.seq.get())
+        .collect();
     if !seqs.is_sorted_by(|one, next| one < next) || seqs.len() > limit {
         return Err("not in order, or too many".to_owned());
     }
@@ -454,11 +631,18 @@ fn check(page: &Part, sides: &[Side], limit: usize, before: &Truth, after: &Trut
                 return Err("no more, and not at the end".to_owned());
             }
         }
-        _ => (low, high) = (seqs.first().copied().unwrap_or(1), seqs.last().copied().unwrap_or(0)),
+        _ => {
+            (low, high) = (
+                seqs.first().copied().unwrap_or(1),
+                seqs.last().copied().unwrap_or(0),
+            )
+        }
     }
     for message in &page.messages {
         let seq = message.seq.get();
-        let Some((deleted, received)) = after.shown.get(&seq) else { return Err(format!("{seq} is no message's place")) };
+        let Some((deleted, received)) = after.shown.get(&seq) else {
+            return Err(format!("{seq} is no message's place"));
+        };
         if before.expired(*received) {
             return Err(format!("{seq} had expired"));
         }
@@ -469,7 +653,11 @@ fn check(page: &Part, sides: &[Side], limit: usize, before: &Truth, after: &Trut
             return Err(format!("{seq} was deleted, and its text is shown"));
         }
     }
-    for (seq, (_, received)) in after.shown.range(low..=high.max(low)).filter(|(seq, _)| **seq <= high) {
+    for (seq, (_, received)) in after
+        .shown
+        .range(low..=high.max(low))
+        .filter(|(seq, _)| **seq <= high)
+    {
         if !seqs.contains(seq) && !after.expired(*received) {
             return Err(format!("{seq} is missing"));
         }
@@ -478,7 +666,13 @@ fn check(page: &Part, sides: &[Side], limit: usize, before: &Truth, after: &Trut
 }
 
 /// Every deletion up to where the page is complete is told of, unless its message has expired.
-fn check_told(page: &Part, cursor: Seq, told: &[ChangeEntry], before: &Truth, after: &Truth) -> Result<(), String> {
+fn check_told(
+    page: &Part,
+    cursor: Seq,
+    told: &[ChangeEntry],
+    before: &Truth,
+    after: &Truth,
+) -> Result<(), String> {
     let told: BTreeSet<u64> = told.iter().map(|entry| entry.seq.get()).collect();
     for (seq, (_, received)) in after.deletions.range(cursor.get() + 1..) {
         if *seq <= page.through.get() && !told.contains(seq) && !after.expired(*received) {
@@ -494,7 +688,10 @@ fn check_told(page: &Part, cursor: Seq, told: &[ChangeEntry], before: &Truth, af
 
 fn worlds(mut each: impl FnMut(&mut World, &mut Random) -> Result<(), String>) {
     for number in 0..WORLDS {
-        for (kind, (copies, whole)) in [(true, 1_000), (false, 1_000), (false, 3)].into_iter().enumerate() {
+        for (kind, (copies, whole)) in [(true, 1_000), (false, 1_000), (false, 3)]
+            .into_iter()
+            .enumerate()
+        {
             let mut random = Random(number * 3 + kind as u64);
             let mut world = World::new(&mut random, copies, whole);
             for _ in 0..random.below(60) {
@@ -502,7 +699,10 @@ fn worlds(mut each: impl FnMut(&mut World, &mut Random) -> Result<(), String>) {
             }
             let begin = world.clone();
             if let Err(why) = each(&mut world, &mut random) {
-                panic!("world {number}, copies {copies}, whole {whole}: {why}\nbegan as {begin:?}\nended with {:?}", world.said);
+                panic!(
+                    "world {number}, copies {copies}, whole {whole}: {why}\nbegan as {begin:?}\nended with {:?}",
+                    world.said
+                );
             }
         }
     }
@@ -523,11 +723,18 @@ fn a_page_read_while_the_world_goes_on_is_one_of_the_model() {
     worlds(|world, random| {
         let (sides, limit) = (sides(world, random), 1 + random.below(5) as usize);
         let before = world.truth();
-        let (page, told) = Reader { world, random, busy: true }.page(&sides, limit);
+        let (page, told) = Reader {
+            world,
+            random,
+            busy: true,
+        }
+        .page(&sides, limit);
         let after = world.truth();
-        check(&page, &sides, limit, &before, &after).map_err(|why| format!("{sides:?} {limit}: {why}\n{page:#?}"))?;
+        check(&page, &sides, limit, &before, &after)
+            .map_err(|why| format!("{sides:?} {limit}: {why}\n{page:#?}"))?;
         match sides[..] {
-            [Side::Newer(cursor)] => check_told(&page, cursor, &told, &before, &after).map_err(|why| format!("{sides:?}: {why}")),
+            [Side::Newer(cursor)] => check_told(&page, cursor, &told, &before, &after)
+                .map_err(|why| format!("{sides:?}: {why}")),
             _ => Ok(()),
         }
     });
@@ -539,11 +746,27 @@ fn paging_meets_every_message_once() {
         let (limit, busy) = (1 + random.below(5) as usize, random.one_in(2));
         let before = world.truth();
         for forwards in [true, false] {
-            let (mut met, mut side) = (BTreeSet::new(), if forwards { Side::Newer(Seq::ZERO) } else { Side::Older(Seq::MAX) });
+            let (mut met, mut side) = (
+                BTreeSet::new(),
+                if forwards {
+                    Side::Newer(Seq::ZERO)
+                } else {
+                    Side::Older(Seq::MAX)
+                },
+            );
             for number in 0..1_000 {
                 // The world falls silent at last, or nobody would ever come to its end.
-                let (page, _) = Reader { world, random, busy: busy && number < 8 }.page(&[side], limit);
-                if let Some(twice) = page.messages.iter().find(|message| !met.insert(message.seq.get())) {
+                let (page, _) = Reader {
+                    world,
+                    random,
+                    busy: busy && number < 8,
+                }
+                .page(&[side], limit);
+                if let Some(twice) = page
+                    .messages
+                    .iter()
+                    .find(|message| !met.insert(message.seq.get()))
+                {
                     return Err(format!("{side:?}: {} comes twice", twice.seq));
                 }
                 if !page.more {
@@ -551,11 +774,16 @@ fn paging_meets_every_message_once() {
                 }
                 side = match side {
                     Side::Newer(_) => Side::Newer(page.through),
-                    Side::Older(_) => Side::Older(page.messages.first().ok_or("nothing to go on from")?.seq),
+                    Side::Older(_) => {
+                        Side::Older(page.messages.first().ok_or("nothing to go on from")?.seq)
+                    }
                 };
             }
             let after = world.truth();
-            let missed = before.shown.iter().find(|(seq, (_, at))| !met.contains(seq) && !after.expired(*at));
+            let missed = before
+                .shown
+                .iter()
+                .find(|(seq, (_, at))| !met.contains(seq) && !after.expired(*at));
             if let Some((missed, _)) = missed {
                 return Err(format!("forwards {forwards}: {missed} was never met"));
             }
@@ -569,9 +797,17 @@ fn in_a_world_that_stands_still_a_page_is_full_and_more_is_true() {
     worlds(|world, random| {
         let limit = 1 + random.below(5) as usize;
         let truth = world.truth();
-        let all: Vec<u64> = truth.shown.iter().filter(|(_, (_, at))| !truth.expired(*at)).map(|(seq, _)| *seq).collect();
-        for side in [Side::Older(Seq::MAX), Side::Older(seq(random.below(world.last() + 3))), Side::Newer(seq(random.below(world.last())))]
-        {
+        let all: Vec<u64> = truth
+            .shown
+            .iter()
+            .filter(|(_, (_, at))| !truth.expired(*at))
+            .map(|(seq, _)| *seq)
+            .collect();
+        for side in [
+            Side::Older(Seq::MAX),
+            Side::Older(seq(random.below(world.last() + 3))),
+            Side::Newer(seq(random.below(world.last()))),
+        ] {
             let within = |place: &&u64| match side {
                 Side::Older(before) => **place < before.get(),
                 Side::Newer(after) => **place > after.get(),
@@ -582,13 +818,29 @@ fn in_a_world_that_stands_still_a_page_is_full_and_more_is_true() {
                 Side::Older(_) => drop(wanted.drain(..wanted.len().saturating_sub(limit))),
                 Side::Newer(_) => wanted.truncate(limit),
             }
-            let (page, _) = Reader { world, random, busy: false }.page(&[side], limit);
-            let got: Vec<u64> = page.messages.iter().map(|message| message.seq.get()).collect();
+            let (page, _) = Reader {
+                world,
+                random,
+                busy: false,
+            }
+            .page(&[side], limit);
+            let got: Vec<u64> = page
+                .messages
+                .iter()
+                .map(|message| message.seq.get())
+                .collect();
             // Of a long tail a part is read, and what has expired in it is left out: then the rest comes next.
-            let nearest = if matches!(side, Side::Older(_)) { wanted.ends_with(&got) } else { wanted.starts_with(&got) };
+            let nearest = if matches!(side, Side::Older(_)) {
+                wanted.ends_with(&got)
+            } else {
+                wanted.starts_with(&got)
+            };
             let cut = world.whole == 3 && nearest && page.more;
             if !cut && (got != wanted || page.more != more) {
-                return Err(format!("{side:?} {limit}: {got:?} more {}, and not {wanted:?} more {more}", page.more));
+                return Err(format!(
+                    "{side:?} {limit}: {got:?} more {}, and not {wanted:?} more {more}",
+                    page.more
+                ));
             }
         }
         Ok(())
