@@ -4,8 +4,9 @@
 
 use std::collections::HashMap;
 
-use testing::{OtlpReceiver, SOON, World};
 use tokio::process::Command;
+
+use testing::{OtlpReceiver, SOON, World};
 
 fn demo(world: &World, extra: &[(&str, &str)]) -> Command {
     let operator = world.vars("operator");

@@ -12,12 +12,14 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use async_nats::jetstream::{self, stream::Stream};
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Stream;
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use testing::{SOON, World, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+
+use testing::{SOON, World, eventually};
 
 const STREAM: &str = include_str!("../../nats/streams/CHAT_MESSAGES.json");
 

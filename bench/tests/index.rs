@@ -7,8 +7,9 @@ use std::process::Output;
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{SOON, World, eventually};
 use tokio::process::Command;
+
+use testing::{SOON, World, eventually};
 
 fn index(world: &World, user: &str, arguments: &[&str], extra: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_index"));

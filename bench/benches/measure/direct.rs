@@ -8,13 +8,17 @@ use bytes::Bytes;
 use futures::StreamExt;
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
-use testing::{Process, World};
-use wire::{DM_HISTORY, DM_INBOX, Message, SyncPage, UNREAD, Unread, header};
 
 use crate::Plan;
 use crate::ingest::{Ingest, ROOMS};
 use crate::numbers::{milliseconds, percentile, rounded, scattered, table};
 use crate::people::{DESK, Directs, Newest, WAITING, room, talks, user};
+use protocol::endpoints::{DM_HISTORY, DM_INBOX, UNREAD};
+use protocol::header;
+use protocol::message::Message;
+use protocol::receipt::Unread;
+use protocol::sync::SyncPage;
+use testing::{Process, World};
 
 const ECHO: &str = "measure.echo";
 const FUNCTIONS: [&str; 3] = ["sync-messages", "track-receipts", "get-history"];

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
-use testing::{Process, World, eventually};
 
 use crate::Plan;
 use crate::feed::{DIRECT_EVERY, Feed, RATE};
 use crate::ingest::{Ingest, ROOMS, USERS};
 use crate::numbers::{median, per_second, rounded, table};
+use testing::{Process, World, eventually};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// PostgreSQL tells of whoever waited this long for a lock, and how long in the end.

@@ -8,10 +8,12 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use tokio::time::interval;
-use wire::{Room, User, direct_subject, header};
 
 use crate::ingest::{ROOMS, text, user};
 use crate::numbers::scattered;
+use protocol::header;
+use protocol::name::{Room, User};
+use protocol::subject::direct_subject;
 
 /// Messages a second, at the fixed rate.
 pub const RATE: u64 = 5_000;
@@ -105,7 +107,7 @@ fn message(n: u64) -> (String, String) {
     } else {
         Room::parse(&format!("room-{}", scattered(n) % ROOMS))
             .expect("a name")
-            .log_subject()
+            .stream_subject()
     };
     (subject, json!({"user": from, "text": text(n)}).to_string())
 }

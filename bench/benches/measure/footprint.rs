@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use testing::{Process, World};
-
 use crate::Plan;
 use crate::numbers::{median, table};
+use testing::{Process, World};
 
 const FUNCTIONS: [&str; 3] = ["stream-bootstrap", "persist-message", "get-history"];
 /// Connections are made and the first pull waits.

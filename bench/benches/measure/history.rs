@@ -8,15 +8,15 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::json;
-use testing::{Process, World};
-use wire::{HISTORY, header};
 
-use crate::Plan;
 use crate::footprint::resident_mib;
 use crate::ingest::Ingest;
 use crate::numbers::{median, milliseconds, per_second, percentile, rounded, scattered, table};
-use crate::pages;
 use crate::shape::{self, MANY_ROOMS};
+use crate::{Plan, pages};
+use protocol::endpoints::HISTORY;
+use protocol::header;
+use testing::{Process, World};
 
 const ROOM: &str = "room-1";
 const ECHO: &str = "measure.echo";

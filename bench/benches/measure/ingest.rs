@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{Process, SOON, World, eventually};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use wire::{User, direct_subject, jetstream};
 
-use crate::Plan;
 use crate::footprint::resident_mib;
 use crate::naive::{self, Store};
 use crate::numbers::{median, per_second, rounded, scattered, table};
-use crate::shape;
+use crate::{Plan, shape};
+use protocol::js_api;
+use protocol::name::User;
+use protocol::subject::direct_subject;
+use testing::{Process, SOON, World, eventually};
 
 /// Asking costs the server something too; 20 ms of some seconds are not missed.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -216,14 +217,14 @@ impl<'a> Ingest<'a> {
     }
 
     pub async fn floor(&self) -> u64 {
-        self.ask(jetstream::CONSUMER_INFO).await["ack_floor"]["stream_seq"]
+        self.ask(js_api::CONSUMER_INFO).await["ack_floor"]["stream_seq"]
             .as_u64()
             .expect("an ack floor")
     }
 
     /// Messages of the log that are not acknowledged as stored.
     pub async fn waiting(&self) -> u64 {
-        let info = self.ask(jetstream::CONSUMER_INFO).await;
+        let info = self.ask(js_api::CONSUMER_INFO).await;
         ["num_pending", "num_ack_pending"]
             .iter()
             .filter_map(|field| info[field].as_u64())
@@ -231,7 +232,7 @@ impl<'a> Ingest<'a> {
     }
 
     pub async fn last(&self) -> u64 {
-        self.ask(jetstream::STREAM_INFO).await["state"]["last_seq"]
+        self.ask(js_api::STREAM_INFO).await["state"]["last_seq"]
             .as_u64()
             .expect("a last sequence")
     }

@@ -9,8 +9,11 @@ use futures::StreamExt;
 use serde_json::json;
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{Connection, PgConnection};
+
+use base::seq::Seq;
+use protocol::message::{Incoming, Limits};
+use protocol::{header, js_api};
 use testing::World;
-use wire::{Incoming, Limits, Seq, header, jetstream};
 
 const PULL: usize = 500;
 
@@ -71,7 +74,7 @@ pub async fn run(world: &World, store: Store, connections: usize, messages: usiz
     for consumer in &consumers {
         let _ = consumer
             .client
-            .request(jetstream::CONSUMER_INFO, "".into())
+            .request(js_api::CONSUMER_INFO, "".into())
             .await;
     }
     took
@@ -108,7 +111,7 @@ impl Consumer {
         let inbox = format!("{}.{}", self.inbox, self.pulls);
         let request = json!({"batch": PULL, "no_wait": true}).to_string();
         self.client
-            .publish_with_reply(jetstream::CONSUMER_NEXT, inbox.clone(), request.into())
+            .publish_with_reply(js_api::CONSUMER_NEXT, inbox.clone(), request.into())
             .await
             .expect("a client that is not closed");
         let mut pulled = Vec::with_capacity(PULL);

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use runtime::SESSION;
-use testing::World;
 use tokio::process::Command;
 
 use crate::Plan;
 use crate::numbers::{median, rounded, table};
 use crate::shape::MANY_ROOMS;
+use postgres::database::SESSION;
+use testing::World;
 
 /// The very text get-history runs.
 const PAGE: &str = include_str!("../../../functions/get-history/src/older.sql");

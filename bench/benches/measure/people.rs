@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 
 use sqlx::PgPool;
-use wire::Message;
 
 use crate::ingest::text;
 use crate::numbers::scattered;
+use protocol::message::Message;
 
 /// Everybody but [`DESK`].
 pub const USERS: u64 = 10_000;

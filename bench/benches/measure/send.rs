@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, HeaderMap};
 use futures::StreamExt;
 use serde_json::json;
-use testing::{Process, World};
-use wire::{SEND, STREAM, header};
 
 use crate::Plan;
 use crate::ingest::Ingest;
 use crate::numbers::{median, milliseconds, per_second, percentile, rounded, table};
+use protocol::endpoints::SEND;
+use protocol::header;
+use protocol::subject::STREAM;
+use testing::{Process, World};
 
 const ROOM: &str = "flush";
 const SIDE_BY_SIDE: [usize; 4] = [1, 8, 64, 256];

@@ -4,11 +4,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use testing::{Process, World};
-
 use crate::Plan;
 use crate::ingest::{Ingest, ROOMS};
 use crate::numbers::{median, rounded, table};
+use testing::{Process, World};
 
 pub const MANY_ROOMS: u64 = 1_000;
 /// What storing a thousand rooms may take, of what storing eight takes.

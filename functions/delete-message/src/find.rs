@@ -1,10 +1,18 @@
 //! Which message is meant: from the index, and what the index does not have yet, from the log.
 
-use runtime::{Ctx, Error, Limit, LogMessage, Result, changes};
-use wire::{Change, Code, Conversation, DeleteRequest, Deletion, Incoming, Seq, Which, derived_id};
-
+use crate::Shared;
 use crate::found::{Found, State};
 use crate::index::{self, Rows};
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::stream::{Limit, StreamMessage};
+use protocol::change::{Change, Deletion};
+use protocol::conversation::Conversation;
+use protocol::delete::{DeleteRequest, Which};
+use protocol::message::{Incoming, derived_id};
+use service::ctx::Ctx;
+use timeline::message::id_of;
+use timeline::tail::changes;
 
 /// Messages looked at together in the log.
 const CHUNK: usize = 1_000;
@@ -13,7 +21,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 const DELETIONS: usize = 10_000;
 const DELETIONS_BYTES: usize = 8 << 20;
 
-fn limit<S>(ctx: &Ctx<S>, messages: usize, bytes: usize) -> Limit {
+fn limit(ctx: &Ctx<Shared>, messages: usize, bytes: usize) -> Limit {
     Limit::within(messages, bytes, ctx.settings().request_deadline())
 }
 
@@ -21,10 +29,10 @@ fn limit<S>(ctx: &Ctx<S>, messages: usize, bytes: usize) -> Limit {
 ///
 /// # Errors
 /// 404, 409 when a moderator's id is not enough, 503 when it cannot be told.
-pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Result<Found> {
+pub async fn find(ctx: &Ctx<Shared>, ask: &DeleteRequest, moderates: bool) -> Result<Found> {
     // The floor first: what it says is stored, the index has when it is read.
-    let floor = ctx.log().floor().await?;
-    let indexed = index::find(ctx.database(), ask, moderates).await?;
+    let floor = ctx.chat.stream().floor().await?;
+    let indexed = index::find(ctx.chat.database(), ask, moderates).await?;
     let from_index = match &indexed {
         Some(Rows::Several) => {
             return Err(Error::new(
@@ -41,7 +49,7 @@ pub async fn find<S>(ctx: &Ctx<S>, ask: &DeleteRequest, moderates: bool) -> Resu
     };
     // What the log has above the floor may be a deletion, also of a message that nobody stored and that is erased.
     let deletions = changes(
-        ctx.log(),
+        ctx.chat.stream(),
         &ask.conversation.change_subject(),
         floor.next(),
         limit(ctx, DELETIONS, DELETIONS_BYTES),
@@ -87,8 +95,8 @@ fn erased(ask: &DeleteRequest, deletions: &[Change]) -> Option<Found> {
 }
 
 /// Looks for the message where the index may not reach yet: above `floor`, or, while the database is away, anywhere.
-async fn in_log<S>(
-    ctx: &Ctx<S>,
+async fn in_log(
+    ctx: &Ctx<Shared>,
     ask: &DeleteRequest,
     moderates: bool,
     floor: Option<Seq>,
@@ -106,7 +114,7 @@ async fn in_log<S>(
         && (matches!(ask.which, Which::Seq(_)) || found.derived)
     {
         // Its id may stand under another sequence already; then that one is shown, and is meant.
-        return match index::first_of(ctx.database(), &found).await? {
+        return match index::first_of(ctx.chat.database(), &found).await? {
             Some(first) if first.message.room == found.message.room => Ok(Some(first)),
             // Up to the floor the index has whatever can be read; a dead letter cannot be deleted here.
             Some(_) => Ok(None),
@@ -122,8 +130,8 @@ async fn in_log<S>(
 }
 
 /// The message at `seq`, if it is one of the conversation's.
-async fn at<S>(ctx: &Ctx<S>, conversation: &Conversation, seq: Seq) -> Result<Option<Found>> {
-    let found = ctx.log().at(seq).await?;
+async fn at(ctx: &Ctx<Shared>, conversation: &Conversation, seq: Seq) -> Result<Option<Found>> {
+    let found = ctx.chat.stream().at(seq).await?;
     let message = found
         .filter(|raw| !raw.malformed)
         .and_then(|raw| read(ctx, &raw.message));
@@ -131,8 +139,8 @@ async fn at<S>(ctx: &Ctx<S>, conversation: &Conversation, seq: Seq) -> Result<Op
 }
 
 /// The first message with `id`, the asker's own before anybody else's.
-async fn by_id<S>(
-    ctx: &Ctx<S>,
+async fn by_id(
+    ctx: &Ctx<Shared>,
     ask: &DeleteRequest,
     id: &str,
     moderates: bool,
@@ -140,10 +148,10 @@ async fn by_id<S>(
 ) -> Result<Option<Found>> {
     let mut others: Option<Found> = None;
     let limit = limit(ctx, CHUNK, CHUNK_BYTES);
-    for subject in ask.conversation.log_subjects() {
+    for subject in ask.conversation.stream_subjects() {
         let mut next = floor.unwrap_or(Seq::ZERO).next();
         loop {
-            let window = ctx.log().first(&subject, next, limit).await?;
+            let window = ctx.chat.stream().first(&subject, next, limit).await?;
             for found in window
                 .messages
                 .iter()
@@ -177,11 +185,11 @@ async fn by_id<S>(
     Ok(others)
 }
 
-fn read<S>(ctx: &Ctx<S>, message: &LogMessage) -> Option<Found> {
-    let limits = ctx.settings().limits();
+fn read(ctx: &Ctx<Shared>, message: &StreamMessage) -> Option<Found> {
+    let limits = ctx.chat.limits();
     let read = Incoming::parse(
         &message.subject,
-        message.message_id(),
+        id_of(message),
         &message.payload,
         message.seq,
         message.received_ms,

@@ -1,6 +1,7 @@
 //! A message that is to be deleted.
 
-use wire::{Message, Mode};
+use protocol::change::Mode;
+use protocol::message::Message;
 
 /// How far a message is deleted already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

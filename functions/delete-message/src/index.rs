@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use runtime::{Database, DatabaseError};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
-use wire::{DeleteRequest, Message, Seq, Which};
 
 use crate::found::{Found, State};
+use base::seq::Seq;
+use postgres::database::Database;
+use postgres::error::DatabaseError;
+use protocol::delete::{DeleteRequest, Which};
+use protocol::message::Message;
 
 /// A key is looked up in a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);

@@ -1,9 +1,14 @@
 //! Answers `chat.delete.{u}.{room}` and `dm.delete.{u}.{peer}`: finds the message, checks who asks, appends the deletion to the log,
 //! and answers when the log has it. `persist-message` does the rest, whenever it can.
 
+use protocol::subject::STREAM;
+use timeline::chat::Chat;
+use timeline::message::id_of;
+
 mod find;
 mod found;
 mod index;
+
 #[cfg(test)]
 mod tests;
 
@@ -11,16 +16,25 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 
 use async_nats::HeaderMap;
+use base::error::Code;
+use base::error::{Error, Fatal, Result};
+use base::span::Failing;
 use found::{Found, State};
-use runtime::{
-    Ctx, Error, Failing, Fatal, Function, Reply, Request, Result, append, inject_trace, this,
-};
+use jetstream::append::append;
+use nats::trace::inject_trace;
+use protocol::change::{ChangeType, Deletion, Mode};
+use protocol::conversation::{Conversation, Direct};
+use protocol::delete::{DeleteRequest, Deleted, DeletedStatus};
+use protocol::endpoints::{DELETE, DM_DELETE};
+use protocol::header;
+use protocol::message::{Incoming, Limits};
+use protocol::name::User;
 use serde::Deserialize;
+use service::ctx::Ctx;
+use service::function::Function;
+use service::request::{Reply, Request};
+use service::this;
 use tracing::Instrument;
-use wire::{
-    ChangeType, Code, Conversation, DELETE, DM_DELETE, DeleteRequest, Deleted, DeletedStatus,
-    Deletion, Direct, Incoming, Limits, Mode, User, header,
-};
 
 /// What this function reads beyond what every function reads.
 #[derive(Debug, Deserialize)]
@@ -32,6 +46,7 @@ struct Settings {
 
 /// What requests share.
 struct Shared {
+    chat: Chat,
     moderators: HashSet<String>,
 }
 
@@ -44,7 +59,7 @@ fn function() -> Function<Shared> {
         let settings: Settings = ctx.vars().read()?;
         let names = settings.delete_moderators.split(',').map(str::trim).filter(|name| !name.is_empty());
         let moderators = names.map(moderator).collect::<Result<HashSet<String>, Fatal>>()?;
-        Ok(Shared { moderators })
+        Ok(Shared { chat: Chat::open(&ctx)?, moderators })
     })
     .settings(
         "
@@ -120,7 +135,7 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
     let subject = ask.conversation.change_subject();
     let span = tracing::info_span!(
         "send",
-        otel.name = format!("send {}", wire::subject_template(&subject)),
+        otel.name = format!("send {}", protocol::subject::subject_template(&subject)),
         otel.kind = "producer",
         otel.status_code = tracing::field::Empty,
         error.r#type = tracing::field::Empty,
@@ -128,7 +143,7 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
         messaging.operation.name = "send",
         messaging.operation.r#type = "send",
         messaging.destination.name = subject,
-        messaging.destination.template = wire::subject_template(&subject),
+        messaging.destination.template = protocol::subject::subject_template(&subject),
     );
     let mut headers = HeaderMap::new();
     // Asked again, it is appended once. send-message's ids begin with a user and a colon, so nobody can take this one.
@@ -146,7 +161,7 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
     let payload = serde_json::to_vec(&deletion).map_err(Error::internal)?;
     let limit = ctx.settings().request_deadline() / 2;
     let failing = Failing::new(&span);
-    let appended = append(ctx.nats(), &subject, headers, payload.into(), limit)
+    let appended = append(ctx.nats(), STREAM, &subject, headers, payload.into(), limit)
         .instrument(span)
         .await;
     match &appended {
@@ -161,13 +176,13 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
 /// the same for the deletion it finds there.
 async fn erase(ctx: &Ctx<Shared>, found: &Found) -> Result<()> {
     // Whatever the limits are today: a text that was once too long is a text.
-    let is = |stored: &runtime::LogMessage| {
+    let is = |stored: &jetstream::stream::StreamMessage| {
         let limits = Limits {
             text_bytes: stored.payload.len(),
         };
         let read = Incoming::parse(
             &stored.subject,
-            stored.message_id(),
+            id_of(stored),
             &stored.payload,
             stored.seq,
             stored.received_ms,
@@ -179,7 +194,7 @@ async fn erase(ctx: &Ctx<Shared>, found: &Found) -> Result<()> {
                 && read.id.is_none() == found.derived
         })
     };
-    ctx.log().erase(found.message.seq, is).await.map(|_| ()).map_err(|error| {
+    ctx.chat.stream().erase(found.message.seq, is).await.map(|_| ()).map_err(|error| {
         let reason = "the message is deleted, and its text will leave the log as soon as the log answers; ask again to be told";
         Error::new(Code::Unavailable, reason).with_detail(error)
     })

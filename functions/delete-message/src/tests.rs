@@ -4,12 +4,14 @@ use std::collections::HashMap;
 
 use async_nats::Client;
 use futures::StreamExt;
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{SOON, World, eventually};
-use wire::{DELETE, DM_DELETE, DM_HISTORY, HISTORY, header, jetstream};
 
 use crate::function;
+use protocol::endpoints::{DELETE, DM_DELETE, DM_HISTORY, HISTORY};
+use protocol::{header, js_api};
+use service::config::Vars;
+use service::function::Running;
+use testing::{SOON, World, eventually};
 
 async fn start(world: &World) -> Running {
     let mut vars: HashMap<String, String> = world.vars("delete-message");
@@ -71,7 +73,7 @@ async fn page(client: &Client, subject: String) -> (Vec<(u64, String, bool)>, St
         .expect("a page")
         .as_str()
         .to_owned();
-    let messages: Vec<wire::Message> = serde_json::from_slice(&reply.payload).unwrap();
+    let messages: Vec<protocol::message::Message> = serde_json::from_slice(&reply.payload).unwrap();
     (
         messages
             .into_iter()
@@ -95,7 +97,7 @@ async fn comes_from(client: &Client, source: &str) {
 async fn in_log(client: &Client, seq: u64) -> bool {
     let reply = client
         .request(
-            jetstream::MESSAGE_GET,
+            js_api::MESSAGE_GET,
             json!({ "seq": seq }).to_string().into(),
         )
         .await
@@ -394,7 +396,7 @@ async fn hard_leaves_no_text_anywhere() {
         Ok(early)
     );
     let info = bootstrap
-        .request(jetstream::STREAM_INFO, "".into())
+        .request(js_api::STREAM_INFO, "".into())
         .await
         .unwrap();
     let info: Value = serde_json::from_slice(&info.payload).unwrap();
@@ -452,7 +454,7 @@ async fn while_the_database_is_away_the_log_knows() {
     let administrator = world.client("administrator").await;
     let purge = administrator
         .request(
-            jetstream::STREAM_PURGE,
+            js_api::STREAM_PURGE,
             json!({ "seq": kept }).to_string().into(),
         )
         .await
@@ -491,7 +493,7 @@ async fn a_dead_letter_is_no_message() {
     let operator = world.client("operator").await;
     eventually("it is set aside", SOON, async || {
         let info = operator
-            .request(jetstream::CONSUMER_INFO, "".into())
+            .request(js_api::CONSUMER_INFO, "".into())
             .await
             .ok()?;
         let info: Value = serde_json::from_slice(&info.payload).ok()?;
@@ -512,7 +514,7 @@ async fn a_dead_letter_is_no_message() {
     let last = world
         .client("stream-bootstrap")
         .await
-        .request(jetstream::STREAM_INFO, "".into())
+        .request(js_api::STREAM_INFO, "".into())
         .await
         .unwrap();
     let last: Value = serde_json::from_slice(&last.payload).unwrap();
@@ -532,13 +534,13 @@ async fn a_full_log_is_an_error_and_nothing_else() {
     let seq = say(&client, "chat.general", "ann", "one", None).await;
     let limit = async |bytes: i64| {
         let info = administrator
-            .request(jetstream::STREAM_INFO, "".into())
+            .request(js_api::STREAM_INFO, "".into())
             .await
             .unwrap();
         let mut config = serde_json::from_slice::<Value>(&info.payload).unwrap()["config"].clone();
         config["max_bytes"] = bytes.into();
         let updated = administrator
-            .request(jetstream::STREAM_UPDATE, config.to_string().into())
+            .request(js_api::STREAM_UPDATE, config.to_string().into())
             .await
             .unwrap();
         assert!(serde_json::from_slice::<Value>(&updated.payload).unwrap()["error"].is_null());

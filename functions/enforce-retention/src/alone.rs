@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use runtime::{Ctx, DatabaseError, Error, Result};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
+
+use crate::Own;
+use base::error::{Error, Result};
+use postgres::error::DatabaseError;
+use service::ctx::Ctx;
 
 /// Less than idle_in_transaction_session_timeout (20 s): we notice before PostgreSQL lets another copy in.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -13,13 +17,14 @@ const LIMIT: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// The work's, or the database does not answer. Nothing of it is committed then.
-pub async fn alone<S, T>(
-    ctx: &Ctx<S>,
+pub async fn alone<T>(
+    ctx: &Ctx<Own>,
     lock: i64,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
 ) -> Result<Option<T>> {
     let mut outcome = Ok(None);
     let ended = ctx
+        .chat
         .database()
         .run_once(LIMIT, async |connection: &mut PgConnection| {
             let mut transaction = connection.begin().await?;

@@ -3,12 +3,19 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use runtime::{ApiError, Ctx, Error, LogError, Result};
 use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use wire::{Budget, Seq, jetstream};
+
+use crate::Own;
+use base::error::{Error, Result};
+use base::seq::Seq;
+use jetstream::stream::StreamError;
+use nats::connection::ApiError;
+use protocol::js_api;
+use protocol::retention::Budget;
+use service::ctx::Ctx;
 
 /// Of the budget, in percent: when more is used, what is stored leaves the log although it would be kept.
 const PRESSED: u64 = 90;
@@ -81,23 +88,23 @@ impl Look {
     ///
     /// # Errors
     /// The log does not answer.
-    pub async fn now<S>(ctx: &Ctx<S>) -> Result<Look> {
+    pub async fn now(ctx: &Ctx<Own>) -> Result<Look> {
         // The floor first: it only grows, so whatever the log holds by then, everything up to it is stored.
         let consumer = match ctx
             .nats()
-            .api::<ConsumerInfo>(jetstream::CONSUMER_INFO, &json!({}))
+            .api::<ConsumerInfo>(js_api::CONSUMER_INFO, &json!({}))
             .await
         {
             Ok(info) => Some(info),
             Err(error) if error.is(ApiError::NO_CONSUMER) => None,
-            Err(error) => return Err(LogError::from(error).into()),
+            Err(error) => return Err(StreamError::from(error).into()),
         };
         let at = Instant::now();
         let info: StreamInfo = ctx
             .nats()
-            .api(jetstream::STREAM_INFO, &json!({}))
+            .api(js_api::STREAM_INFO, &json!({}))
             .await
-            .map_err(LogError::from)?;
+            .map_err(StreamError::from)?;
         let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
         let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
         let State {

@@ -4,13 +4,13 @@
 //! `believed_now()` holds every reader to it, and nothing is swept while the two clocks are further apart than is tolerated.
 //! When both run on one host and it jumps, nobody can tell that from a host that was asleep.
 
-use runtime::{Ctx, Error, Result};
 use sqlx::postgres::PgConnection;
-use wire::Code;
 
 use crate::Own;
 use crate::alone::refused;
 use crate::budget::Look;
+use base::error::{Code, Error, Result};
+use service::ctx::Ctx;
 
 /// Written once a minute at most: it need not be exact.
 const NOTE: &str = "
@@ -79,6 +79,7 @@ pub async fn note(ctx: &Ctx<Own>) -> Result<Ahead> {
     let hours = i32::try_from(hours).unwrap_or(i32::MAX);
     let nats_ms = look.now_ms;
     let looked = ctx
+        .chat
         .database()
         .run(ctx.settings().request_deadline(), async |connection| {
             sqlx::query(NOTE)

@@ -5,15 +5,21 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use futures::future::try_join_all;
-use runtime::{Ctx, Error, Limit, LogError, LogMessage, Result, append};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
-use wire::{
-    CHANGES, Change, ChangeType, Deletion, EraseRequest, Erased, Incoming, Limits, Mode, Seq,
-    change_subject, header,
-};
 
 use crate::{Own, letters};
+use base::error::{Error, Result};
+use base::seq::Seq;
+use jetstream::append::append;
+use jetstream::stream::{Limit, StreamError, StreamMessage};
+use protocol::change::{Change, ChangeType, Deletion, Mode, change_subject};
+use protocol::header;
+use protocol::message::{Incoming, Limits};
+use protocol::retention::{EraseRequest, Erased};
+use protocol::subject::{CHANGES, STREAM};
+use service::ctx::Ctx;
+use timeline::message::id_of;
 
 /// Rows read together.
 const ROWS: usize = 1_000;
@@ -75,10 +81,11 @@ async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>
     let (mut targets, mut next) = (HashSet::new(), floor.next());
     while targets.len() < MOST_UNDERWAY {
         let window = ctx
-            .log()
+            .chat
+            .stream()
             .first(CHANGES, next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
             .await?;
-        let parse = |message: &LogMessage| {
+        let parse = |message: &StreamMessage| {
             Change::parse(
                 &message.subject,
                 &message.payload,
@@ -102,7 +109,7 @@ async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>
             Some(_) | None => return Ok(targets),
         }
     }
-    Err(LogError::TooMuch("deletions that are not stored yet").into())
+    Err(StreamError::TooMuch("deletions that are not stored yet").into())
 }
 
 /// Does as much as there is time for.
@@ -112,7 +119,7 @@ async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>
 pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Result<Erased> {
     let begun = Instant::now();
     // First: whatever is stored or set aside up to here is found in the database, the rest in the log.
-    let floor = ctx.log().floor_now().await?;
+    let floor = ctx.chat.stream().floor_now().await?;
     let underway = underway(ctx, &asked.user, floor).await?;
     let report = Erased {
         deletions: 0,
@@ -161,6 +168,7 @@ impl Part<'_> {
         let user = &self.asked.user;
         let (deletions, waiting): (i64, i64) = self
             .ctx
+            .chat
             .database()
             .run(self.limit(), async |connection: &mut PgConnection| {
                 sqlx::query_as(COUNT)
@@ -184,6 +192,7 @@ impl Part<'_> {
         let user = &self.asked.user;
         let found: Vec<i64> = self
             .ctx
+            .chat
             .database()
             .run(self.limit(), async |connection: &mut PgConnection| {
                 sqlx::query_scalar(INDEXED)
@@ -204,20 +213,20 @@ impl Part<'_> {
         let (mut id, mut derived) = (String::new(), false);
         while self.has_time() {
             let user = &self.asked.user;
-            let rows =
-                self.ctx
-                    .database()
-                    .run(self.limit(), async |connection: &mut PgConnection| {
-                        let rows = sqlx::query(THEIRS)
-                            .bind(user)
-                            .bind(&id)
-                            .bind(derived)
-                            .fetch_all(connection)
-                            .await?;
-                        rows.iter()
-                            .map(|row| theirs(user, row))
-                            .collect::<Result<Vec<Theirs>, sqlx::Error>>()
-                    });
+            let rows = self.ctx.chat.database().run(
+                self.limit(),
+                async |connection: &mut PgConnection| {
+                    let rows = sqlx::query(THEIRS)
+                        .bind(user)
+                        .bind(&id)
+                        .bind(derived)
+                        .fetch_all(connection)
+                        .await?;
+                    rows.iter()
+                        .map(|row| theirs(user, row))
+                        .collect::<Result<Vec<Theirs>, sqlx::Error>>()
+                },
+            );
             let rows = rows.await?;
             let (complete, last) = (
                 rows.len() < ROWS,
@@ -237,12 +246,13 @@ impl Part<'_> {
 
     /// What the log holds, stored or not: what has expired is in the log for a while, and copies are. Whether that was all.
     async fn log(&mut self, floor: Seq) -> Result<bool> {
-        let (first, last) = self.ctx.log().range().await?;
+        let (first, last) = self.ctx.chat.stream().range().await?;
         let mut next = self.asked.after.next().max(first);
         while next <= last {
             let found = self
                 .ctx
-                .log()
+                .chat
+                .stream()
                 .every(next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
                 .await?;
             let Some((end, _)) = found.last() else { break };
@@ -252,7 +262,7 @@ impl Part<'_> {
                 .iter()
                 .filter(|(message, _)| !Change::is_on(&message.subject))
             {
-                match read(message, *malformed, self.ctx.settings().limits()) {
+                match read(message, *malformed, self.ctx.chat.limits()) {
                     Some(incoming) if incoming.user == self.asked.user => {
                         messages.push(of_log(incoming, message.received_ms))
                     }
@@ -287,15 +297,15 @@ impl Part<'_> {
     }
 
     /// What will not be stored has no place in the order to keep. Before it is a dead letter it must not go: it would be neither.
-    async fn unfit(&mut self, message: &LogMessage, floor: Seq) -> Result<()> {
+    async fn unfit(&mut self, message: &StreamMessage, floor: Seq) -> Result<()> {
         if message.seq > floor {
             self.report.waiting += 1;
             return Ok(());
         }
-        let is = |found: &LogMessage| {
+        let is = |found: &StreamMessage| {
             found.received_ms == message.received_ms && found.payload == message.payload
         };
-        if self.asked.dry_run || self.ctx.log().erase(message.seq, is).await? {
+        if self.asked.dry_run || self.ctx.chat.stream().erase(message.seq, is).await? {
             self.report.unfit += 1;
         }
         Ok(())
@@ -368,10 +378,10 @@ impl Part<'_> {
 }
 
 /// A message as `persist-message` reads it: what it sets aside gets no tombstone.
-fn read(message: &LogMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
+fn read(message: &StreamMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
     let read = Incoming::parse(
         &message.subject,
-        message.message_id(),
+        id_of(message),
         &message.payload,
         message.seq,
         message.received_ms,
@@ -434,6 +444,7 @@ async fn append_deletion(ctx: &Ctx<Own>, message: &Theirs) -> Result<()> {
     let limit = ctx.settings().request_deadline() / 2;
     append(
         ctx.nats(),
+        STREAM,
         &change_subject(&message.room),
         headers,
         payload.into(),

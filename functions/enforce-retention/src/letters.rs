@@ -1,12 +1,14 @@
 //! What cannot be stored, and whose it is.
 
-use runtime::{Ctx, DatabaseError};
+use std::time::Duration;
+
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
-use std::time::Duration;
-use wire::LogSubject;
 
 use crate::Own;
+use postgres::error::DatabaseError;
+use protocol::subject::StreamSubject;
+use service::ctx::Ctx;
 
 /// Letters looked at together, 64 KiB of text each and often more.
 const CHUNK: usize = 200;
@@ -19,7 +21,7 @@ const EMPTY: &str = "
 
 /// Whether this was written by `user`, as far as it can be told: what is no JSON names nobody.
 pub fn is_by(user: &str, subject: &str, payload: &[u8]) -> bool {
-    if let Ok(LogSubject::Direct { from, .. }) = LogSubject::parse(subject) {
+    if let Ok(StreamSubject::Direct { from, .. }) = StreamSubject::parse(subject) {
         return from == user;
     }
     let body: Value = serde_json::from_slice(payload).unwrap_or_default();
@@ -37,7 +39,8 @@ pub async fn empty(
     dry_run: bool,
     limit: Duration,
 ) -> Result<(u64, Option<i64>), DatabaseError> {
-    ctx.database()
+    ctx.chat
+        .database()
         .run(limit, async |connection: &mut PgConnection| {
             let letters: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(LETTERS)
                 .bind(after)

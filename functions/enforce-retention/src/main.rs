@@ -1,6 +1,8 @@
 //! Keeps messages no longer than they are to be kept: trims the log from its beginning behind what is stored, sweeps what has
 //! expired from the index, and erases what a user wrote when an operator asks for it.
 
+use timeline::chat::Chat;
+
 mod alone;
 mod budget;
 mod clock;
@@ -9,6 +11,7 @@ mod letters;
 mod moves;
 mod sweep;
 mod swept;
+
 #[cfg(test)]
 mod tests;
 mod trim;
@@ -16,15 +19,20 @@ mod trim;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use base::error::{Error, Fatal, Result};
 use budget::{Look, Rate};
-use runtime::{Ctx, Error, Fatal, Function, Meter, Reply, Request, Result, this};
+use protocol::bootstrap::NoRequest;
+use protocol::endpoints::{RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS};
+use protocol::retention::{Budget, EraseRequest, Erased, Retained, RetentionRequest};
+use protocol::subject::STREAM;
 use serde::Deserialize;
+use service::ctx::Ctx;
+use service::function::Function;
+use service::meter::Meter;
+use service::request::{Reply, Request};
+use service::this;
 use sweep::{Step, Sweep};
 use tokio::sync::{Mutex, Notify};
-use wire::{
-    Budget, EraseRequest, Erased, NoRequest, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS,
-    Retained, RetentionRequest, STREAM,
-};
 
 /// The log is looked at this often, whatever the interval: it may fill up in a minute.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -68,6 +76,7 @@ const MAX_TOLERANCE_HOURS: u32 = 8_760;
 
 /// What requests and work share.
 struct Own {
+    chat: Chat,
     settings: Settings,
     rate: Mutex<Rate>,
     /// Somebody wants to have it swept now.
@@ -93,7 +102,7 @@ fn function() -> Function<Own> {
         if !(1..=MAX_TOLERANCE_HOURS).contains(&settings.clock_tolerance_hours) {
             return Err(Fatal::new(format!("configuration: CLOCK_TOLERANCE_HOURS must be from 1 to {MAX_TOLERANCE_HOURS}")));
         }
-        Ok(Own { settings, rate: Mutex::default(), sweep_now: Notify::new() })
+        Ok(Own { chat: Chat::open(&ctx)?, settings, rate: Mutex::default(), sweep_now: Notify::new() })
     })
     .settings(
         "

@@ -4,10 +4,10 @@
 //! before what its conversations keep began, so that all of it has expired, stored or not; and nothing at or below it is stored.
 //! What lies above it has a later move. The marks themselves stay.
 
-use runtime::Result;
 use sqlx::postgres::PgConnection;
 
 use crate::alone::refused;
+use base::error::Result;
 
 /// Moves deleted in one transaction; and looked at, of one mark.
 const STEP: i64 = 5_000;

@@ -5,15 +5,18 @@
 
 use std::time::{Duration, Instant};
 
-use runtime::{Ctx, Result};
 use sqlx::postgres::PgConnection;
-use wire::{DEFAULT_ROOMS, DIRECT_ROOMS, Incoming, Limits, Seq};
 
-use crate::Own;
 use crate::alone::{alone, refused};
-use crate::clock;
 use crate::moves::Moves;
 use crate::swept::Swept;
+use crate::{Own, clock};
+use base::error::Result;
+use base::seq::Seq;
+use protocol::message::{Incoming, Limits};
+use protocol::retention::{DEFAULT_ROOMS, DIRECT_ROOMS};
+use service::ctx::Ctx;
+use timeline::message::id_of;
 
 /// The advisory lock of the one copy that sweeps; any number nobody else uses: "sweep" in ASCII.
 const LOCK: i64 = 0x0073_7765_6570;
@@ -290,11 +293,12 @@ pub fn pause_after(took: Duration) -> Duration {
 /// # Errors
 /// The database does not answer.
 pub async fn note_default(ctx: &Ctx<Own>) -> Result<()> {
-    let days = i32::try_from(ctx.settings().expire_days)
+    let days = i32::try_from(ctx.chat.settings().expire_days)
         .ok()
         .filter(|days| *days > 0);
     let limit = ctx.settings().request_deadline();
-    ctx.database()
+    ctx.chat
+        .database()
         .run(limit, async |connection| {
             sqlx::query(NOTE_DEFAULT)
                 .bind(days)
@@ -357,13 +361,13 @@ async fn delete(
         .map_err(refused)?;
     // Before the commit: should the log be away, the copies are known still when it is back.
     for ((seq, sender), id) in seqs.into_iter().zip(senders).zip(ids) {
-        let is = |found: &runtime::LogMessage| {
+        let is = |found: &jetstream::stream::StreamMessage| {
             let limits = Limits {
                 text_bytes: found.payload.len(),
             };
             let read = Incoming::parse(
                 &found.subject,
-                found.message_id(),
+                id_of(found),
                 &found.payload,
                 found.seq,
                 found.received_ms,
@@ -371,7 +375,7 @@ async fn delete(
             );
             read.is_ok_and(|message| message.user == sender && message.id.as_ref() == Some(&id))
         };
-        ctx.log().erase(Seq::from_i64(seq), is).await?;
+        ctx.chat.stream().erase(Seq::from_i64(seq), is).await?;
     }
     Ok(Gone {
         count: count.unsigned_abs(),

@@ -12,16 +12,18 @@ mod trim;
 use std::collections::HashMap;
 
 use async_nats::Client;
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{SOON, World, eventually};
-use wire::{
-    Budget, Erased, HISTORY, Message, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, Retained,
-    SYNC, SyncPage, jetstream,
-};
 
 use crate::function;
+use protocol::endpoints::{HISTORY, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, SYNC};
+use protocol::js_api;
+use protocol::message::Message;
+use protocol::retention::{Budget, Erased, Retained};
+use protocol::sync::SyncPage;
+use service::config::Vars;
+use service::function::Running;
+use testing::{SOON, World, eventually};
 
 /// Neither trims nor sweeps by itself while a test runs, but for the first time.
 const SELDOM: (&str, &str) = ("RETENTION_INTERVAL_MS", "3600000");
@@ -91,7 +93,7 @@ async fn say(client: &Client, subject: &str, count: usize) {
 async fn range(world: &World) -> (u64, u64) {
     let info = ask(
         &world.client("operator").await,
-        jetstream::STREAM_INFO.to_owned(),
+        js_api::STREAM_INFO.to_owned(),
         json!({}),
     )
     .await;
@@ -105,7 +107,7 @@ async fn in_log(world: &World, seq: u64) -> bool {
     let reader = world.client("enforce-retention").await;
     ask(
         &reader,
-        jetstream::MESSAGE_GET.to_owned(),
+        js_api::MESSAGE_GET.to_owned(),
         json!({ "seq": seq }),
     )
     .await["error"]
@@ -116,7 +118,7 @@ async fn in_log(world: &World, seq: u64) -> bool {
 async fn settled(world: &World) {
     let operator = world.client("operator").await;
     eventually("everything is stored", SOON, async || {
-        let info = ask(&operator, jetstream::CONSUMER_INFO.to_owned(), json!({})).await;
+        let info = ask(&operator, js_api::CONSUMER_INFO.to_owned(), json!({})).await;
         (info["num_pending"] == 0 && info["num_ack_pending"] == 0).then_some(())
     })
     .await;

@@ -1,13 +1,16 @@
 //! Trimming the log from its beginning, behind what is stored.
 
-use runtime::{Ctx, LogError, Result};
 use serde::Deserialize;
 use serde_json::json;
-use wire::{Seq, jetstream};
 
 use crate::Own;
 use crate::alone::{alone, refused};
 use crate::budget::Look;
+use base::error::Result;
+use base::seq::Seq;
+use jetstream::stream::StreamError;
+use protocol::js_api;
+use service::ctx::Ctx;
 
 /// stream-bootstrap's advisory lock: while it lifts sequences or has the log delivered again, what counts as stored may go
 /// back, so nothing is trimmed then.
@@ -70,7 +73,7 @@ async fn begin(ctx: &Ctx<Own>, look: &Look, stored: Seq) -> Result<Seq> {
 async fn received_since(ctx: &Ctx<Own>, first: Seq, end: Seq, since_ms: i64) -> Result<Seq> {
     let (mut low, mut high, mut look_at) = (first, end, first);
     while low < high {
-        match ctx.log().next(EVERYTHING, look_at).await? {
+        match ctx.chat.stream().next(EVERYTHING, look_at).await? {
             Some(raw) if raw.message.seq < high && raw.message.received_ms < since_ms => {
                 low = raw.message.seq.next()
             }
@@ -89,8 +92,8 @@ async fn purge(ctx: &Ctx<Own>, begin: Seq) -> Result<u64> {
     }
     let purged: Purged = ctx
         .nats()
-        .api(jetstream::STREAM_PURGE, &json!({ "seq": begin }))
+        .api(js_api::STREAM_PURGE, &json!({ "seq": begin }))
         .await
-        .map_err(LogError::from)?;
+        .map_err(StreamError::from)?;
     Ok(purged.purged)
 }

@@ -1,7 +1,10 @@
 //! A page as bytes, no larger than the server takes.
 
-use runtime::{Error, Reply, Result};
-use wire::{Code, Cursor, Message, Page, header};
+use base::error::{Code, Error, Result};
+use protocol::header;
+use protocol::history::{Cursor, Page};
+use protocol::message::Message;
+use service::request::Reply;
 
 /// What the reply's headers and the protocol may take of `max_payload`.
 const HEADER_ROOM: usize = 2 * 1024;

@@ -3,11 +3,17 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use runtime::{Database, DatabaseError, Rows, Side, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
-use wire::{Marks, Message, Seq, Status};
+
+use base::seq::Seq;
+use postgres::database::Database;
+use postgres::error::DatabaseError;
+use postgres::span::query_span;
+use protocol::message::{Message, Status};
+use protocol::receipt::Marks;
+use timeline::union::{Rows, Side};
 
 /// A page takes a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);

@@ -1,9 +1,12 @@
 //! Answers `chat.history.{room}` and `dm.history.{u}.{peer}`: one page of a conversation, oldest first; the union of the log
 //! and its index.
 
+use timeline::chat::Chat;
+
 mod encode;
 mod index;
 mod page;
+
 #[cfg(test)]
 mod tests;
 mod together;
@@ -11,14 +14,24 @@ mod together;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use base::error::Result;
+use base::seq::Seq;
 use index::Index;
-use runtime::{Ctx, Function, Reply, Request, Result, few_changes, own_changes, this};
+use protocol::change::Change;
+use protocol::conversation::{Conversation, Direct};
+use protocol::endpoints::{DM_HISTORY, HISTORY};
+use protocol::history::{HistoryRequest, Page};
+use service::ctx::Ctx;
+use service::function::Function;
+use service::request::{Reply, Request};
+use service::this;
+use timeline::tail::{few_changes, own_changes};
 use together::Together;
 use tokio::time::Instant;
-use wire::{Change, Conversation, DM_HISTORY, Direct, HISTORY, HistoryRequest, Page, Seq};
 
 /// What requests share.
 struct Shared {
+    chat: Chat,
     index: Index,
     pages: Together<HistoryRequest, Result<Reply<Page>>>,
     /// By floor: the changes above it, of all conversations, if they are few. Nearly always one read answers everybody that
@@ -31,9 +44,11 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<Shared> {
-    Function::with(this!(), async |ctx| {
+    Function::with(this!(), async |ctx: Ctx| {
+        let chat = Chat::open(&ctx)?;
         Ok(Shared {
-            index: Index::new(ctx.database().clone()),
+            index: Index::new(chat.database().clone()),
+            chat,
             pages: Together::default(),
             changes: Together::default(),
         })
@@ -84,7 +99,7 @@ async fn changes_above(
             let ctx = ctx.clone();
             let until = Instant::now() + ctx.settings().request_deadline();
             async move {
-                Ok(few_changes(ctx.log(), floor.next(), until)
+                Ok(few_changes(ctx.chat.stream(), floor.next(), until)
                     .await?
                     .map(Arc::from))
             }
@@ -96,10 +111,13 @@ async fn changes_above(
         .await??;
     match few {
         Some(few) => Ok(few),
-        None => Ok(
-            own_changes(ctx.log(), &[of.change_subject()], floor.next(), until)
-                .await?
-                .into(),
-        ),
+        None => Ok(own_changes(
+            ctx.chat.stream(),
+            &[of.change_subject()],
+            floor.next(),
+            until,
+        )
+        .await?
+        .into()),
     }
 }

@@ -1,18 +1,22 @@
 //! The union of stream and projection: one page.
 //!
-//! The order of the reads carries the promises; `runtime::Union` says why. The floor and the stream's
+//! The order of the reads carries the promises; `timeline::union::Union` says why. The floor and the stream's
 //! last sequence, the tail above the floor, the deletions above the floor, and last the projection up to
 //! the stream's last sequence.
 
 use std::collections::HashMap;
 
-use runtime::{
-    Ctx, Cutoffs, Error, Key, Limit, Part, Result, Rows, Side, Tails, Union, assemble, own_changes,
-};
-use wire::{Change, Code, Cursor, HistoryRequest, Marks, Page, Seq, Source};
-
 use crate::index::{Indexed, Wanted};
 use crate::{Shared, changes_above};
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::stream::Limit;
+use protocol::change::Change;
+use protocol::history::{Cursor, HistoryRequest, Page, Source};
+use protocol::receipt::Marks;
+use service::ctx::Ctx;
+use timeline::tail::{Tails, own_changes};
+use timeline::union::{Cutoffs, Key, Part, Rows, Side, Union, assemble};
 
 /// How often the projection is asked for more rows, when none of those it gave may be shown.
 const ATTEMPTS: u32 = 4;
@@ -22,7 +26,11 @@ const ATTEMPTS: u32 = 4;
 /// # Errors
 /// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
 pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> Result<Page> {
-    let (log, limits, room) = (ctx.log(), ctx.settings().limits(), ask.conversation.name());
+    let (log, limits, room) = (
+        ctx.chat.stream(),
+        ctx.chat.limits(),
+        ask.conversation.name(),
+    );
     // One more than asked for tells whether there is more.
     let need = Limit::within(
         ask.limit as usize + 1,
@@ -34,7 +42,7 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
     let sides = sides(ask.cursor);
     let tails = Tails::read(
         log,
-        &ask.conversation.log_subjects(),
+        &ask.conversation.stream_subjects(),
         (floor, end),
         &sides,
         need,
@@ -141,12 +149,12 @@ async fn from_the_log_alone(
 ) -> Result<Page> {
     const TOO_OLD: &str =
         "the database is away and the log no longer holds that part of the room; try again";
-    let (log, limits, conversation) = (ctx.log(), ctx.settings().limits(), &ask.conversation);
+    let (log, limits, conversation) = (ctx.chat.stream(), ctx.chat.limits(), &ask.conversation);
     let (first, end) = log.range().await?;
     let below = first.previous();
     let tails = Tails::read(
         log,
-        &conversation.log_subjects(),
+        &conversation.stream_subjects(),
         (below, end),
         sides,
         need,
@@ -158,7 +166,7 @@ async fn from_the_log_alone(
     // Trimmed meanwhile: what was read below is not all there was.
     let (first, _) = log.range().await?;
     let trimmed = first > Seq::ZERO.next();
-    let cutoffs = Cutoffs::of_one(&conversation.name(), ctx.cutoff_ms());
+    let cutoffs = Cutoffs::of_one(&conversation.name(), ctx.chat.cutoff_ms());
     let union = Union::new(
         HashMap::new(),
         changes.iter().collect(),

@@ -10,12 +10,14 @@ mod reads;
 use std::time::Duration;
 
 use async_nats::Client;
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{RawClient, SOON, World, eventually};
-use wire::{HISTORY, Message};
 
 use crate::function;
+use protocol::endpoints::HISTORY;
+use protocol::message::Message;
+use service::config::Vars;
+use service::function::Running;
+use testing::{RawClient, SOON, World, eventually};
 
 async fn history(world: &World) -> Running {
     function()
@@ -56,24 +58,27 @@ async fn ask_raw(client: &Client, subject: String, body: &str) -> Result<Got, (u
             .as_str()
             .to_owned()
     };
-    if headers.get(wire::header::SERVICE_ERROR).is_some() {
+    if headers.get(protocol::header::SERVICE_ERROR).is_some() {
         let body: Value = serde_json::from_slice(&reply.payload).unwrap();
         assert_eq!(
             body["error"]["code"].to_string(),
-            header(wire::header::SERVICE_ERROR_CODE)
+            header(protocol::header::SERVICE_ERROR_CODE)
         );
-        assert_eq!(body["error"]["reason"], header(wire::header::SERVICE_ERROR));
+        assert_eq!(
+            body["error"]["reason"],
+            header(protocol::header::SERVICE_ERROR)
+        );
         return Err((
             body["error"]["code"].as_u64().unwrap(),
-            header(wire::header::SERVICE_ERROR),
+            header(protocol::header::SERVICE_ERROR),
         ));
     }
     Ok(Got {
         bytes: reply.payload.len(),
         messages: serde_json::from_slice(&reply.payload).unwrap(),
-        more: header(wire::header::MORE) == "true",
-        through: header(wire::header::THROUGH).parse().unwrap(),
-        source: header(wire::header::SOURCE),
+        more: header(protocol::header::MORE) == "true",
+        through: header(protocol::header::THROUGH).parse().unwrap(),
+        source: header(protocol::header::SOURCE),
     })
 }
 
@@ -221,7 +226,7 @@ async fn an_empty_room_is_an_empty_page() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
-    for room in ["nobody-was-here", wire::Room::ADMIN] {
+    for room in ["nobody-was-here", protocol::name::Room::ADMIN] {
         let got = ask(&client, room, json!({})).await;
         assert!(
             got.messages.is_empty() && !got.more && got.through == 0 && got.source == "index",
@@ -230,7 +235,9 @@ async fn an_empty_room_is_an_empty_page() {
     }
     publish_body(&client, "admin.alerts", r#"{"user":"root","text":"disk"}"#).await;
     assert_eq!(
-        ask(&client, wire::Room::ADMIN, json!({})).await.texts(),
+        ask(&client, protocol::name::Room::ADMIN, json!({}))
+            .await
+            .texts(),
         ["disk"]
     );
     function.stop().await.unwrap();

@@ -8,11 +8,11 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use runtime::{Error, Result};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{Instrument, Span};
-use wire::Code;
+
+use base::error::{Code, Error, Result};
 
 /// Readings under way, by question.
 pub struct Together<K, V>(Arc<Waiting<K, V>>);

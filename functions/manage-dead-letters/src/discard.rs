@@ -1,16 +1,18 @@
 //! A letter need not be looked at any more.
 
-use runtime::{Ctx, Reply, Request, Result};
-use wire::{DropLetter, DroppedLetter, LetterOutcome};
-
 use crate::{missing, patience, settled};
+use base::error::Result;
+use protocol::dead_letters::{DropLetter, DroppedLetter, LetterOutcome};
+use service::ctx::Ctx;
+use service::request::{Reply, Request};
+use timeline::chat::Chat;
 
 const DROP: &str = "
     update dead_letters set outcome = 'dropped', outcome_at = now() where id = $1 and outcome is null";
 
 const OUTCOME: &str = "select outcome, outcome_seq from dead_letters where id = $1";
 
-pub async fn discard(ctx: Ctx, request: Request<DropLetter>) -> Result<Reply<DroppedLetter>> {
+pub async fn discard(ctx: Ctx<Chat>, request: Request<DropLetter>) -> Result<Reply<DroppedLetter>> {
     let DropLetter(id) = request.ask;
     // Two statements: a letter that is being retried is waited for, and only a new look tells what became of it.
     let found = ctx.database().run(patience(&ctx), async |connection| {

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use runtime::{Ctx, Error, Result};
 use tokio::time::{Instant, sleep};
-use wire::{Incoming, Limits, RetryOutcome, Seq};
 
 use crate::letter::Whole;
+use base::error::{Error, Result};
+use base::seq::Seq;
+use protocol::dead_letters::RetryOutcome;
+use protocol::message::{Incoming, Limits};
+use service::ctx::Ctx;
+use timeline::chat::Chat;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -30,7 +34,7 @@ pub struct Fate {
 
 /// Looks until something became of it, or `until`. It is in the log and marked by now, so trouble while looking only
 /// means that nothing was seen.
-pub async fn watch(ctx: &Ctx, letter: &Whole, seq: Seq, until: Instant) -> Fate {
+pub async fn watch(ctx: &Ctx<Chat>, letter: &Whole, seq: Seq, until: Instant) -> Fate {
     let message = message(letter, seq);
     let mut pause = FIRST_PAUSE;
     loop {
@@ -53,14 +57,14 @@ pub async fn watch(ctx: &Ctx, letter: &Whole, seq: Seq, until: Instant) -> Fate 
 }
 
 async fn look(
-    ctx: &Ctx,
+    ctx: &Ctx<Chat>,
     letter: &Whole,
     message: Option<&Incoming>,
     seq: Seq,
     until: Instant,
 ) -> Result<Option<Fate>> {
     // The floor before the tables: what was acknowledged by then had been committed, and has to be seen in them.
-    let floor = ctx.log().floor().await?;
+    let floor = ctx.stream().floor().await?;
     let left = until.saturating_duration_since(Instant::now());
     let found = ctx.database().run(left, async |connection| {
         sqlx::query_as(FOUND)

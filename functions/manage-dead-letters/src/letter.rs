@@ -1,12 +1,17 @@
 //! A letter with all it holds, and whether it can be appended.
 
-use runtime::{Again, Error, header_block, parse_headers};
 use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use wire::{Code, LetterId, Reason, header, is_in_log};
 
 use crate::settled;
+use base::error::{Code, Error};
+use nats::headers::{header_block, parse_headers};
+use protocol::dead_letters::LetterId;
+use protocol::header;
+use protocol::reason::Reason;
+use protocol::subject::is_in_log;
+use timeline::append_again::Again;
 
 /// A letter, whole, as it is appended.
 #[derive(Debug)]

@@ -1,15 +1,18 @@
 //! One page of letters, by id.
 
-use runtime::{Ctx, Error, Reply, Request, Result};
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row};
 use time::OffsetDateTime;
-use wire::{
-    Code, Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, Seq,
-    SubjectPattern,
-};
 
 use crate::patience;
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use protocol::dead_letters::{
+    Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, SubjectPattern,
+};
+use service::ctx::Ctx;
+use service::request::{Reply, Request};
+use timeline::chat::Chat;
 
 /// What the reply's headers and the protocol may take of `max_payload`.
 pub const HEADER_ROOM: usize = 2 * 1024;
@@ -22,7 +25,7 @@ macro_rules! columns {
 }
 pub(crate) use columns;
 
-pub async fn list(ctx: Ctx, request: Request<ListLetters>) -> Result<Reply<LetterPage>> {
+pub async fn list(ctx: Ctx<Chat>, request: Request<ListLetters>) -> Result<Reply<LetterPage>> {
     let found = ctx.database().run(patience(&ctx), async |connection| {
         let rows = query(&request.ask).build().fetch_all(connection).await?;
         rows.iter()

@@ -1,30 +1,37 @@
 //! Answers `deadletters.list`, `.show`, `.retry` and `.drop`, for operators only: what could not be stored, and what is
 //! done about it. No row of `dead_letters` is ever deleted here; a letter gets an outcome.
 
+use timeline::chat::Chat;
+
 mod discard;
 mod fate;
 mod letter;
 mod list;
 mod retry;
 mod show;
+
 #[cfg(test)]
 mod tests;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use runtime::{Ctx, Error, Function, this};
-use wire::{
-    Code, DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW, LetterId,
-    LetterOutcome,
+use base::error::Code;
+use base::error::Error;
+use protocol::dead_letters::{LetterId, LetterOutcome};
+use protocol::endpoints::{
+    DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW,
 };
+use service::ctx::Ctx;
+use service::function::Function;
+use service::this;
 
 fn main() -> ExitCode {
     function().run()
 }
 
-fn function() -> Function {
-    Function::new(this!())
+fn function() -> Function<Chat> {
+    Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
         .answer(DEADLETTERS_LIST, list::list)
         .answer(DEADLETTERS_SHOW, show::show)
         .answer(DEADLETTERS_RETRY, retry::retry)
@@ -33,7 +40,7 @@ fn function() -> Function {
 
 /// What PostgreSQL may take of a request's time, and looking at what became of a letter: what is wrong shall be said
 /// before the deadline, by whoever knows it.
-fn patience(ctx: &Ctx) -> Duration {
+fn patience(ctx: &Ctx<Chat>) -> Duration {
     ctx.settings().request_deadline().mul_f64(0.8)
 }
 

@@ -2,15 +2,21 @@
 
 use std::time::Duration;
 
-use runtime::{AppendError, Ctx, Error, Reply, Request, Result, append_again};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 use tokio::time::Instant;
-use wire::{Code, LetterId, Retried, RetryLetter, Seq};
 
 use crate::fate::{self, Fate};
 use crate::letter::Whole;
 use crate::{missing, patience};
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::append::AppendError;
+use protocol::dead_letters::{LetterId, Retried, RetryLetter};
+use service::ctx::Ctx;
+use service::request::{Reply, Request};
+use timeline::append_again::append_again;
+use timeline::chat::Chat;
 
 /// The part of a request's time in which the log has to acknowledge; what is left is for marking the letter.
 const APPEND_SHARE: f64 = 0.6;
@@ -28,7 +34,7 @@ const HOLD: &str = "
 const MARK: &str = "
     update dead_letters set outcome = 'retried', outcome_at = now(), outcome_seq = $2 where id = $1 and outcome is null";
 
-pub async fn retry(ctx: Ctx, request: Request<RetryLetter>) -> Result<Reply<Retried>> {
+pub async fn retry(ctx: Ctx<Chat>, request: Request<RetryLetter>) -> Result<Reply<Retried>> {
     let RetryLetter(id) = request.ask;
     let begun = Instant::now();
     let append_by = begun + ctx.settings().request_deadline().mul_f64(APPEND_SHARE);
@@ -52,7 +58,7 @@ pub async fn retry(ctx: Ctx, request: Request<RetryLetter>) -> Result<Reply<Retr
 
 /// Appends the letter and marks it. Whatever fails in between leaves it as it was, and the same again finishes it.
 async fn append(
-    ctx: &Ctx,
+    ctx: &Ctx<Chat>,
     connection: &mut PgConnection,
     id: LetterId,
     until: Instant,
@@ -80,7 +86,7 @@ async fn append(
     Ok(appended)
 }
 
-async fn send(ctx: &Ctx, letter: Whole, until: Instant) -> Result<(Whole, Seq)> {
+async fn send(ctx: &Ctx<Chat>, letter: Whole, until: Instant) -> Result<(Whole, Seq)> {
     if let Some(refusal) = letter.refusal() {
         return Err(refusal);
     }

@@ -2,12 +2,15 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use runtime::{Ctx, Error, Reply, Request, Result};
 use sqlx::Row;
-use wire::{Code, Letter, ShowLetter, ShownLetter};
 
 use crate::list::{self, HEADER_ROOM, columns};
 use crate::{missing, patience};
+use base::error::{Code, Error, Result};
+use protocol::dead_letters::{Letter, ShowLetter, ShownLetter};
+use service::ctx::Ctx;
+use service::request::{Reply, Request};
+use timeline::chat::Chat;
 
 const LETTER: &str = concat!(
     "select ",
@@ -15,7 +18,7 @@ const LETTER: &str = concat!(
     ", headers, payload from dead_letters where id = $1"
 );
 
-pub async fn show(ctx: Ctx, request: Request<ShowLetter>) -> Result<Reply<ShownLetter>> {
+pub async fn show(ctx: Ctx<Chat>, request: Request<ShowLetter>) -> Result<Reply<ShownLetter>> {
     let ShowLetter(id) = request.ask;
     let found = ctx.database().run(patience(&ctx), async |connection| {
         let row = sqlx::query(LETTER)

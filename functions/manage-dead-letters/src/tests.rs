@@ -5,13 +5,16 @@ mod retry;
 mod trouble;
 
 use async_nats::Client;
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{RawClient, SOON, World, eventually};
-use wire::{DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW};
 
 use crate::function;
+use protocol::endpoints::{
+    DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW,
+};
+use service::config::Vars;
+use service::function::Running;
+use testing::{RawClient, SOON, World, eventually};
 
 async fn start(world: &World) -> Running {
     start_with(world, &[]).await
@@ -159,7 +162,7 @@ async fn letter_at(database: &PgPool, seq: i64) -> i64 {
 async fn settled(operator: &Client) {
     eventually("everything is acknowledged", SOON, async || {
         let info = operator
-            .request(wire::jetstream::CONSUMER_INFO, "".into())
+            .request(protocol::js_api::CONSUMER_INFO, "".into())
             .await
             .unwrap();
         let info: Value = serde_json::from_slice(&info.payload).unwrap();

@@ -1,8 +1,15 @@
 //! A batch of deliveries, sorted into rows that can be stored, changes to rows, and letters that are neither.
 
-use runtime::{DatabaseError, Delivery, header_block, sampled_traceparent};
 use sqlx::types::time::OffsetDateTime;
-use wire::{Change, Incoming, Limits, Mode, Reason};
+
+use jetstream::consumer::Delivery;
+use nats::headers::header_block;
+use nats::trace::sampled_traceparent;
+use postgres::error::DatabaseError;
+use protocol::change::{Change, Mode};
+use protocol::message::{Incoming, Limits};
+use protocol::reason::Reason;
+use timeline::message::id_of;
 
 /// The unique key a reused sequence runs into.
 const SEQUENCE_KEY: &str = "messages_pkey";
@@ -104,7 +111,7 @@ impl Batch {
                         .map(Read::Change)
                 }
                 None => {
-                    let id = message.message_id();
+                    let id = id_of(message);
                     Incoming::parse(
                         &message.subject,
                         id,
@@ -379,7 +386,7 @@ pub fn instant(ms: i64) -> OffsetDateTime {
 
 #[cfg(test)]
 mod tests {
-    use wire::Seq;
+    use base::seq::Seq;
 
     use super::*;
 

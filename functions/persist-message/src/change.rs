@@ -9,12 +9,12 @@ use sqlx::Postgres;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
 use sqlx::types::time::OffsetDateTime;
-use wire::Seq;
 
 use crate::batch::{ChangeRow, Key, instant};
 use crate::erase::Erasure;
 use crate::letters::Deleted;
 use crate::store::Stored;
+use base::seq::Seq;
 
 const TOMBSTONES: &str = "
     insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at, deleted)

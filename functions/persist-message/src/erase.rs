@@ -1,10 +1,12 @@
 //! Texts that were deleted for good, in the log.
 
 use futures::future::try_join_all;
-use runtime::{Log, LogError};
-use wire::{Incoming, Limits, Seq};
 
 use crate::batch::Key;
+use base::seq::Seq;
+use jetstream::stream::{StreamError, StreamReader};
+use protocol::message::{Incoming, Limits};
+use timeline::message::id_of;
 
 /// Erased together. The log overwrites and flushes one after the other, some milliseconds each: more at once would only wait there, and let
 /// others wait.
@@ -43,7 +45,11 @@ impl Erasure {
 ///
 /// # Errors
 /// The log does not answer. Doing it again is harmless.
-pub async fn erase(log: &Log, erasures: &[Erasure], limits: Limits) -> Result<(), LogError> {
+pub async fn erase(
+    log: &StreamReader,
+    erasures: &[Erasure],
+    limits: Limits,
+) -> Result<(), StreamError> {
     try_join_all(
         erasures
             .iter()
@@ -53,9 +59,13 @@ pub async fn erase(log: &Log, erasures: &[Erasure], limits: Limits) -> Result<()
     .map(|_| ())
 }
 
-async fn erase_one(log: &Log, erasure: &Erasure, limits: Limits) -> Result<bool, LogError> {
+async fn erase_one(
+    log: &StreamReader,
+    erasure: &Erasure,
+    limits: Limits,
+) -> Result<bool, StreamError> {
     log.erase(erasure.seq, |found| {
-        let (id, seq) = (found.message_id(), found.seq);
+        let (id, seq) = (id_of(found), found.seq);
         let message = Incoming::parse(
             &found.subject,
             id,

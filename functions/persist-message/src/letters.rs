@@ -4,13 +4,14 @@
 //! afterwards, and whoever stores a deletion looks for letters afterwards. What an operator did about a letter does not matter:
 //! a dropped or retried one still holds the text.
 
-use runtime::parse_headers;
 use sqlx::postgres::PgConnection;
 use sqlx::types::time::OffsetDateTime;
-use wire::{Incoming, Limits, Seq};
 
 use crate::batch::Key;
 use crate::erase::Erasure;
+use base::seq::Seq;
+use nats::headers::parse_headers;
+use protocol::message::{Incoming, Limits};
 
 /// Letters read at once: a mebibyte each at most.
 const PAGE: usize = 50;
@@ -152,7 +153,7 @@ fn message((_, seq, subject, headers, payload, received_at): &Row) -> Option<Inc
     let limits = Limits {
         text_bytes: payload.len(),
     };
-    let message_id = headers.as_ref().and_then(runtime::message_id);
+    let message_id = headers.as_ref().and_then(timeline::message::message_id);
     Incoming::parse(
         subject,
         message_id,

@@ -1,6 +1,8 @@
 //! Moves the log into PostgreSQL: batches from the consumer all copies share, one statement a batch,
 //! acknowledged after the commit.
 
+use timeline::chat::Chat;
+
 mod batch;
 mod change;
 mod erase;
@@ -8,6 +10,7 @@ mod letters;
 mod probe;
 mod seen;
 mod store;
+
 #[cfg(test)]
 mod tests;
 
@@ -17,13 +20,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base::error::Fatal;
 use batch::Batch;
-use runtime::{
-    Class, Ctx, DatabaseError, Delivery, Fatal, Function, LongWork, Meter, Worker, link,
-    remote_parent, this,
-};
+use jetstream::consumer::{AckExtension, Delivery, Worker};
+use nats::trace::{link, remote_parent};
+use postgres::error::{Class, DatabaseError};
 use seen::Seen;
 use serde::Deserialize;
+use service::ctx::Ctx;
+use service::function::Function;
+use service::meter::Meter;
+use service::this;
 use store::Stored;
 use tracing::{Instrument, Span};
 
@@ -40,6 +47,7 @@ struct Settings {
 
 /// What batches share.
 struct Shared {
+    chat: Chat,
     /// The most messages one statement stores.
     batch: usize,
     stuck_after: Duration,
@@ -72,7 +80,7 @@ fn function() -> Function<Shared> {
         let settings: Settings = ctx.vars().read()?;
         if (1..=10_000).contains(&settings.persist_batch) {
             let stuck_after = Duration::from_millis(settings.persist_stuck_after_ms);
-            Ok(Shared { batch: settings.persist_batch, stuck_after, seen: Seen::default() })
+            Ok(Shared { chat: Chat::open(&ctx)?, batch: settings.persist_batch, stuck_after, seen: Seen::default() })
         } else {
             Err(Fatal::new("configuration: PERSIST_BATCH must be from 1 to 10000"))
         }
@@ -82,14 +90,14 @@ fn function() -> Function<Shared> {
   PERSIST_BATCH            the most messages one statement stores (1000)
   PERSIST_STUCK_AFTER_MS   messages pending and nothing moving for so long ends the process (60000)",
     )
-    .work("store", wire::STREAM, "Stores the log's messages; requests are messages, errors are dead letters", persist_message)
+    .work("store", protocol::subject::STREAM, "Stores the log's messages; requests are messages, errors are dead letters", persist_message)
 }
 
 async fn persist_message(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fatal> {
     if !can_hold_every_character(&ctx).await? {
         return Ok(());
     }
-    let worker = ctx.worker(ctx.batch, ctx.stuck_after);
+    let worker = ctx.chat.worker(ctx.batch, ctx.stuck_after);
     worker
         .run(|deliveries| handle(ctx.clone(), worker.clone(), meter.clone(), deliveries))
         .await
@@ -100,8 +108,9 @@ async fn can_hold_every_character(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
     let mut pause = FIRST_PAUSE;
     loop {
         let error = match ctx
+            .chat
             .database()
-            .run(STORE_DEADLINE, runtime::encoding_refusal)
+            .run(STORE_DEADLINE, postgres::encoding::encoding_refusal)
             .await
         {
             Ok(None) => return Ok(true),
@@ -130,12 +139,12 @@ async fn handle(
     let receive = tracing::info_span!(
         parent: None,
         "receive",
-        otel.name = format!("receive {}", wire::STREAM),
+        otel.name = format!("receive {}", protocol::subject::STREAM),
         otel.kind = "consumer",
         messaging.system = "nats",
         messaging.operation.name = "receive",
-        messaging.destination.name = wire::STREAM,
-        messaging.consumer.group.name = wire::WORKER,
+        messaging.destination.name = protocol::subject::STREAM,
+        messaging.consumer.group.name = protocol::subject::WORKER,
         messaging.batch.message_count = deliveries.len(),
     );
     let spans = deliveries.iter().filter_map(|delivery| {
@@ -145,9 +154,9 @@ async fn handle(
         ))
     });
     let processing: HashMap<i64, Span> = spans.collect();
-    let batch = Batch::read(&deliveries, ctx.settings().limits());
+    let batch = Batch::read(&deliveries, ctx.chat.limits());
     let (redelivered, contradicted) = (batch.redelivered, batch.contradicted);
-    let Some(outcome) = store_all(&ctx, &worker, worker.long_work(&deliveries), batch)
+    let Some(outcome) = store_all(&ctx, &worker, worker.extend_acks(&deliveries), batch)
         .instrument(receive)
         .await
     else {
@@ -177,14 +186,14 @@ fn process_span(receive: &Span, delivery: &Delivery) -> Option<Span> {
     let span = tracing::info_span!(
         parent: None,
         "process",
-        otel.name = format!("process {}", wire::subject_template(&delivery.message.subject)),
+        otel.name = format!("process {}", protocol::subject::subject_template(&delivery.message.subject)),
         otel.kind = "consumer",
         otel.status_code = tracing::field::Empty,
         error.r#type = tracing::field::Empty,
         messaging.system = "nats",
         messaging.operation.name = "process",
         messaging.destination.name = delivery.message.subject,
-        messaging.destination.template = wire::subject_template(&delivery.message.subject),
+        messaging.destination.template = protocol::subject::subject_template(&delivery.message.subject),
         scrollback.seq = delivery.message.seq.get(),
     );
     remote_parent(&span, headers);
@@ -197,7 +206,7 @@ struct Outcome {
     duplicates: u64,
     changed: u64,
     /// The dead letters, by their sequence.
-    refused: Vec<(i64, wire::Reason)>,
+    refused: Vec<(i64, protocol::reason::Reason)>,
 }
 
 /// Tries until every message is stored or a dead letter. While the database is away it waits and keeps
@@ -205,7 +214,7 @@ struct Outcome {
 async fn store_all(
     ctx: &Ctx<Shared>,
     worker: &Worker,
-    mut work: LongWork<'_>,
+    mut work: AckExtension<'_>,
     batch: Batch,
 ) -> Option<Outcome> {
     let mut outcome = Outcome::default();
@@ -214,6 +223,7 @@ async fn store_all(
     let mut deadlocks = 0;
     while let Some(part) = parts.pop() {
         let error = match ctx
+            .chat
             .database()
             .run(STORE_DEADLINE, async |connection| {
                 store::store(connection, &part, &ctx.seen).await
@@ -267,7 +277,7 @@ async fn store_all(
         };
         if pause == FIRST_PAUSE {
             match error.class {
-                Class::Trouble => {
+                Class::Transient => {
                     tracing::warn!(%error, "waiting for PostgreSQL; nothing is lost, the log keeps it")
                 }
                 Class::Row => tracing::error!(
@@ -296,7 +306,7 @@ async fn wake_relay(ctx: &Ctx<Shared>) {
     if let Err(error) = ctx
         .nats()
         .client()
-        .publish(wire::OUTBOX_WAKE, "".into())
+        .publish(protocol::subject::OUTBOX_WAKE, "".into())
         .await
     {
         tracing::debug!(%error, "relay-outbox was not woken");
@@ -316,11 +326,12 @@ async fn blame(
             error.class = Class::Deployment;
             return Err(error);
         }
-        Class::Trouble | Class::Deployment => return Err(error),
+        Class::Transient | Class::Deployment => return Err(error),
     }
     // Before anything is set aside: a database that refuses everything would fill the dead letters with all there is.
     if part.refusable() == 1 && !Batch::is_reused(&error) {
-        ctx.database()
+        ctx.chat
+            .database()
             .run(STORE_DEADLINE, probe::store_nothing)
             .await?;
     }
@@ -332,14 +343,14 @@ async fn blame(
 async fn erase_all(
     ctx: &Ctx<Shared>,
     worker: &Worker,
-    work: &mut LongWork<'_>,
+    work: &mut AckExtension<'_>,
     stored: &Stored,
 ) -> Option<()> {
     let mut erasures = stored.erase.clone();
     let mut all_named = stored.empty.is_empty();
     while !all_named {
         match work
-            .part(ctx.database().run(STORE_DEADLINE, letters::name_some))
+            .part(ctx.chat.database().run(STORE_DEADLINE, letters::name_some))
             .await
         {
             Ok(more) => all_named = !more,
@@ -348,7 +359,7 @@ async fn erase_all(
     }
     let mut next = (!stored.empty.is_empty()).then_some(0);
     while let Some(after) = next {
-        let some = ctx.database().run(STORE_DEADLINE, async |connection| {
+        let some = ctx.chat.database().run(STORE_DEADLINE, async |connection| {
             letters::empty_some(connection, &stored.empty, after).await
         });
         match work.part(some).await {
@@ -361,7 +372,7 @@ async fn erase_all(
     }
     for some in erasures.chunks(erase::TOGETHER) {
         while let Err(error) = work
-            .part(erase::erase(ctx.log(), some, ctx.settings().limits()))
+            .part(erase::erase(ctx.chat.stream(), some, ctx.chat.limits()))
             .await
         {
             wait(ctx, worker, &error).await?;

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use runtime::query_span;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use sqlx::types::time::OffsetDateTime;
@@ -15,6 +14,7 @@ use crate::change;
 use crate::erase::Erasure;
 use crate::letters::Deleted;
 use crate::seen::Seen;
+use postgres::span::query_span;
 
 /// Rows, letters and the outbox together or not at all. Storing again is harmless: a row meets itself under its
 /// sender and id. Where a sender used an id twice, the lower sequence stays, whichever copy was faster; unless the

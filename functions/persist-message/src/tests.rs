@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::header::HeaderMap;
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{RawClient, SOON, World, eventually};
 
 use crate::function;
+use service::config::Vars;
+use service::function::Running;
+use testing::{RawClient, SOON, World, eventually};
 
 /// What the promise of one bad message among a hundred good ones allows.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -35,7 +36,7 @@ async fn worker(world: &World) -> Running {
 async fn publish(client: &Client, subject: &str, id: Option<&str>, body: &str) -> (u64, bool) {
     let mut headers = HeaderMap::new();
     if let Some(id) = id {
-        headers.insert(wire::header::MESSAGE_ID, id);
+        headers.insert(protocol::header::MESSAGE_ID, id);
     }
     let ack = client
         .request_with_headers(subject.to_owned(), headers, body.to_owned().into())
@@ -67,7 +68,7 @@ async fn taken(world: &World, messages: usize) -> (RawClient, Vec<testing::RawMe
     other.subscribe(&inbox).await;
     other
         .publish_raw(
-            wire::jetstream::CONSUMER_NEXT,
+            protocol::js_api::CONSUMER_NEXT,
             Some(&inbox),
             None,
             messages.to_string().as_bytes(),
@@ -107,7 +108,7 @@ async fn settled(world: &World) -> Value {
     let operator = world.client("operator").await;
     eventually("everything acknowledged", SOON, async || {
         let info = operator
-            .request(wire::jetstream::CONSUMER_INFO, "".into())
+            .request(protocol::js_api::CONSUMER_INFO, "".into())
             .await
             .ok()?;
         let info: Value = serde_json::from_slice(&info.payload).ok()?;
@@ -120,7 +121,7 @@ async fn settled(world: &World) -> Value {
 async fn logged(client: &Client, messages: usize) {
     eventually("the log has them", 3 * SOON, async || {
         let state = client
-            .request(wire::jetstream::STREAM_INFO, "".into())
+            .request(protocol::js_api::STREAM_INFO, "".into())
             .await
             .unwrap();
         let state: Value = serde_json::from_slice(&state.payload).unwrap();
@@ -851,7 +852,7 @@ async fn while_the_database_is_away_nothing_is_spent() {
     let operator = world.client("operator").await;
     eventually("the worker has taken some", SOON, async || {
         let info = operator
-            .request(wire::jetstream::CONSUMER_INFO, "".into())
+            .request(protocol::js_api::CONSUMER_INFO, "".into())
             .await
             .ok()?;
         let info: Value = serde_json::from_slice(&info.payload).ok()?;

@@ -1,8 +1,11 @@
 //! Moves the outbox to `CHAT_EVENTS`: what was stored, deleted, delivered and read, as events, in the order of the log.
 
+use timeline::chat::Chat;
+
 mod publish;
 mod receipts;
 mod round;
+
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -10,12 +13,16 @@ mod trouble;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use base::error::Fatal;
 use futures::{FutureExt, StreamExt};
+use protocol::subject::{EVENTS_STREAM, OUTBOX_WAKE};
 use publish::Publisher;
 use round::{Next, Round, round};
-use runtime::{Ctx, Fatal, Function, Meter, this};
+use service::ctx::Ctx;
+use service::function::Function;
+use service::meter::Meter;
+use service::this;
 use trouble::Trouble;
-use wire::{EVENTS_STREAM, OUTBOX_WAKE};
 
 /// The wake comes before the acknowledgements have moved the floor; they take milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -28,8 +35,8 @@ fn main() -> ExitCode {
     function().run()
 }
 
-fn function() -> Function {
-    Function::new(this!()).work(
+fn function() -> Function<Chat> {
+    Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx)).work(
         "relay",
         EVENTS_STREAM,
         "Publishes what the outbox holds; requests are events, errors are rounds that failed",
@@ -37,7 +44,7 @@ fn function() -> Function {
     )
 }
 
-async fn relay_outbox(ctx: Ctx, meter: Meter) -> Result<(), Fatal> {
+async fn relay_outbox(ctx: Ctx<Chat>, meter: Meter) -> Result<(), Fatal> {
     let subscribed = ctx.nats().client().subscribe(OUTBOX_WAKE).await;
     let mut wakes = subscribed
         .map_err(|error| Fatal::new(format!("cannot listen to {OUTBOX_WAKE}: {error}")))?;

@@ -5,11 +5,17 @@ use std::time::Duration;
 use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::{Request, RequestErrorKind, StatusCode};
 use bytes::Bytes;
-use runtime::{Connection, EventsPosition, PublishAck, PublishError, inject_trace, remote_parent};
 use tracing::Span;
-use wire::{EVENTS_STREAM, Event, Seq, header};
 
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use jetstream::append::{PublishAck, PublishError};
+use nats::connection::Connection;
+use nats::trace::{inject_trace, remote_parent};
+use protocol::event::Event;
+use protocol::header;
+use protocol::subject::EVENTS_STREAM;
+use timeline::published::EventsPosition;
 
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
@@ -89,13 +95,13 @@ fn send_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
     let span = tracing::info_span!(
         parent: None,
         "send",
-        otel.name = format!("send {}", wire::subject_template(subject)),
+        otel.name = format!("send {}", protocol::subject::subject_template(subject)),
         otel.kind = "producer",
         messaging.system = "nats",
         messaging.operation.name = "send",
         messaging.operation.r#type = "send",
         messaging.destination.name = subject,
-        messaging.destination.template = wire::subject_template(subject),
+        messaging.destination.template = protocol::subject::subject_template(subject),
         scrollback.seq = seq.get(),
     );
     remote_parent(&span, Some(headers));

@@ -6,10 +6,11 @@ use std::collections::HashSet;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use wire::{Event, ReceiptEvent, Seq};
 
 use crate::publish::{Outgoing, Publisher};
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use protocol::event::{Event, ReceiptEvent};
 
 /// Rows of one round; each holds the receipts of one move of a mark.
 const ROWS: i64 = 256;

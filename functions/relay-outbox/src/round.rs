@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use runtime::Ctx;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use wire::{DeletedEvent, Event, Mode, Seq, StoredEvent};
 
 use crate::publish::{Outgoing, Publisher};
 use crate::receipts;
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use protocol::change::Mode;
+use protocol::event::{DeletedEvent, Event, StoredEvent};
+use service::ctx::Ctx;
+use timeline::chat::Chat;
 
 /// The advisory lock of the one copy that relays; any number nobody else uses: "outbox" in ASCII.
 pub const LOCK: i64 = 0x6f75_7462_6f78;
@@ -107,9 +110,9 @@ type Pending = BTreeMap<i64, (OffsetDateTime, Option<String>)>;
 /// # Errors
 /// A server does not answer, or refuses. The outbox is as before then; what was published all the same, the next round
 /// finds in the stream.
-pub async fn round(ctx: &Ctx, publisher: &mut Publisher) -> Result<Round, Trouble> {
+pub async fn round(ctx: &Ctx<Chat>, publisher: &mut Publisher) -> Result<Round, Trouble> {
     // Before the outbox is read: everything up to here was committed before, so what the outbox shows is all there is.
-    let floor = ctx.log().floor_now().await?;
+    let floor = ctx.stream().floor_now().await?;
     let mut outcome = Ok(Next::Elsewhere.after_nothing());
     let ended = ctx
         .database()

@@ -11,8 +11,9 @@ use async_nats::{Client, HeaderMap, jetstream};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+
+use protocol::subject::{EVENTS_STREAM, OUTBOX_WAKE};
 use testing::{RawClient, SOON, World, eventually};
-use wire::{EVENTS_STREAM, OUTBOX_WAKE};
 
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 

@@ -1,14 +1,16 @@
 //! Why a round failed. Holds nothing a message said.
 
-use runtime::{ApiError, DatabaseError, LogError};
-use wire::EVENTS_STREAM;
+use jetstream::stream::StreamError;
+use nats::connection::ApiError;
+use postgres::error::DatabaseError;
+use protocol::subject::EVENTS_STREAM;
 
 /// Why a round failed; nothing was relayed by it that the next one would not find out.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     /// How far the index is.
     #[error(transparent)]
-    Log(#[from] LogError),
+    Log(#[from] StreamError),
     /// How far the events are.
     #[error("stream {stream}: {0} (is stream-bootstrap running?)", stream = EVENTS_STREAM)]
     Events(#[from] ApiError),

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use async_nats::{Client, Request, RequestErrorKind, StatusCode};
 use bytes::Bytes;
-use runtime::{Error, PublishAck, PublishError, Result};
 use tokio::time::Instant;
-use wire::{Code, STREAM, Seq};
 
 use crate::outgoing::{Outgoing, value};
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::append::{PublishAck, PublishError};
+use protocol::subject::STREAM;
 
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";

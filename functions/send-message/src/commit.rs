@@ -7,16 +7,18 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Ctx, Error, Result};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span};
-use wire::{Code, Seq};
 
 use crate::append::{Appended, Appender, Trouble};
 use crate::known::{self, Known, Stored};
 use crate::outgoing::Outgoing;
 use crate::sequencer::{Key, Sequencer, Slot};
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use service::ctx::Ctx;
+use timeline::chat::Chat;
 
 /// JetStream takes no more in one batch.
 const MAX_BATCH: usize = 1_000;
@@ -74,7 +76,7 @@ impl Committer {
     /// Runs until the last sender is gone.
     ///
     /// Fewer than `min_batch` go one by one, side by side.
-    pub fn start(ctx: Ctx, min_batch: usize) -> Committer {
+    pub fn start(ctx: Ctx<Chat>, min_batch: usize) -> Committer {
         let ((given, to_look_up), (ready, to_append)) =
             (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let (appender, known) = (
@@ -201,7 +203,7 @@ async fn gather_look_ups(waiting: &mut mpsc::UnboundedReceiver<Waiting>) -> Opti
 /// What looks up and appends.
 #[derive(Debug)]
 struct Line {
-    ctx: Ctx,
+    ctx: Ctx<Chat>,
     appender: Appender,
     known: Known,
     min_batch: usize,
@@ -509,8 +511,8 @@ impl Line {
         if let Some((room, text)) = &stored.content {
             return Ok(message.says(room, text));
         }
-        if let Some(raw) = self.ctx.log().at(stored.seq).await? {
-            let incoming = known::parse(&raw.message, self.ctx.settings().limits());
+        if let Some(raw) = self.ctx.stream().at(stored.seq).await? {
+            let incoming = known::parse(&raw.message, self.ctx.limits());
             return Ok(incoming.is_some_and(|incoming| message.is(&incoming)));
         }
         let key = message.key();
@@ -568,12 +570,13 @@ fn in_time(batch: Vec<Waiting>) -> Vec<Waiting> {
 /// A message of no importance in this slot, for tests.
 #[cfg(test)]
 pub fn waiting(slot: Slot) -> Waiting {
-    let draft = wire::Draft {
+    let draft = protocol::send::Draft {
         text: "x".to_owned(),
         id: None,
         timestamp: None,
     };
-    let user = wire::User::parse("ann").unwrap_or_else(|refusal| unreachable!("{refusal:?}"));
+    let user =
+        protocol::name::User::parse("ann").unwrap_or_else(|refusal| unreachable!("{refusal:?}"));
     let message = Outgoing::new(user, "subject".to_owned(), "room".to_owned(), draft, 0);
     Waiting {
         message,

@@ -8,13 +8,16 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use runtime::{Ctx, Error, Result, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
-use wire::{Code, Seq};
 
 use crate::known::{Key, Stored};
 use crate::secret::Secret;
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use postgres::span::query_span;
+use service::ctx::Ctx;
+use timeline::chat::Chat;
 
 /// The index answers in a millisecond; a database that takes this long is away.
 const DEADLINE: Duration = Duration::from_millis(1_500);
@@ -72,7 +75,7 @@ pub struct Gap {
 /// PostgreSQL, as `send-message` sees it.
 #[derive(Debug)]
 pub struct Index {
-    ctx: Ctx,
+    ctx: Ctx<Chat>,
     state: Mutex<State>,
 }
 
@@ -99,7 +102,7 @@ struct Standing {
 }
 
 impl Index {
-    pub fn new(ctx: Ctx) -> Index {
+    pub fn new(ctx: Ctx<Chat>) -> Index {
         let state = State {
             secret: None,
             secret_since: Instant::now(),
@@ -138,7 +141,7 @@ impl Index {
                 continue;
             };
             if !standing.witnessed && self.lock().gap.is_none() {
-                let floor = self.ctx.log().floor_now().await?;
+                let floor = self.ctx.stream().floor_now().await?;
                 self.lost(&standing, witness, floor);
             }
             let mut state = self.lock();

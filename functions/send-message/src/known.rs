@@ -7,16 +7,23 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use runtime::{Ctx, Error, Limit, LogMessage, Result};
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::types::time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
-use wire::{Change, Code, Incoming, Limits, Seq, jetstream};
 
 use crate::index::Index;
 use crate::secret::Secret;
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::stream::{Limit, StreamMessage};
+use protocol::change::Change;
+use protocol::js_api;
+use protocol::message::{Incoming, Limits};
+use service::ctx::Ctx;
+use timeline::chat::Chat;
+use timeline::message::id_of;
 
 /// Every subject of the log.
 const EVERYTHING: &str = ">";
@@ -43,7 +50,7 @@ pub struct Stored {
 /// What is known about ids.
 #[derive(Debug)]
 pub struct Known {
-    ctx: Ctx,
+    ctx: Ctx<Chat>,
     index: Index,
     stored_before: Mutex<Option<StoredBefore>>,
     backlog: Mutex<Backlog>,
@@ -80,7 +87,7 @@ pub struct Found {
 }
 
 impl Known {
-    pub fn new(ctx: Ctx) -> Known {
+    pub fn new(ctx: Ctx<Chat>) -> Known {
         Known {
             index: Index::new(ctx.clone()),
             ctx,
@@ -137,12 +144,12 @@ impl Known {
 
     /// Asks the log up to where it is stored. Ages are differences of the server's own clock; ours may be wrong.
     async fn look_at_floor(&self) -> Result<StoredBefore> {
-        let (nats, log) = (self.ctx.nats(), self.ctx.log());
+        let (nats, log) = (self.ctx.nats(), self.ctx.stream());
         let asked = Instant::now();
         let info: Info = nats
-            .api(jetstream::STREAM_INFO, &json!({}))
+            .api(js_api::STREAM_INFO, &json!({}))
             .await
-            .map_err(runtime::LogError::from)?;
+            .map_err(jetstream::stream::StreamError::from)?;
         let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
         // In this order: what was stored when the floor was is there, unless the database lost it.
         let floor = log.floor().await?;
@@ -190,7 +197,7 @@ impl Known {
     /// Which of `keys` stand in the log above what is stored.
     async fn unstored(&self, keys: &[Key], generation: u64) -> Result<Vec<(Key, Seq)>> {
         const TOO_FAR: &str = "the index is too far behind to tell whether this id is new: try again, or send without an id";
-        let (log, limits) = (self.ctx.log(), self.ctx.settings().limits());
+        let (log, limits) = (self.ctx.stream(), self.ctx.limits());
         let floor = log.floor().await?;
         let (stored_through, gap) = (self.stored_through(floor), self.index.standing().gap);
         let mut backlog = self.backlog.lock().await;
@@ -235,7 +242,7 @@ impl Known {
 }
 
 /// Which id a message of the log uses, and where it stands: its own, or, of a deletion, that of the message, which may be erased.
-fn names(message: &LogMessage, limits: Limits) -> Option<(Key, Seq)> {
+fn names(message: &StreamMessage, limits: Limits) -> Option<(Key, Seq)> {
     if Change::is_on(&message.subject) {
         let deletion = Change::parse(
             &message.subject,
@@ -252,10 +259,10 @@ fn names(message: &LogMessage, limits: Limits) -> Option<(Key, Seq)> {
 }
 
 /// A message of the log as `persist-message` reads it; `None` when it becomes a dead letter.
-pub fn parse(message: &LogMessage, limits: Limits) -> Option<Incoming> {
+pub fn parse(message: &StreamMessage, limits: Limits) -> Option<Incoming> {
     Incoming::parse(
         &message.subject,
-        message.message_id(),
+        id_of(message),
         &message.payload,
         message.seq,
         message.received_ms,

@@ -1,6 +1,8 @@
 //! Answers `chat.send.{u}.{room}` and `dm.send.{u}.{peer}`: checks a message, appends it to the log together with
 //! whatever else is waiting, and answers when the log has it.
 
+use timeline::chat::Chat;
+
 mod append;
 mod commit;
 mod index;
@@ -9,22 +11,30 @@ mod outgoing;
 mod rate;
 mod secret;
 mod sequencer;
+
 #[cfg(test)]
 mod tests;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use base::error::Code;
+use base::error::{Error, Fatal, Result};
+use base::span::Failing;
 use commit::Committer;
+use nats::trace::inject_trace;
 use outgoing::Outgoing;
+use protocol::endpoints::{DM_SEND, SEND};
+use protocol::name::{Room, User};
+use protocol::send::{Draft, SendAck, SendRequest, SentStatus};
+use protocol::subject::{StreamSubject, direct_subject};
 use rate::Rate;
-use runtime::{Ctx, Error, Failing, Fatal, Function, Reply, Request, Result, inject_trace, this};
 use serde::Deserialize;
+use service::ctx::Ctx;
+use service::function::Function;
+use service::request::{Reply, Request};
+use service::this;
 use tracing::Instrument;
-use wire::{
-    Code, DM_SEND, Draft, LogSubject, Room, SEND, SendAck, SendRequest, SentStatus, User,
-    direct_subject,
-};
 
 /// What this function reads beyond what every function reads.
 #[derive(Debug, Deserialize)]
@@ -76,6 +86,7 @@ const fn default_min_batch() -> usize {
 
 /// What requests share.
 struct Shared {
+    chat: Chat,
     rate: Rate,
     committer: Committer,
 }
@@ -88,10 +99,13 @@ fn function() -> Function<Shared> {
     Function::with(this!(), async |ctx: Ctx| {
         let settings: Settings = ctx.vars().read()?;
         settings.check()?;
+        let chat = Chat::open(&ctx)?;
+        let chat_ctx = ctx.with_state(chat.clone());
         let rate = Rate::new(settings.send_rate_per_second, settings.send_burst);
         Ok(Shared {
+            chat,
             rate,
-            committer: Committer::start(ctx, settings.send_min_batch.max(2)),
+            committer: Committer::start(chat_ctx, settings.send_min_batch.max(2)),
         })
     })
     .settings(
@@ -110,7 +124,7 @@ async fn send_to_room(
 ) -> Result<Reply<SendAck>> {
     let SendRequest { user, to, draft } = request.ask;
     // The admin room was refused when the request was read, so the name after the subject's last dot is never needed.
-    send(ctx, user, to.log_subject(), draft).await
+    send(ctx, user, to.stream_subject(), draft).await
 }
 
 async fn send_to_user(
@@ -131,17 +145,19 @@ async fn send(
     if let Err(wait) = ctx.rate.take(user.as_str(), Instant::now()) {
         return Err(Error::new(Code::TooFast, ctx.rate.sentence(wait)));
     }
-    let limit = ctx.settings().limits().text_bytes;
+    let limit = ctx.chat.limits().text_bytes;
     if draft.text.len() > limit {
         return Err(Error::new(
             Code::TooLarge,
             format!("text is longer than {limit} bytes"),
         ));
     }
-    let room = LogSubject::parse(&subject).map_err(Error::internal)?.room();
+    let room = StreamSubject::parse(&subject)
+        .map_err(Error::internal)?
+        .room();
     let span = tracing::info_span!(
         "send",
-        otel.name = format!("send {}", wire::subject_template(&subject)),
+        otel.name = format!("send {}", protocol::subject::subject_template(&subject)),
         otel.kind = "producer",
         otel.status_code = tracing::field::Empty,
         error.r#type = tracing::field::Empty,
@@ -149,7 +165,7 @@ async fn send(
         messaging.operation.name = "send",
         messaging.operation.r#type = "send",
         messaging.destination.name = subject,
-        messaging.destination.template = wire::subject_template(&subject),
+        messaging.destination.template = protocol::subject::subject_template(&subject),
         messaging.message.id = tracing::field::Empty,
     );
     let mut message = Outgoing::new(user, subject, room, draft, now_ms());

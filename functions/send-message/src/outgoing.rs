@@ -6,9 +6,12 @@ use async_nats::header::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use serde_json::json;
 use uuid::Uuid;
-use wire::{Draft, Incoming, User, believable, header};
 
 use crate::secret::Secret;
+use protocol::header;
+use protocol::message::{Incoming, believable};
+use protocol::name::User;
+use protocol::send::Draft;
 
 /// What the protocol line and the headers of a batch may add to a message.
 const HEADER_ROOM: usize = 1024;

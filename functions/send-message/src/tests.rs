@@ -9,12 +9,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::Client;
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{Process, RawClient, SOON, World, eventually};
-use wire::{DM_SEND, HISTORY, SEND, SendAck, jetstream};
 
 use crate::function;
+use protocol::endpoints::{DM_SEND, HISTORY, SEND};
+use protocol::js_api;
+use protocol::send::SendAck;
+use service::config::Vars;
+use service::function::Running;
+use testing::{Process, RawClient, SOON, World, eventually};
 
 /// Fast enough for a test that floods. Two make a batch already: how many wait together depends on the machine.
 const FLOOD: [(&str, &str); 3] = [
@@ -85,7 +88,7 @@ async fn send(
 async fn at(client: &Client, seq: u64) -> Option<(String, Value, String)> {
     let reply = client
         .request(
-            jetstream::MESSAGE_GET,
+            js_api::MESSAGE_GET,
             json!({ "seq": seq }).to_string().into(),
         )
         .await
@@ -111,7 +114,7 @@ async fn at(client: &Client, seq: u64) -> Option<(String, Value, String)> {
 
 async fn last_seq(client: &Client) -> u64 {
     let reply = client
-        .request(jetstream::STREAM_INFO, "".into())
+        .request(js_api::STREAM_INFO, "".into())
         .await
         .unwrap();
     serde_json::from_slice::<Value>(&reply.payload).unwrap()["state"]["last_seq"]
@@ -165,7 +168,7 @@ async fn the_acknowledgement_carries_the_place_history_shows() {
         .request(HISTORY.subject(&["general"]), "".into())
         .await
         .unwrap();
-    let page: Vec<wire::Message> = serde_json::from_slice(&page.payload).unwrap();
+    let page: Vec<protocol::message::Message> = serde_json::from_slice(&page.payload).unwrap();
     let shown: Vec<_> = page
         .iter()
         .map(|one| {

@@ -3,13 +3,19 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use runtime::{Ctx, Limit, Log, LogMessage};
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
-use wire::{Audit, AuditCounts, AuditRequest, Change, Incoming, Limits, Offender, Seq};
 
+use crate::State;
 use crate::letters::instant;
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use jetstream::stream::{Limit, StreamMessage, StreamReader};
+use protocol::audit::{Audit, AuditCounts, AuditRequest, Offender};
+use protocol::change::Change;
+use protocol::message::{Incoming, Limits};
+use service::ctx::Ctx;
+use timeline::message::id_of;
 
 /// Messages looked up together.
 const CHUNK: usize = 1_000;
@@ -48,11 +54,11 @@ pub const ELSEWHERE: &str = "
 ///
 /// # Errors
 /// The log or the database does not answer.
-pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Trouble> {
+pub async fn audit(ctx: &Ctx<State>, asked: AuditRequest) -> Result<Audit, Trouble> {
     let begun = Instant::now();
     let deadline = ctx.settings().request_deadline();
     let enough = deadline * PART_OF_DEADLINE / 100;
-    let (first, last) = ctx.log().range().await?;
+    let (first, last) = ctx.chat.stream().range().await?;
     let from = asked.from.max(first);
     let mut page = Page {
         counts: AuditCounts::default(),
@@ -61,17 +67,18 @@ pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Troubl
     };
     let mut next = from;
     while next <= last {
-        let messages = read(ctx.log(), next, last).await?;
+        let messages = read(ctx.chat.stream(), next, last).await?;
         let Some(end) = messages.last().map(|found| found.message.seq) else {
             next = last.next();
             break;
         };
         // Before the index is looked at: what lies at or below this floor was committed before.
-        let floor = ctx.log().floor().await?;
+        let floor = ctx.chat.stream().floor().await?;
         let left = deadline
             .saturating_sub(begun.elapsed())
             .max(Duration::from_millis(1));
         let index = ctx
+            .chat
             .database()
             .run(left, async |connection| {
                 Index::read(connection, &messages).await
@@ -96,7 +103,7 @@ pub async fn audit<S>(ctx: &Ctx<S>, asked: AuditRequest) -> Result<Audit, Troubl
 
 /// The next messages up to `last`. What is appended meanwhile is for another part, or an audit would never end while
 /// people talk.
-async fn read(log: &Log, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
+async fn read(log: &StreamReader, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
     let found = log
         .every(from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
         .await?;
@@ -109,7 +116,7 @@ async fn read(log: &Log, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
 
 /// A message of the log, as far as the index would know it.
 struct Found {
-    message: LogMessage,
+    message: StreamMessage,
     content: Content,
     /// Whose it is and when the log received it; of a deletion, when it received the message. `None` for what cannot be stored.
     age: Option<(String, i64)>,
@@ -131,8 +138,8 @@ enum Content {
 }
 
 impl Found {
-    fn read((message, malformed): (LogMessage, bool)) -> Found {
-        let LogMessage {
+    fn read((message, malformed): (StreamMessage, bool)) -> Found {
+        let StreamMessage {
             seq,
             ref subject,
             ref payload,
@@ -156,7 +163,7 @@ impl Found {
         } else {
             match Incoming::parse(
                 subject,
-                message.message_id(),
+                id_of(&message),
                 payload,
                 seq,
                 received_ms,

@@ -2,17 +2,26 @@
 
 use std::time::Duration;
 
-use runtime::{Connection, Ctx, Fatal};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
-use wire::{Check, Difference, Reason, Replayed, Seq, jetstream, overlap};
 
+use crate::compare::Config;
 use crate::events::Foreign;
 use crate::shipped::{Shipped, subjects, swallowed};
 use crate::trouble::Trouble;
-use crate::{compare::Config, fence, letters, replay, schema};
+use crate::{fence, letters, replay, schema};
+use base::error::Fatal;
+use base::seq::Seq;
+use base::subject::overlap;
+use nats::connection::Connection;
+use protocol::audit::Replayed;
+use protocol::bootstrap::{Check, Difference};
+use protocol::js_api;
+use protocol::reason::Reason;
+use service::ctx::Ctx;
+use timeline::chat::Chat;
 
 /// The first one that appends atomically and keeps what it acknowledged.
 const OLDEST_SERVER: [u64; 3] = [2, 14, 3];
@@ -30,14 +39,14 @@ pub const LOCK: i64 = 0x0073_6372_6f6c_6c62;
 /// What the handlers work with.
 #[derive(Debug)]
 pub struct Bootstrap {
-    ctx: Ctx,
+    ctx: Ctx<Chat>,
     shipped: Shipped,
     foreign: Foreign,
 }
 
 impl Bootstrap {
     /// `shipped` on the servers of `ctx`.
-    pub fn new(ctx: Ctx, shipped: Shipped) -> Bootstrap {
+    pub fn new(ctx: Ctx<Chat>, shipped: Shipped) -> Bootstrap {
         Bootstrap {
             ctx,
             shipped,
@@ -113,7 +122,7 @@ impl Bootstrap {
             };
             Ok((
                 done,
-                replay::replay(self.ctx.log(), self.ctx.nats(), connection, from).await?,
+                replay::replay(self.ctx.stream(), self.ctx.nats(), connection, from).await?,
             ))
         })
         .await
@@ -153,7 +162,7 @@ impl Bootstrap {
 
     /// On the connection that holds the lock: when that breaks, another copy may begin, and we notice at the next statement.
     async fn apply_locked(&self, connection: &mut PgConnection) -> Result<Vec<String>, Trouble> {
-        let (nats, limits) = (self.ctx.nats(), self.ctx.settings().limits());
+        let (nats, limits) = (self.ctx.nats(), self.ctx.limits());
         if let Some(Difference { wanted, actual, .. }) = old_server(nats) {
             return Err(Trouble::Refused(format!(
                 "nats-server {actual} is too old: {wanted} is needed"
@@ -177,11 +186,13 @@ impl Bootstrap {
         done.extend(self.foreign.remove(nats).await?);
         for object in self.shipped.objects() {
             if fence::is_log(object) {
-                done.extend(fence::keep(self.ctx.log(), nats, connection, object, limits).await?);
+                done.extend(
+                    fence::keep(self.ctx.stream(), nats, connection, object, limits).await?,
+                );
             }
             done.extend(object.apply(nats).await?);
         }
-        done.extend(letters::append(self.ctx.log(), nats, connection, limits).await?);
+        done.extend(letters::append(self.ctx.stream(), nats, connection, limits).await?);
         Ok(done)
     }
 
@@ -290,7 +301,7 @@ async fn streams(nats: &Connection) -> Result<Vec<Stream>, Trouble> {
     let mut found: Vec<Stream> = Vec::new();
     loop {
         let page: Page = nats
-            .api(jetstream::STREAM_LIST, &json!({ "offset": found.len() }))
+            .api(js_api::STREAM_LIST, &json!({ "offset": found.len() }))
             .await?;
         let streams = page.streams.unwrap_or_default();
         let ended = streams.is_empty();

@@ -1,7 +1,8 @@
 //! What differs between a configuration as shipped and as a server reports it.
 
 use serde_json::{Map, Value};
-use wire::Difference;
+
+use protocol::bootstrap::Difference;
 
 /// A configuration of JetStream: field by field, as its API has them.
 pub type Config = Map<String, Value>;

@@ -6,9 +6,13 @@
 use std::collections::HashMap;
 
 use sqlx::postgres::PgConnection;
-use wire::{CHANGES, Change, Reason, Seq, derived_id};
 
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use protocol::change::Change;
+use protocol::message::derived_id;
+use protocol::reason::Reason;
+use protocol::subject::CHANGES;
 
 const WAITING: &str = "
     select id, seq, subject, payload from dead_letters where reason = $1 and outcome is null and starts_with(subject, $2)

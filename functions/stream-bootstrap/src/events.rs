@@ -4,14 +4,16 @@
 //! Readers of events skip what has no `ce-type`, and so does `relay-outbox`. But each of them takes room from events, and
 //! whoever looks for the last event has to pass them over: so they are removed.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use runtime::{ApiError, Connection, foreign_events};
 use serde_json::{Value, json};
-use wire::{Difference, EVENTS_STREAM, jetstream};
+
+use nats::connection::{ApiError, Connection};
+use protocol::bootstrap::Difference;
+use protocol::subject::EVENTS_STREAM;
+use timeline::published::foreign_events;
 
 /// Messages looked at in one go, the newest first. What lies further behind is harmless, and leaves the stream with its age.
 const LOOKED_AT: usize = 5_000;
@@ -82,7 +84,10 @@ async fn delete(nats: &Connection, position: u64) -> Result<(), ApiError> {
     // It holds nothing that has to be erased.
     let request = json!({ "seq": position, "no_erase": true });
     match nats
-        .api::<Value>(&jetstream::stream("MSG.DELETE", EVENTS_STREAM), &request)
+        .api::<Value>(
+            &jetstream::api::stream("MSG.DELETE", EVENTS_STREAM),
+            &request,
+        )
         .await
     {
         Ok(_) => Ok(()),

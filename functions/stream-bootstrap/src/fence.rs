@@ -3,20 +3,26 @@
 
 use std::time::Duration;
 
-use runtime::{ApiError, Connection, Limit, Log, told};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
-use wire::{FENCE_SUBJECT, Fence, Limits, STREAM, Seq, jetstream};
 
 use crate::compare::Config;
 use crate::letters;
 use crate::object::{Kind, Object};
 use crate::shipped::subjects;
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use jetstream::stream::{Limit, StreamReader};
+use nats::connection::{ApiError, Connection};
+use protocol::bootstrap::Fence;
+use protocol::js_api;
+use protocol::message::Limits;
+use protocol::subject::{FENCE_SUBJECT, STREAM};
+use timeline::published::told;
 
 /// Nothing is delivered for so long, should we die before we resume. Longer than lifting takes, by far.
 const PAUSE: Duration = Duration::from_secs(3_600);
@@ -87,7 +93,7 @@ pub async fn look(nats: &Connection, stored: Seq) -> Result<Option<Fence>, ApiEr
 /// # Errors
 /// JetStream or the database does not answer, or refuses.
 pub async fn keep(
-    log: &Log,
+    log: &StreamReader,
     nats: &Connection,
     connection: &mut PgConnection,
     shipped: &Object,
@@ -132,7 +138,7 @@ pub async fn keep(
 
 async fn state(nats: &Connection) -> Result<Option<State>, ApiError> {
     match nats
-        .api::<StreamInfo>(jetstream::STREAM_INFO, &json!({}))
+        .api::<StreamInfo>(js_api::STREAM_INFO, &json!({}))
         .await
     {
         Ok(info) => Ok(Some(info.state)),
@@ -197,7 +203,7 @@ pub async fn pause(nats: &Connection, limit: Duration) -> Result<bool, Trouble> 
     }
     let (mut last, mut moved) = (u64::MAX, Instant::now());
     while moved.elapsed() < QUIET {
-        let info: Value = match nats.api(jetstream::CONSUMER_INFO, &json!({})).await {
+        let info: Value = match nats.api(js_api::CONSUMER_INFO, &json!({})).await {
             Err(error) if error.is(ApiError::NO_CONSUMER) => return Ok(false),
             info => info?,
         };
@@ -225,7 +231,7 @@ pub async fn resume(nats: &Connection) -> Result<(), Trouble> {
 }
 
 async fn hold(nats: &Connection, request: &Value) -> Result<bool, Trouble> {
-    match nats.api::<Value>(jetstream::CONSUMER_PAUSE, request).await {
+    match nats.api::<Value>(js_api::CONSUMER_PAUSE, request).await {
         Ok(_) => Ok(true),
         Err(error) if error.is(ApiError::NO_CONSUMER) => Ok(false),
         Err(error) => Err(error.into()),
@@ -234,7 +240,7 @@ async fn hold(nats: &Connection, request: &Value) -> Result<bool, Trouble> {
 
 /// Copies what the log holds up to `stored` and nobody stored to the dead letters, in order; how many messages.
 async fn take(
-    log: &Log,
+    log: &StreamReader,
     nats: &Connection,
     connection: &mut PgConnection,
     stored: Seq,
@@ -268,7 +274,7 @@ async fn take(
 /// Purging up to a sequence above the last one makes it the next one.
 async fn lift(nats: &Connection, stored: Seq) -> Result<(), Trouble> {
     let _: Value = nats
-        .api(jetstream::STREAM_PURGE, &json!({ "seq": stored.next() }))
+        .api(js_api::STREAM_PURGE, &json!({ "seq": stored.next() }))
         .await?;
     match state(nats).await? {
         Some(State { last_seq, .. }) if last_seq >= stored.get() => Ok(()),

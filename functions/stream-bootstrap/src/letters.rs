@@ -2,16 +2,24 @@
 
 use std::time::Duration;
 
-use runtime::{
-    Again, AppendError, Connection, Log, LogMessage, RawMessage, append_again, parse_headers,
-};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection as _, FromRow, Row};
 use time::OffsetDateTime;
-use wire::{Change, Incoming, Limits, Reason, Seq, header, overlap};
 
 use crate::deletions::{Deletions, Moved};
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use base::subject::overlap;
+use jetstream::append::AppendError;
+use jetstream::stream::{RawMessage, StreamMessage, StreamReader};
+use nats::connection::Connection;
+use nats::headers::parse_headers;
+use protocol::change::Change;
+use protocol::header;
+use protocol::message::{Incoming, Limits};
+use protocol::reason::Reason;
+use timeline::append_again::{Again, append_again};
+use timeline::message::id_of;
 
 /// Letters read at once; each may weigh `max_payload`.
 const CHUNK: i64 = 16;
@@ -120,8 +128,8 @@ impl FromRow<'_, PgRow> for Kept {
 }
 
 impl Letter {
-    fn message(&self) -> LogMessage {
-        LogMessage {
+    fn message(&self) -> StreamMessage {
+        StreamMessage {
             seq: Seq::from_i64(self.seq),
             subject: self.subject.clone(),
             headers: parse_headers(&self.headers).ok(),
@@ -151,10 +159,10 @@ pub async fn waiting(connection: &mut PgConnection) -> Result<i64, sqlx::Error> 
 pub async fn take(
     connection: &mut PgConnection,
     found: &[RawMessage],
-    log_subjects: &[String],
+    stream_subjects: &[String],
     limits: Limits,
 ) -> Result<u64, Trouble> {
-    let messages: Vec<&LogMessage> = found
+    let messages: Vec<&StreamMessage> = found
         .iter()
         .filter(|raw| !raw.malformed)
         .map(|raw| &raw.message)
@@ -191,7 +199,7 @@ pub async fn take(
         )
         .bind(
             left.iter()
-                .map(|raw| reason(raw, log_subjects).as_str())
+                .map(|raw| reason(raw, stream_subjects).as_str())
                 .collect::<Vec<&str>>(),
         )
         .bind(
@@ -209,7 +217,7 @@ pub async fn take(
 /// # Errors
 /// The log does not take a message now, or the database does not answer. What is left waits for the next time.
 pub async fn append(
-    log: &Log,
+    log: &StreamReader,
     nats: &Connection,
     connection: &mut PgConnection,
     limits: Limits,
@@ -287,7 +295,7 @@ pub async fn append(
 /// Removes a letter that stands in the log again, at `place`, and lets its deletions follow it there; whether there were
 /// any. Within one transaction: both or neither.
 async fn settle(
-    log: &Log,
+    log: &StreamReader,
     connection: &mut PgConnection,
     letter: &Letter,
     place: Seq,
@@ -297,7 +305,7 @@ async fn settle(
     let message = letter.message();
     let Ok(parsed) = Incoming::parse(
         &message.subject,
-        message.message_id(),
+        id_of(&message),
         &message.payload,
         message.seq,
         message.received_ms,
@@ -333,11 +341,11 @@ async fn settle(
 /// The sequences among `messages` under which PostgreSQL has that very message.
 async fn stored(
     connection: &mut PgConnection,
-    messages: &[&LogMessage],
+    messages: &[&StreamMessage],
     limits: Limits,
 ) -> Result<Vec<i64>, sqlx::Error> {
     let mut known = stored_messages(connection, messages, limits).await?;
-    let changes: Vec<&&LogMessage> = messages
+    let changes: Vec<&&StreamMessage> = messages
         .iter()
         .filter(|message| {
             Change::parse(
@@ -372,13 +380,13 @@ async fn stored(
 
 async fn stored_messages(
     connection: &mut PgConnection,
-    messages: &[&LogMessage],
+    messages: &[&StreamMessage],
     limits: Limits,
 ) -> Result<Vec<i64>, sqlx::Error> {
-    let read = |message: &&LogMessage| {
+    let read = |message: &&StreamMessage| {
         let parsed = Incoming::parse(
             &message.subject,
-            message.message_id(),
+            id_of(message),
             &message.payload,
             message.seq,
             message.received_ms,
@@ -460,10 +468,12 @@ async fn dead(
 }
 
 /// `below_fence` for what can be published again as it is, else why it cannot.
-fn reason(raw: &RawMessage, log_subjects: &[String]) -> Reason {
+fn reason(raw: &RawMessage, stream_subjects: &[String]) -> Reason {
     let subject = &raw.message.subject;
     let taken_in = !subject.split('.').any(str::is_empty)
-        && log_subjects.iter().any(|pattern| overlap(pattern, subject));
+        && stream_subjects
+            .iter()
+            .any(|pattern| overlap(pattern, subject));
     if raw.malformed && (raw.header_block.is_empty() || parse_headers(&raw.header_block).is_ok()) {
         Reason::MalformedSubject
     } else if raw.malformed {
@@ -490,7 +500,7 @@ async fn is_stored(
 
 /// Where the log holds the letter already. What was appended again lies above everything that was purged, so
 /// looking from the letter's own sequence on finds it.
-async fn appended_at(log: &Log, letter: &Letter) -> Result<Option<Seq>, Trouble> {
+async fn appended_at(log: &StreamReader, letter: &Letter) -> Result<Option<Seq>, Trouble> {
     let mut from = Seq::from_i64(letter.seq).next();
     while let Some(raw) = log.next(&letter.subject, from).await? {
         let id = raw

@@ -2,6 +2,8 @@
 //! Answers `bootstrap.check` and `bootstrap.apply`, and does both by itself at start and from time to time;
 //! `bootstrap.audit` and `bootstrap.replay` when asked.
 
+use timeline::chat::Chat;
+
 mod audit;
 mod bootstrap;
 mod compare;
@@ -13,6 +15,7 @@ mod object;
 mod replay;
 mod schema;
 mod shipped;
+
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -21,20 +24,25 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base::error::{Error, Fatal, Result};
 use bootstrap::{Bootstrap, Own};
-use runtime::{Ctx, Error, Fatal, Function, Meter, Reply, Request, Result, this};
+use protocol::audit::{Audit, AuditRequest, ReplayRequest, Replayed};
+use protocol::bootstrap::{Applied, Check, NoRequest};
+use protocol::endpoints::{BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY};
+use service::ctx::Ctx;
+use service::function::Function;
+use service::meter::Meter;
+use service::request::{Reply, Request};
+use service::this;
 use shipped::Shipped;
 use trouble::Trouble;
-use wire::{
-    Applied, Audit, AuditRequest, BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK,
-    BOOTSTRAP_REPLAY, Check, NoRequest, ReplayRequest, Replayed,
-};
 
 /// Between attempts while something is away, or another copy is applying.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// What one copy has.
 struct State {
+    chat: Chat,
     bootstrap: Arc<Bootstrap>,
     interval: Duration,
 }
@@ -64,19 +72,21 @@ fn function() -> Function<State> {
 }
 
 async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
+    let chat = Chat::open(&ctx)?;
     let own: Own = ctx.vars().read()?;
     let interval = own.interval()?;
     let shipped = Shipped::read(
         own.bootstrap_config.as_deref(),
         own.bootstrap_allow_replicas,
     )?;
-    let bootstrap = Arc::new(Bootstrap::new(ctx.clone(), shipped));
+    let bootstrap = Arc::new(Bootstrap::new(ctx.with_state(chat.clone()), shipped));
     let mut told = String::new();
     loop {
         match bootstrap.apply().await {
             Ok(done) => {
                 tell(&done);
                 return Ok(State {
+                    chat,
                     bootstrap,
                     interval,
                 });
@@ -85,6 +95,7 @@ async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
             Err(trouble @ Trouble::LettersWait(_)) => {
                 tell_once(&trouble, &mut told);
                 return Ok(State {
+                    chat,
                     bootstrap,
                     interval,
                 });

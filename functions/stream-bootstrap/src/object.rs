@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use runtime::{ApiError, Connection};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use wire::{Difference, jetstream};
 
 use crate::compare::{Config, differences, overlaid};
 use crate::trouble::Trouble;
+use nats::connection::{ApiError, Connection};
+use protocol::bootstrap::Difference;
 
 /// Which object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +65,12 @@ impl Object {
 
     async fn look(&self, nats: &Connection) -> Result<Option<Told>, ApiError> {
         let (subject, missing) = match &self.kind {
-            Kind::Stream { name } => (jetstream::stream("INFO", name), vec![ApiError::NO_STREAM]),
+            Kind::Stream { name } => (
+                jetstream::api::stream("INFO", name),
+                vec![ApiError::NO_STREAM],
+            ),
             Kind::Consumer { stream, name } => (
-                jetstream::consumer("INFO", stream, name),
+                jetstream::api::consumer("INFO", stream, name),
                 vec![ApiError::NO_CONSUMER, ApiError::NO_STREAM],
             ),
         };
@@ -154,7 +157,7 @@ impl Object {
     pub async fn create(&self, nats: &Connection) -> Result<(), Trouble> {
         let (subject, body) = match &self.kind {
             Kind::Stream { name } => (
-                jetstream::stream("CREATE", name),
+                jetstream::api::stream("CREATE", name),
                 Value::Object(said(&self.config)),
             ),
             Kind::Consumer { .. } => self.consumer_request(&self.config),
@@ -210,7 +213,7 @@ impl Object {
     async fn update(&self, nats: &Connection, config: &Config) -> Result<Config, ApiError> {
         let (subject, body) = match &self.kind {
             Kind::Stream { name } => (
-                jetstream::stream("UPDATE", name),
+                jetstream::api::stream("UPDATE", name),
                 Value::Object(said(config)),
             ),
             Kind::Consumer { .. } => self.consumer_request(config),
@@ -223,7 +226,7 @@ impl Object {
             return Default::default();
         };
         (
-            jetstream::consumer("DURABLE.CREATE", stream, name),
+            jetstream::api::consumer("DURABLE.CREATE", stream, name),
             json!({ "stream_name": stream, "config": config }),
         )
     }

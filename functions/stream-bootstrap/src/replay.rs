@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use runtime::{Connection, Log};
 use serde::Deserialize;
 use serde_json::json;
 use sqlx::postgres::PgConnection;
-use wire::{Replayed, Seq, jetstream};
 
 use crate::fence;
 use crate::trouble::Trouble;
+use base::seq::Seq;
+use jetstream::stream::StreamReader;
+use nats::connection::Connection;
+use protocol::audit::Replayed;
+use protocol::js_api;
 
 /// Nothing is delivered for so long, should we die before we resume. Longer than the reset takes, by far.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -35,7 +38,7 @@ struct Floor {
 /// # Errors
 /// [`Trouble::Refused`] when `from` is beyond the log's last sequence; a server does not answer.
 pub async fn replay(
-    log: &Log,
+    log: &StreamReader,
     nats: &Connection,
     connection: &mut PgConnection,
     from: Seq,
@@ -55,21 +58,18 @@ pub async fn replay(
 }
 
 async fn reset(
-    log: &Log,
+    log: &StreamReader,
     nats: &Connection,
     connection: &mut PgConnection,
     from: Seq,
 ) -> Result<Replayed, Trouble> {
     let stored = fence::stored(connection).await?.unwrap_or(Seq::ZERO);
     let (first, through) = log.range().await?;
-    let Consumer { ack_floor } = nats.api(jetstream::CONSUMER_INFO, &json!({})).await?;
+    let Consumer { ack_floor } = nats.api(js_api::CONSUMER_INFO, &json!({})).await?;
     let floor = Seq::new(ack_floor.stream_seq).unwrap_or(Seq::MAX);
     let from = from.min(floor.next()).min(stored.next()).max(first);
     let _: Consumer = nats
-        .api(
-            jetstream::CONSUMER_RESET,
-            &json!({ "seq": from.get().max(1) }),
-        )
+        .api(js_api::CONSUMER_RESET, &json!({ "seq": from.get().max(1) }))
         .await?;
     let lost = (stored < first.previous()).then(|| (stored.next(), first.previous()));
     Ok(Replayed {

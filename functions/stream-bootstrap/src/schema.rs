@@ -3,9 +3,9 @@
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::postgres::PgConnection;
-use wire::Difference;
 
 use crate::trouble::Trouble;
+use protocol::bootstrap::Difference;
 
 /// File name and content. A test holds this list against the directory; sqlx's macro would do the same, and
 /// bring sqlx-macros into the build of every function.
@@ -78,7 +78,7 @@ const FORGET: &str = "
 /// # Errors
 /// [`Trouble::Refused`] when the database was migrated by another version, or a migration fails.
 pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Trouble> {
-    if let Some(sentence) = runtime::encoding_refusal(connection).await? {
+    if let Some(sentence) = postgres::encoding::encoding_refusal(connection).await? {
         return Err(Trouble::Refused(sentence));
     }
     let missing = standing(connection).await?.missing;

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use runtime::Fatal;
 use serde_json::Value;
-use wire::{REQUEST_SUBJECTS, STREAM, WORKER, overlap};
 
 use crate::compare::{Config, is_nothing};
 use crate::object::{Kind, Object};
+use base::error::Fatal;
+use base::subject::overlap;
+use protocol::endpoints::REQUEST_SUBJECTS;
+use protocol::subject::{STREAM, WORKER};
 
 /// File name and content. A test holds these lists against the directories.
 const STREAMS: [(&str, &str); 2] = [
@@ -283,8 +285,10 @@ mod tests {
         assert_eq!(
             subjects,
             [
-                vec![wire::EVENTS.to_owned()],
-                wire::STREAM_SUBJECTS.map(str::to_owned).to_vec()
+                vec![protocol::subject::EVENTS.to_owned()],
+                protocol::subject::STREAM_SUBJECTS
+                    .map(str::to_owned)
+                    .to_vec()
             ]
         );
         let labels: Vec<String> = shipped

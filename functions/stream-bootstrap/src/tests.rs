@@ -12,12 +12,15 @@ mod told;
 use std::collections::HashMap;
 
 use async_nats::Client;
-use runtime::{Fatal, Running, Vars};
 use serde_json::{Value, json};
-use testing::{SOON, World, eventually};
-use wire::{Applied, BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, Check};
 
 use crate::function;
+use base::error::Fatal;
+use protocol::bootstrap::{Applied, Check};
+use protocol::endpoints::{BOOTSTRAP_APPLY, BOOTSTRAP_CHECK};
+use service::config::Vars;
+use service::function::Running;
+use testing::{SOON, World, eventually};
 
 const LOG: &str = include_str!("../../../nats/streams/CHAT_MESSAGES.json");
 const WORKER: &str = include_str!("../../../nats/consumers/CHAT_MESSAGES.persist-message.json");

@@ -1,7 +1,9 @@
 //! Why something could not be applied, and whether waiting helps.
 
-use runtime::{ApiError, Class, DatabaseError, Error, Fatal, LogError};
-use wire::Code;
+use base::error::{Code, Error, Fatal};
+use jetstream::stream::StreamError;
+use nats::connection::ApiError;
+use postgres::error::{Class, DatabaseError};
 
 /// JetStream has no leader at the moment (`JSClusterNotAvailErr`, `JSClusterNotLeaderErr`).
 const NO_LEADER: [u64; 2] = [10_008, 10_009];
@@ -28,7 +30,7 @@ impl Trouble {
             Trouble::Nats(ApiError::Away(_)) | Trouble::Busy | Trouble::LettersWait(_) => true,
             Trouble::Nats(ApiError::Refused { code, .. }) => NO_LEADER.contains(code),
             Trouble::Nats(ApiError::Unreadable(_)) | Trouble::Refused(_) => false,
-            Trouble::Database(error) => error.class == Class::Trouble,
+            Trouble::Database(error) => error.class == Class::Transient,
         }
     }
 
@@ -46,7 +48,7 @@ impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Trouble::Nats(error) => error.fmt(f),
-            Trouble::Database(error) if error.class == Class::Trouble => {
+            Trouble::Database(error) if error.class == Class::Transient => {
                 write!(f, "waiting for PostgreSQL ({error})")
             }
             Trouble::Database(error) => error.fmt(f),
@@ -66,12 +68,14 @@ impl From<ApiError> for Trouble {
     }
 }
 
-impl From<LogError> for Trouble {
-    fn from(error: LogError) -> Trouble {
+impl From<StreamError> for Trouble {
+    fn from(error: StreamError) -> Trouble {
         match error {
-            LogError::Api(error) => Trouble::Nats(error),
-            LogError::Direct(what) | LogError::TooMuch(what) => Trouble::Nats(ApiError::Away(what)),
-            LogError::Late => Trouble::Nats(ApiError::Away("reading the stream took too long")),
+            StreamError::Api(error) => Trouble::Nats(error),
+            StreamError::Direct(what) | StreamError::TooMuch(what) => {
+                Trouble::Nats(ApiError::Away(what))
+            }
+            StreamError::Late => Trouble::Nats(ApiError::Away("reading the stream took too long")),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! What was found as bytes: no more entries than asked for, no larger than the server takes.
 
-use runtime::{Error, Reply, Result};
 use serde::Serialize;
-use wire::{Code, Seq, SyncPage, header};
 
 use crate::page::Found;
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use protocol::header;
+use protocol::sync::SyncPage;
+use service::request::Reply;
 
 /// What the fields around the lists, the reply's headers and the protocol may take of `max_payload`.
 const ENVELOPE: usize = 2 * 1024;

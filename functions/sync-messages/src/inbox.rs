@@ -5,15 +5,23 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use runtime::{
-    Ctx, Cutoffs, Database, DatabaseError, Error, Key, Limit, Result, Union, query_span,
-};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
-use wire::{Change, Code, InboxRequest, Marks, Seq, direct_changes_of, directs_to};
 
 use crate::index::{self, Rows};
 use crate::page::{Found, Parts, join, read_log};
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::stream::Limit;
+use postgres::database::Database;
+use postgres::error::DatabaseError;
+use postgres::span::query_span;
+use protocol::change::Change;
+use protocol::receipt::{InboxRequest, Marks};
+use protocol::subject::{direct_changes_of, directs_to};
+use service::ctx::Ctx;
+use timeline::chat::Chat;
+use timeline::union::{Cutoffs, Key, Union};
 
 const MARK: &str = "select delivered from users where name = $1";
 
@@ -56,8 +64,8 @@ const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as a
 ///
 /// # Errors
 /// 503 when the log or PostgreSQL does not answer: only PostgreSQL knows the mark.
-pub async fn read(ctx: &Ctx, ask: &InboxRequest, max_bytes: usize) -> Result<Found> {
-    let (log, user) = (ctx.log(), ask.user.as_str());
+pub async fn read(ctx: &Ctx<Chat>, ask: &InboxRequest, max_bytes: usize) -> Result<Found> {
+    let (log, user) = (ctx.stream(), ask.user.as_str());
     let mark = mark(ctx.database(), user).await?.ok_or_else(away)?;
     let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
     let end = end.max(floor);

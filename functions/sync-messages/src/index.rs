@@ -3,11 +3,18 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use runtime::{Database, DatabaseError, Key, query_span};
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
-use wire::{ChangeEntry, ChangeType, Marks, Message, Mode, Seq, Status};
+
+use base::seq::Seq;
+use postgres::database::Database;
+use postgres::error::DatabaseError;
+use postgres::span::query_span;
+use protocol::change::{ChangeEntry, ChangeType, Mode};
+use protocol::message::{Message, Status};
+use protocol::receipt::Marks;
+use timeline::union::Key;
 
 /// A page takes a millisecond; a database that takes this long is away.
 pub const DEADLINE: Duration = Duration::from_millis(1_500);
@@ -70,7 +77,7 @@ pub struct Wanted<'a> {
 #[derive(Debug, Default)]
 pub struct Rows {
     /// Oldest first.
-    pub messages: runtime::Rows,
+    pub messages: timeline::union::Rows,
     /// Oldest first.
     pub changes: Vec<ChangeEntry>,
     /// There may be changes beyond this one; `None` when these are all.
@@ -179,7 +186,7 @@ impl Rows {
             .filter(|_| changes.len() >= rows)
             .map(|last| last.seq);
         Ok(Rows {
-            messages: runtime::Rows { messages, reach },
+            messages: timeline::union::Rows { messages, reach },
             changes,
             changes_reach,
             ..Rows::default()

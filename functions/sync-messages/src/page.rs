@@ -1,14 +1,23 @@
 //! The union of stream and projection after a cursor.
 //!
-//! The order of the reads carries the promises; `runtime::Union` says why. The floor and the stream's
+//! The order of the reads carries the promises; `timeline::union::Union` says why. The floor and the stream's
 //! last sequence, the tail above the floor, the deletions above the floor, and last the projection up to
 //! the stream's last sequence. What is told ends there, so that messages and changes, which are read one
 //! after the other, end at the same place.
 
-use runtime::{Ctx, Cutoffs, Error, Key, Limit, Result, Side, Tails, Union, own_changes};
-use wire::{Change, ChangeEntry, Code, Marks, Message, Seq, Source, SyncRequest};
-
 use crate::index::{self, Rows};
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::stream::Limit;
+use protocol::change::{Change, ChangeEntry};
+use protocol::history::Source;
+use protocol::message::Message;
+use protocol::receipt::Marks;
+use protocol::sync::SyncRequest;
+use service::ctx::Ctx;
+use timeline::chat::Chat;
+use timeline::tail::{Tails, own_changes};
+use timeline::union::{Cutoffs, Key, Side, Union};
 
 /// What was found: no holes up to `through`.
 #[derive(Debug)]
@@ -29,8 +38,8 @@ pub struct Found {
 ///
 /// # Errors
 /// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
-pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Found> {
-    let (log, conversation) = (ctx.log(), &ask.conversation);
+pub async fn read(ctx: &Ctx<Chat>, ask: &SyncRequest, max_bytes: usize) -> Result<Found> {
+    let (log, conversation) = (ctx.stream(), &ask.conversation);
     // One more than asked for tells whether there is more.
     let need = Limit::within(
         ask.limit as usize + 1,
@@ -39,7 +48,10 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
     );
     let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
     let end = end.max(floor);
-    let (subjects, changes) = (conversation.log_subjects(), [conversation.change_subject()]);
+    let (subjects, changes) = (
+        conversation.stream_subjects(),
+        [conversation.change_subject()],
+    );
     let (tails, above) =
         read_log(ctx, (&subjects, &changes), (floor, end), ask.after, need).await?;
     let above: Vec<&Change> = above.iter().collect();
@@ -83,20 +95,20 @@ pub async fn read(ctx: &Ctx, ask: &SyncRequest, max_bytes: usize) -> Result<Foun
 /// What the log has above the floor: messages for what comes after the cursor, and then every change, for it may
 /// concern any message.
 pub async fn read_log(
-    ctx: &Ctx,
+    ctx: &Ctx<Chat>,
     (subjects, changes): (&[String], &[String]),
     (floor, end): (Seq, Seq),
     after: Seq,
     need: Limit,
 ) -> Result<(Tails, Vec<Change>)> {
-    let log = ctx.log();
+    let log = ctx.stream();
     let tails = Tails::read(
         log,
         subjects,
         (floor, end),
         &[Side::Newer(after)],
         need,
-        ctx.settings().limits(),
+        ctx.limits(),
     )
     .await?;
     let above = if end > floor {
@@ -160,12 +172,15 @@ pub fn join(parts: Parts<'_>) -> Found {
 }
 
 /// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole.
-async fn from_the_log_alone(ctx: &Ctx, ask: &SyncRequest, need: Limit) -> Result<Found> {
+async fn from_the_log_alone(ctx: &Ctx<Chat>, ask: &SyncRequest, need: Limit) -> Result<Found> {
     const TOO_OLD: &str = "the database is away and the log no longer holds what came right after this cursor; try again";
-    let (log, conversation) = (ctx.log(), &ask.conversation);
+    let (log, conversation) = (ctx.stream(), &ask.conversation);
     let (first, end) = log.range().await?;
     let below = first.previous();
-    let (subjects, changes) = (conversation.log_subjects(), [conversation.change_subject()]);
+    let (subjects, changes) = (
+        conversation.stream_subjects(),
+        [conversation.change_subject()],
+    );
     let (tails, above) =
         read_log(ctx, (&subjects, &changes), (below, end), ask.after, need).await?;
     // Trimmed meanwhile: what was read is not all there was.

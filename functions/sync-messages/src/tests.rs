@@ -8,13 +8,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::Client;
-use runtime::{Database, Running, Settings, Vars};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
-use testing::{SOON, World, eventually};
-use wire::{ChangeType, DM_SYNC, Mode, SYNC, Seq, SyncPage, header, jetstream};
 
 use crate::function;
+use base::seq::Seq;
+use protocol::change::{ChangeType, Mode};
+use protocol::endpoints::{DM_SYNC, SYNC};
+use protocol::sync::SyncPage;
+use protocol::{header, js_api};
+use service::config::Vars;
+use service::function::Running;
+use testing::{SOON, World, eventually};
+use timeline::chat::open_database;
 
 async fn start(world: &World) -> Running {
     function()
@@ -327,7 +333,7 @@ async fn what_was_erased_before_it_was_stored_keeps_its_place() {
         .client("persist-message")
         .await
         .request(
-            jetstream::MESSAGE_DELETE,
+            js_api::MESSAGE_DELETE,
             json!({ "seq": two }).to_string().into(),
         )
         .await;
@@ -506,8 +512,8 @@ async fn an_inbox_reads_no_room_but_its_own() {
     let world = World::start().await;
     world.store_conversations().await;
     // As the function itself connects: the plan is one for any limit.
-    let settings = Settings::read(&Vars::from_pairs(world.vars("sync-messages")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "test").unwrap();
+    let vars = Vars::from_pairs(world.vars("sync-messages")).unwrap();
+    let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         let prepare = format!(
             "prepare page (text, bigint, bigint, bigint, bigint) as {}",
@@ -533,8 +539,8 @@ async fn an_inbox_reads_no_room_but_its_own() {
 #[tokio::test]
 async fn no_statement_is_compiled() {
     let world = World::start().await;
-    let settings = Settings::read(&Vars::from_pairs(world.vars("sync-messages")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "test").unwrap();
+    let vars = Vars::from_pairs(world.vars("sync-messages")).unwrap();
+    let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         // Dear enough on paper for anything PostgreSQL could do about it.
         let dear = "explain select count(*) from generate_series(1, 100000000) as a, generate_series(1, 100000000) as b";

@@ -2,11 +2,18 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Limit, Result, Tail};
 use sqlx::postgres::PgConnection;
-use wire::{Marked, Seq, User, directs_to};
 
 use crate::mark::alone;
+use base::error::Result;
+use base::seq::Seq;
+use jetstream::stream::Limit;
+use protocol::name::User;
+use protocol::receipt::Marked;
+use protocol::subject::directs_to;
+use service::ctx::Ctx;
+use timeline::chat::Chat;
+use timeline::tail::Tail;
 
 /// Messages that are looked at for whose senders are told.
 const MESSAGES: usize = 10_000;
@@ -41,7 +48,7 @@ const MOVE: &str = "
 ///
 /// # Errors
 /// 503 when the log or PostgreSQL does not answer.
-pub async fn mark(ctx: &Ctx, user: &User, through: Seq) -> Result<Marked> {
+pub async fn mark(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<Marked> {
     let in_log = not_stored(ctx, user, through).await?;
     alone(ctx.database(), user.as_str(), async |connection| {
         move_to(connection, user.as_str(), through, in_log).await
@@ -50,20 +57,20 @@ pub async fn mark(ctx: &Ctx, user: &User, through: Seq) -> Result<Marked> {
 }
 
 /// Conversations with messages to `user` that are perhaps not stored yet, and where the last of them stands.
-async fn not_stored(ctx: &Ctx, user: &User, through: Seq) -> Result<HashMap<String, Seq>> {
-    let floor = ctx.log().floor().await?;
+async fn not_stored(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<HashMap<String, Seq>> {
+    let floor = ctx.stream().floor().await?;
     if through <= floor {
         return Ok(HashMap::new());
     }
     let subjects = [directs_to(user)];
     let limit = Limit::within(MESSAGES, TAIL_BYTES, ctx.settings().request_deadline());
     let tail = Tail::newest(
-        ctx.log(),
+        ctx.stream(),
         &subjects,
         floor.next(),
         through.next(),
         limit,
-        ctx.settings().limits(),
+        ctx.limits(),
     )
     .await?;
     Ok(tail

@@ -1,70 +1,81 @@
 //! Answers `chat.delivered.{u}`, `chat.read.{u}.{room}` and `dm.read.{u}.{peer}`: moves the marks of how far people have got, and never
 //! back; and `chat.unread.{u}`: counts what lies above them.
 
+use timeline::chat::Chat;
+
 mod delivered;
 mod mark;
 mod read;
 mod rooms;
+
 #[cfg(test)]
 mod tests;
 mod unread;
 
 use std::process::ExitCode;
 
-use runtime::{Ctx, Function, Reply, Request, Result, this};
-use wire::{
-    DELIVERED, DM_READ, DeliveredRequest, Direct, Marked, OUTBOX_WAKE, READ, ReadRequest, Seq,
-    UNREAD, Unread, UnreadRequest,
-};
+use base::error::Result;
+use base::seq::Seq;
+use protocol::conversation::Direct;
+use protocol::endpoints::{DELIVERED, DM_READ, READ, UNREAD};
+use protocol::receipt::{DeliveredRequest, Marked, ReadRequest, Unread, UnreadRequest};
+use protocol::subject::OUTBOX_WAKE;
+use service::ctx::Ctx;
+use service::function::Function;
+use service::request::{Reply, Request};
+use service::this;
 
 fn main() -> ExitCode {
     function().run()
 }
 
-fn function() -> Function {
-    Function::new(this!())
+fn function() -> Function<Chat> {
+    Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
         .answer(DELIVERED, mark_delivered)
         .answer(READ, mark_room_read)
         .answer(DM_READ, mark_direct_read)
         .answer(UNREAD, count_unread)
 }
 
-async fn mark_delivered(ctx: Ctx, request: Request<DeliveredRequest>) -> Result<Reply<Marked>> {
+async fn mark_delivered(
+    ctx: Ctx<Chat>,
+    request: Request<DeliveredRequest>,
+) -> Result<Reply<Marked>> {
     let DeliveredRequest { user, through } = request.ask;
     let marked = delivered::mark(&ctx, &user, existing(&ctx, through).await?).await?;
     tell(&ctx, marked).await
 }
 
-async fn mark_room_read(ctx: Ctx, request: Request<ReadRequest>) -> Result<Reply<Marked>> {
+async fn mark_room_read(ctx: Ctx<Chat>, request: Request<ReadRequest>) -> Result<Reply<Marked>> {
     mark_read(ctx, request.ask).await
 }
 
 async fn mark_direct_read(
-    ctx: Ctx,
+    ctx: Ctx<Chat>,
     request: Request<Direct<ReadRequest>>,
 ) -> Result<Reply<Marked>> {
     let Direct(ask) = request.ask;
     mark_read(ctx, ask).await
 }
 
-async fn mark_read(ctx: Ctx, ask: ReadRequest) -> Result<Reply<Marked>> {
+async fn mark_read(ctx: Ctx<Chat>, ask: ReadRequest) -> Result<Reply<Marked>> {
     let through = existing(&ctx, ask.through).await?;
     let marked = read::mark(&ctx, &ask, through).await?;
     tell(&ctx, marked).await
 }
 
-async fn count_unread(ctx: Ctx, request: Request<UnreadRequest>) -> Result<Reply<Unread>> {
+async fn count_unread(ctx: Ctx<Chat>, request: Request<UnreadRequest>) -> Result<Reply<Unread>> {
     Reply::json(&unread::count(&ctx, &request.ask.user).await?)
 }
 
 /// No further than the log goes: what is not there yet cannot have been read.
-async fn existing(ctx: &Ctx, through: Seq) -> Result<Seq> {
-    let (_, last) = ctx.log().range().await?;
+async fn existing(ctx: &Ctx<Chat>, through: Seq) -> Result<Seq> {
+    let (_, last) = ctx.stream().range().await?;
     Ok(through.min(last))
 }
 
 /// Answers, and tells relay-outbox that there is something to relay. Should that be lost, it looks by itself after a while.
-async fn tell(ctx: &Ctx, marked: Marked) -> Result<Reply<Marked>> {
+async fn tell(ctx: &Ctx<Chat>, marked: Marked) -> Result<Reply<Marked>> {
     if marked.moved
         && let Err(error) = ctx.nats().client().publish(OUTBOX_WAKE, "".into()).await
     {

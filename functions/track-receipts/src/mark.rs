@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use runtime::{Database, Error, Result};
 use sqlx::Connection;
 use sqlx::postgres::{PgConnection, PgTransaction};
-use wire::Code;
+
+use base::error::{Code, Error, Result};
+use postgres::database::Database;
 
 /// A mark is moved in milliseconds, and thousands of conversations are counted in some hundred; a database that takes this long is
 /// away. Below the deadline of a request.

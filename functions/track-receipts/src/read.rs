@@ -1,10 +1,14 @@
 //! The mark "read": one a user and conversation.
 
-use runtime::{Ctx, Error, Limit, Result};
 use sqlx::postgres::PgConnection;
-use wire::{Code, Marked, ReadRequest, Seq};
 
 use crate::mark::alone;
+use base::error::{Code, Error, Result};
+use base::seq::Seq;
+use jetstream::stream::Limit;
+use protocol::receipt::{Marked, ReadRequest};
+use service::ctx::Ctx;
+use timeline::chat::Chat;
 
 const STANDING: &str = "
     select coalesce((select read from receipts where (reader, room) = ($1, $2)), 0), exists (select from rooms where name = $2)";
@@ -24,7 +28,7 @@ const MOVE: &str = "
 ///
 /// # Errors
 /// 404 where nobody has written yet, so that nobody fills the table with names; 503 when the log or PostgreSQL does not answer.
-pub async fn mark(ctx: &Ctx, ask: &ReadRequest, through: Seq) -> Result<Marked> {
+pub async fn mark(ctx: &Ctx<Chat>, ask: &ReadRequest, through: Seq) -> Result<Marked> {
     let (user, room) = (ask.user.as_str(), ask.conversation.name());
     let attempt = async |known: bool| {
         alone(ctx.database(), user, async |connection| {
@@ -47,11 +51,11 @@ pub async fn mark(ctx: &Ctx, ask: &ReadRequest, through: Seq) -> Result<Marked> 
 }
 
 /// Whether the log holds a message of the conversation. Asked only when the index knows of none.
-async fn written(ctx: &Ctx, ask: &ReadRequest) -> Result<bool> {
+async fn written(ctx: &Ctx<Chat>, ask: &ReadRequest) -> Result<bool> {
     let limit = Limit::within(1, 1, ctx.settings().request_deadline());
-    for subject in ask.conversation.log_subjects() {
+    for subject in ask.conversation.stream_subjects() {
         if !ctx
-            .log()
+            .stream()
             .first(&subject, Seq::ZERO.next(), limit)
             .await?
             .messages

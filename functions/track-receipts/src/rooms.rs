@@ -3,7 +3,8 @@
 //! decide it, together, a fixed number. The newest first: what has expired and is not swept yet lies at the other end.
 
 use sqlx::postgres::PgConnection;
-use wire::Seq;
+
+use base::seq::Seq;
 
 /// Messages looked at beyond the first ones of each room, in all rooms together: some 0.2 s.
 const BEYOND: i64 = 200_000;

@@ -6,12 +6,15 @@ mod story;
 mod unread;
 
 use async_nats::Client;
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{SOON, World, eventually};
-use wire::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD, Unread, header, jetstream};
 
 use crate::function;
+use protocol::endpoints::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD};
+use protocol::receipt::Unread;
+use protocol::{header, js_api};
+use service::config::Vars;
+use service::function::Running;
+use testing::{SOON, World, eventually};
 
 async fn start(world: &World) -> Running {
     function()
@@ -145,7 +148,7 @@ async fn stored(world: &World, seq: u64) {
     let operator = world.client("operator").await;
     eventually("everything is stored", SOON, async || {
         let info = operator
-            .request(jetstream::CONSUMER_INFO, "".into())
+            .request(js_api::CONSUMER_INFO, "".into())
             .await
             .unwrap();
         let info: Value = serde_json::from_slice(&info.payload).unwrap();

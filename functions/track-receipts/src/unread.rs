@@ -6,15 +6,23 @@
 
 use std::collections::HashMap;
 
-use runtime::{Ctx, Cutoffs, Key, Limit, Result, Tail, Union, few_changes, own_changes};
 use sqlx::postgres::PgConnection;
-use wire::{
-    Change, Conversation, Message, Room, Seq, Unread, UnreadRoom, User, direct_changes_of,
-    directs_to,
-};
 
 use crate::mark::look;
 use crate::rooms;
+use base::error::Result;
+use base::seq::Seq;
+use jetstream::stream::Limit;
+use protocol::change::Change;
+use protocol::conversation::Conversation;
+use protocol::message::Message;
+use protocol::name::{Room, User};
+use protocol::receipt::{Unread, UnreadRoom};
+use protocol::subject::{direct_changes_of, directs_to};
+use service::ctx::Ctx;
+use timeline::chat::Chat;
+use timeline::tail::{Tail, few_changes, own_changes};
+use timeline::union::{Cutoffs, Key, Union};
 
 /// Exact up to here.
 const EXACT: u64 = 999;
@@ -106,8 +114,8 @@ const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as a
 ///
 /// # Errors
 /// 503 when the log or PostgreSQL does not answer: only PostgreSQL knows the marks.
-pub async fn count(ctx: &Ctx, user: &User) -> Result<Unread> {
-    let (log, name) = (ctx.log(), user.as_str());
+pub async fn count(ctx: &Ctx<Chat>, user: &User) -> Result<Unread> {
+    let (log, name) = (ctx.stream(), user.as_str());
     let mut marks = look(ctx.database(), async |connection| {
         marks(connection, name).await
     })
@@ -120,11 +128,11 @@ pub async fn count(ctx: &Ctx, user: &User) -> Result<Unread> {
         subjects.extend(
             marks
                 .iter()
-                .filter_map(|(room, _)| Some(Room::parse(room).ok()?.log_subject())),
+                .filter_map(|(room, _)| Some(Room::parse(room).ok()?.stream_subject())),
         );
     }
     let limit = Limit::within(TAIL, TAIL_BYTES, ctx.settings().request_deadline());
-    let tail = Tail::oldest(log, &subjects, floor.next(), limit, ctx.settings().limits()).await?;
+    let tail = Tail::oldest(log, &subjects, floor.next(), limit, ctx.limits()).await?;
     let above = match few_changes(log, floor.next(), limit.until).await? {
         Some(few) => few,
         // Other conversations' deletions cost this user nothing.

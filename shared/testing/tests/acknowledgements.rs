@@ -6,11 +6,13 @@
 use async_nats::Client;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use testing::{RawClient, SOON, World, eventually};
-use wire::{
-    BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DEADLETTERS_LIST, DELETE, Endpoint, HISTORY, OUTBOX_WAKE,
-    READ, SEND, SYNC, UNREAD,
+
+use base::endpoint::Endpoint;
+use protocol::endpoints::{
+    BOOTSTRAP_APPLY, BOOTSTRAP_CHECK, DEADLETTERS_LIST, DELETE, HISTORY, READ, SEND, SYNC, UNREAD,
 };
+use protocol::subject::OUTBOX_WAKE;
+use testing::{RawClient, SOON, World, eventually};
 
 /// Subjects of the log: there the acknowledgement is a dead letter.
 const IN_THE_LOG: [&str; 4] = [
@@ -193,7 +195,7 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
         let ours = message.headers.as_ref().is_some_and(|headers| {
             headers
                 .get("Nats-Stream")
-                .is_some_and(|stream| stream.as_str() == wire::STREAM)
+                .is_some_and(|stream| stream.as_str() == protocol::subject::STREAM)
                 && headers.get("Nats-Sequence").is_some()
         });
         let body: Value = serde_json::from_slice(&message.payload).unwrap();

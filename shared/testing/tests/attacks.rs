@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+
 use testing::{RawClient, RawMessage, World};
 
 /// Header blocks that async-nats 0.51 panics on (the first) or gives its connection up for.

@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use testing::{Process, SOON, World, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+use testing::{Process, SOON, World, eventually};
 
 /// What happens to the connections for requests; all others pass.
 #[derive(Clone, Copy, PartialEq)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+
 use testing::{SOON, World, eventually};
 
 #[tokio::test]

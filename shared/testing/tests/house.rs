@@ -241,7 +241,7 @@ fn a_function_never_depends_on_a_function_and_testing_reaches_no_release() {
 #[test]
 fn every_reason_is_in_the_contract() {
     let contract = read("shared/wire/README.md");
-    for reason in wire::Reason::ALL {
+    for reason in protocol::reason::Reason::ALL {
         assert!(
             contract.contains(&format!("`{reason}`")),
             "{reason} is not in shared/wire/README.md"

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use async_nats::Client;
 use serde_json::{Value, json};
+
+use protocol::endpoints::HISTORY;
+use protocol::message::Message;
 use testing::{RawClient, SOON, World, eventually};
-use wire::{HISTORY, Message};
 
 /// Publishes with acknowledgement, as often as it takes; the sequence.
 async fn publish(client: &Client, room: &str, user: &str, id: &str) -> u64 {
     let body = json!({"user": user, "text": format!("text of {id}"), "id": id}).to_string();
     eventually("an acknowledgement", SOON, async || {
         let mut headers = async_nats::HeaderMap::new();
-        headers.insert(wire::header::MESSAGE_ID, format!("{user}:{id}"));
+        headers.insert(protocol::header::MESSAGE_ID, format!("{user}:{id}"));
         let reply = client
             .request_with_headers(format!("chat.{room}"), headers, body.clone().into())
             .await
@@ -41,7 +43,7 @@ async fn whole_room(client: &Client, room: &str) -> Vec<Message> {
             .unwrap();
         let headers = reply.headers.unwrap();
         let more = headers
-            .get(wire::header::MORE)
+            .get(protocol::header::MORE)
             .unwrap_or_else(|| panic!("{headers:?}"))
             .as_str()
             == "true";
@@ -60,7 +62,7 @@ async fn all_indexed(client: &Client, room: &str) {
             .request(HISTORY.subject(&[room]), r#"{"limit":500}"#.into())
             .await
             .ok()?;
-        (reply.headers?.get(wire::header::SOURCE)?.as_str() == "index").then_some(())
+        (reply.headers?.get(protocol::header::SOURCE)?.as_str() == "index").then_some(())
     })
     .await;
 }
@@ -296,7 +298,7 @@ async fn a_worker_that_cannot_move_ends_itself() {
     let inbox = thief.inbox();
     thief.subscribe(&inbox).await;
     thief
-        .publish_raw(wire::jetstream::CONSUMER_NEXT, Some(&inbox), None, b"1")
+        .publish_raw(protocol::js_api::CONSUMER_NEXT, Some(&inbox), None, b"1")
         .await;
     assert_eq!(
         thief.next(SOON).await.expect("a delivery").subject,

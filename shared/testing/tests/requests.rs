@@ -6,9 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use runtime::{Ctx, Function, Identity, Reply, Request, Vars};
+use protocol::endpoints::{DM_SEND, SEND};
+use protocol::name::{Room, User};
+use protocol::send::SendRequest;
+use service::config::Vars;
+use service::ctx::Ctx;
+use service::function::{Function, Identity};
+use service::request::{Reply, Request};
 use testing::{RawClient, SOON, World, eventually};
-use wire::{DM_SEND, Room, SEND, SendRequest, User};
 
 type Seen = Arc<Mutex<Vec<u64>>>;
 

@@ -9,8 +9,13 @@ use std::time::Duration;
 use async_nats::Client;
 use futures::future::join_all;
 use serde_json::{Value, json};
+
+use protocol::audit::Audit;
+use protocol::endpoints::{BOOTSTRAP_AUDIT, HISTORY, SEND};
+use protocol::header;
+use protocol::message::Message;
+use protocol::send::SendAck;
 use testing::{Process, SOON, World, eventually};
-use wire::{Audit, BOOTSTRAP_AUDIT, HISTORY, Message, SEND, SendAck, header};
 
 const SENDERS: usize = 1_000;
 const EACH: usize = 3;

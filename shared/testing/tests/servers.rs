@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
+
 use testing::{OtlpReceiver, RawClient, SOON, World, eventually};
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::Value;
+
 use testing::{SOON, World, eventually};
 
 const FUNCTIONS: &[&str] = &[

@@ -8,8 +8,10 @@ use futures::StreamExt;
 use futures::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+
+use protocol::endpoints::{DEADLETTERS_LIST, DELETE, DM_INBOX, HISTORY, READ, SEND, SYNC, UNREAD};
+use protocol::header;
 use testing::{Process, SOON, World, eventually};
-use wire::{DEADLETTERS_LIST, DELETE, DM_INBOX, HISTORY, READ, SEND, SYNC, UNREAD, header};
 
 /// Whoever has a session.
 const FUNCTIONS: [&str; 8] = [

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use runtime::{Ctx, Function, Identity, Vars};
+use service::config::Vars;
+use service::ctx::Ctx;
+use service::function::{Function, Identity};
 use testing::{RawClient, SOON, World, eventually};
 
 /// What a function promises; compose and `dev` kill after 30 s.

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+
 use testing::{OtlpReceiver, SOON, World, eventually};
 
 #[tokio::test]

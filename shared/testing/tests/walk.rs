@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use async_nats::{Client, Message as Heard, Subscriber};
 use futures::StreamExt;
 use serde_json::{Value, json};
+
+use protocol::audit::AuditCounts;
+use protocol::endpoints::{BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DELETE, HISTORY, SEND, SYNC};
+use protocol::header;
+use protocol::message::Message;
+use protocol::send::SendAck;
+use protocol::sync::SyncPage;
 use testing::{SOON, World, eventually};
-use wire::{
-    AuditCounts, BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DELETE, HISTORY, Message, SEND, SYNC, SendAck,
-    SyncPage, header,
-};
 
 /// What a client holds of the room: text and whether it is a tombstone, by position.
 type Held = BTreeMap<u64, (String, bool)>;

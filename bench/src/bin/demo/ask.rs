@@ -6,12 +6,16 @@ use async_nats::{
     HeaderMap, Message as NatsMessage, Request, RequestErrorKind, StatusCode, Subscriber,
 };
 use futures::StreamExt;
-use runtime::{Connection, Fatal, inject_trace};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, Span};
-use wire::{Endpoint, header};
+
+use base::endpoint::Endpoint;
+use base::error::Fatal;
+use nats::connection::Connection;
+use nats::trace::inject_trace;
+use protocol::header;
 
 /// Everything may still be starting.
 const START_WITHIN: Duration = Duration::from_secs(60);

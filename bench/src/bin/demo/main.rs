@@ -10,16 +10,25 @@ mod show;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ask::{answer, ask};
-use runtime::{
-    Connection, Fatal, Identity, NatsSettings, PublishAck, Telemetry, Vars, connect,
-    new_instance_id,
-};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
-use wire::{HISTORY, Message, Room, STREAM, Source, header};
+
+use ask::{answer, ask};
+use base::error::Fatal;
+use jetstream::append::PublishAck;
+use nats::connection::{Connection, connect};
+use nats::settings::NatsSettings;
+use protocol::endpoints::HISTORY;
+use protocol::header;
+use protocol::history::Source;
+use protocol::message::Message;
+use protocol::name::Room;
+use protocol::subject::STREAM;
+use service::config::Vars;
+use service::function::Identity;
+use service::telemetry::{Telemetry, new_instance_id};
 
 const STORED_WITHIN: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -139,7 +148,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
     println!("   $ nats req {subject} '{body}'");
     let send = tracing::info_span!(
         "send",
-        otel.name = format!("send {}", wire::subject_template(&subject)),
+        otel.name = format!("send {}", protocol::subject::subject_template(&subject)),
         otel.kind = "producer",
         messaging.system = "nats",
         messaging.operation.name = "send",

@@ -3,15 +3,20 @@
 //! They are made for this run. A mark never moves back, so people of an earlier run would have everything delivered before it is
 //! sent; and whoever lives here already keeps their inbox as it is.
 
-use runtime::{Connection, Fatal};
 use serde_json::json;
-use wire::{
-    DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, DM_SEND, Event, Marked, Message, ReceiptEvent,
-    SendAck, Seq, Status, SyncPage, event_subject,
-};
 
 use crate::ask::{Events, request, request_quietly};
 use crate::{PAGE, now_ms, show};
+use base::error::Fatal;
+use base::seq::Seq;
+use nats::connection::Connection;
+use protocol::change::event_subject;
+use protocol::endpoints::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, DM_SEND};
+use protocol::event::{Event, ReceiptEvent};
+use protocol::message::{Message, Status};
+use protocol::receipt::Marked;
+use protocol::send::SendAck;
+use protocol::sync::SyncPage;
 
 const TEXTS: [&str; 3] = ["Are you there?", "The train is late", "See you at nine"];
 

@@ -1,11 +1,17 @@
 //! What a client relies on: acknowledged sending, events, sync, deletion.
 
-use runtime::{Connection, Fatal};
 use serde_json::json;
-use wire::{DELETE, Deleted, Room, SEND, SYNC, SendAck, SyncPage, event_subject};
 
 use crate::ask::{Events, request};
 use crate::{now_ms, show};
+use base::error::Fatal;
+use nats::connection::Connection;
+use protocol::change::event_subject;
+use protocol::delete::Deleted;
+use protocol::endpoints::{DELETE, SEND, SYNC};
+use protocol::name::Room;
+use protocol::send::SendAck;
+use protocol::sync::SyncPage;
 
 const USER: &str = "demo";
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use async_nats::Client;
 use futures::StreamExt;
-use runtime::Fatal;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
-use wire::{DISCOVER_INFO, DISCOVER_STATS, Info, Stats};
 
 use crate::show;
+use base::discovery::{DISCOVER_INFO, DISCOVER_STATS, Info, Stats};
+use base::error::Fatal;
 
 /// Nobody knows how many will answer: after this much silence, those were all.
 const SILENCE: Duration = Duration::from_millis(300);

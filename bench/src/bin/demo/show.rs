@@ -1,7 +1,8 @@
 //! Text for a terminal: columns, and nothing in them that a terminal would obey.
 
 use time::OffsetDateTime;
-use wire::{Message, Status};
+
+use protocol::message::{Message, Status};
 
 const MAX_TEXT_CHARS: usize = 80;
 

@@ -14,10 +14,12 @@ use async_nats::header::{HeaderMap, HeaderValue};
 use async_nats::{Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use runtime::{Connection, Fatal, PublishAck, PublishError};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::line::Outgoing;
+use base::error::Fatal;
+use jetstream::append::{PublishAck, PublishError};
+use nats::connection::Connection;
 
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";

@@ -9,9 +9,9 @@ use async_nats::{Client, Message};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
-use wire::Seq;
 
 use crate::line::{Hash, OwnId};
+use base::seq::Seq;
 
 /// Messages a page of history may have.
 const PAGE: usize = 500;
@@ -141,6 +141,11 @@ async fn page(client: &Client, room: &str, after: Seq) -> Result<(Vec<Shown>, bo
 }
 
 fn read(reply: &Message) -> Option<(Vec<Shown>, bool)> {
-    let more = reply.headers.as_ref()?.get(wire::header::MORE)?.as_str() == "true";
+    let more = reply
+        .headers
+        .as_ref()?
+        .get(protocol::header::MORE)?
+        .as_str()
+        == "true";
     Some((serde_json::from_slice(&reply.payload).ok()?, more))
 }

@@ -6,7 +6,12 @@ use async_nats::header::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use wire::{Incoming, Limits, Refusal, Room, Seq, header};
+
+use base::error::Refusal;
+use base::seq::Seq;
+use protocol::header;
+use protocol::message::{Incoming, Limits};
+use protocol::name::Room;
 
 /// The admin room is published to as this; it stands in the ids too.
 const PUBLISHER: &str = "import";

@@ -13,16 +13,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::Client;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use runtime::{Connection, Fatal, NatsSettings, Vars, connect};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use wire::Limits;
 
 use append::{Appended, Appender};
+use base::error::Fatal;
 use check::Ids;
 use input::{Input, Line};
 use line::{Lines, Outgoing};
+use nats::connection::{Connection, connect};
+use nats::settings::NatsSettings;
+use protocol::message::Limits;
+use service::config::Vars;
 
 /// JetStream takes at most 1000 messages in a batch.
 const BATCH_MESSAGES: usize = 500;

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use async_nats::{Request, RequestErrorKind, StatusCode};
-use runtime::{Connection, Fatal};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use wire::{Endpoint, ErrorBody};
+
+use base::endpoint::Endpoint;
+use base::error::{ErrorBody, Fatal};
+use nats::connection::Connection;
 
 /// Longer than stream-bootstrap takes for a reply, by default.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use runtime::{Connection, Fatal};
 use serde::Deserialize;
 use serde_json::json;
-use wire::{Replayed, jetstream};
 
 use crate::show;
+use base::error::Fatal;
+use nats::connection::Connection;
+use protocol::audit::Replayed;
+use protocol::js_api;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -46,7 +48,7 @@ pub async fn until_stored(
     let (begun, mut moved, mut last) = (Instant::now(), Instant::now(), 0);
     loop {
         let consumer: Consumer = operator
-            .api(jetstream::CONSUMER_INFO, &json!({}))
+            .api(js_api::CONSUMER_INFO, &json!({}))
             .await
             .map_err(|error| {
                 Fatal::new(format!(

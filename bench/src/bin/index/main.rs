@@ -7,11 +7,17 @@ mod show;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use runtime::{Connection, Fatal, NatsSettings, Vars, connect};
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use wire::{AuditCounts, BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, Offender, Seq};
+
+use base::error::Fatal;
+use base::seq::Seq;
+use nats::connection::{Connection, connect};
+use nats::settings::NatsSettings;
+use protocol::audit::{AuditCounts, Offender};
+use protocol::endpoints::{BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY};
+use service::config::Vars;
 
 const TELL_WAITING_AFTER: Duration = Duration::from_secs(1);
 /// Offenders that are named; the rest is counted.

@@ -4,7 +4,9 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
-use wire::{AuditCounts, Offender, Seq};
+
+use base::seq::Seq;
+use protocol::audit::{AuditCounts, Offender};
 
 const TICK: Duration = Duration::from_millis(200);
 

@@ -1,7 +1,8 @@
 //! Erasing what a user wrote: nothing of theirs is left anywhere, and nothing else is touched.
 
-use super::*;
 use async_nats::HeaderMap;
+
+use super::*;
 
 const SECRET: &str = "correct horse battery staple";
 
@@ -107,7 +108,7 @@ async fn in_log_of(world: &World, user: &str) -> Vec<u64> {
     let (first, last) = range(world).await;
     let mut found = Vec::new();
     let stream = async_nats::jetstream::new(reader);
-    let stream = stream.get_stream(wire::STREAM).await.unwrap();
+    let stream = stream.get_stream(protocol::subject::STREAM).await.unwrap();
     for seq in first..=last {
         let Ok(message) = stream.get_raw_message(seq).await else {
             continue;

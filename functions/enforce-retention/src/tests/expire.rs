@@ -1,7 +1,7 @@
 //! Expired messages vanish at their time, for every reader, and never come back.
 
 use super::*;
-use wire::{BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DM_HISTORY};
+use protocol::endpoints::{BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DM_HISTORY};
 
 fn deletion(target: u64, room_user: &str, received: i64) -> Value {
     json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": room_user, "timestamp": 1,
@@ -182,7 +182,7 @@ async fn what_the_log_holds_expires_all_the_same() {
     let eraser = world.client("enforce-retention").await;
     ask(
         &eraser,
-        jetstream::MESSAGE_DELETE.to_owned(),
+        js_api::MESSAGE_DELETE.to_owned(),
         json!({ "seq": 3 }),
     )
     .await;
@@ -306,7 +306,7 @@ async fn a_replay_brings_nothing_back() {
     assert_eq!(count(&database, "messages").await, 0);
     ask(
         &world.client("administrator").await,
-        jetstream::stream("DELETE", wire::STREAM),
+        jetstream::api::stream("DELETE", protocol::subject::STREAM),
         json!({}),
     )
     .await;

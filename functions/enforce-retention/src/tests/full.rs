@@ -1,7 +1,7 @@
 //! A full log: an error, not a loss; and it mends itself.
 
 use super::*;
-use wire::SEND;
+use protocol::endpoints::SEND;
 
 const BUDGET: u64 = 8 << 20;
 const SENDERS: [&str; 4] = ["ann", "bob", "carol", "dave"];
@@ -62,7 +62,7 @@ async fn check_gauges(world: &World) {
     let operator = world.client("operator").await;
     let stats = ask(
         &operator,
-        format!("{}.enforce-retention", wire::DISCOVER_STATS),
+        format!("{}.enforce-retention", base::discovery::DISCOVER_STATS),
         json!({}),
     )
     .await;
@@ -79,7 +79,7 @@ async fn check_gauges(world: &World) {
 async fn a_full_log_refuses_and_mends_itself() {
     let world = World::builder().administrator().start().await;
     let config = world.shipped_but(|file, object| {
-        if file.starts_with(wire::STREAM) && object.get("max_bytes").is_some() {
+        if file.starts_with(protocol::subject::STREAM) && object.get("max_bytes").is_some() {
             object["max_bytes"] = json!(BUDGET);
         }
     });

@@ -1,7 +1,7 @@
 //! Moves of marks go when nobody can ask about them any more, and not before.
 
 use super::*;
-use wire::{DELIVERED, DM_HISTORY, DM_READ, READ};
+use protocol::endpoints::{DELIVERED, DM_HISTORY, DM_READ, READ};
 
 async fn mark(client: &Client, subject: String, through: u64) {
     let marked = ask(client, subject, json!({ "through": through })).await;

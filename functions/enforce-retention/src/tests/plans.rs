@@ -1,16 +1,15 @@
 //! What a step costs is what it takes: no plan reads all rooms, or all messages, also one that was made before there were any.
 
-use runtime::{Database, Settings};
 use sqlx::AssertSqlSafe;
 
 use super::*;
 use crate::{erase, sweep};
+use timeline::chat::open_database;
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
-    let settings =
-        Settings::read(&Vars::from_pairs(world.vars("enforce-retention")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "test").unwrap();
+    let vars = Vars::from_pairs(world.vars("enforce-retention")).unwrap();
+    let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         sqlx::raw_sql(AssertSqlSafe(format!(
             "prepare asked ({types}) as {statement}"

@@ -36,7 +36,7 @@ async fn storing_goes_on_while_many_expire() {
     let lifter = world.client("stream-bootstrap").await;
     ask(
         &lifter,
-        jetstream::STREAM_PURGE.to_owned(),
+        js_api::STREAM_PURGE.to_owned(),
         json!({"seq": 300_001}),
     )
     .await;

@@ -1,7 +1,8 @@
 //! Trimming the log: never what is not stored, never what is to be kept, and nobody notices.
 
 use super::*;
-use wire::{SEND, SendAck};
+use protocol::endpoints::SEND;
+use protocol::send::SendAck;
 
 #[tokio::test]
 async fn a_stopped_worker_stops_trimming() {
@@ -59,7 +60,7 @@ async fn the_newest_messages_and_days_stay() {
         assert_eq!(
             ask(
                 &eraser,
-                jetstream::MESSAGE_DELETE.to_owned(),
+                js_api::MESSAGE_DELETE.to_owned(),
                 json!({ "seq": seq })
             )
             .await["success"],

@@ -1,10 +1,10 @@
 //! What is deleted stays deleted in every state of log and index, and its place remains.
 
 use serde_json::{Value, json};
-use testing::World;
-use wire::jetstream;
 
 use super::{Got, SOON, ask, eventually, history, publish_body};
+use protocol::js_api;
+use testing::World;
 
 /// Appends a deletion; only functions may.
 async fn delete(world: &World, target: u64, id: &str, user: &str) -> u64 {
@@ -24,7 +24,7 @@ async fn erase(world: &World, seq: u64) {
         .client("persist-message")
         .await
         .request(
-            jetstream::MESSAGE_DELETE,
+            js_api::MESSAGE_DELETE,
             json!({ "seq": seq }).to_string().into(),
         )
         .await;
@@ -39,7 +39,7 @@ async fn settled(world: &World) {
     let operator = world.client("operator").await;
     eventually("everything is acknowledged", SOON, async || {
         let info = operator
-            .request(jetstream::CONSUMER_INFO, "".into())
+            .request(js_api::CONSUMER_INFO, "".into())
             .await
             .ok()?;
         let info: Value = serde_json::from_slice(&info.payload).ok()?;

@@ -1,10 +1,10 @@
 //! The one conversation of two people, whichever of them asks.
 
 use serde_json::json;
-use testing::World;
-use wire::DM_HISTORY;
 
 use super::{SOON, ask_raw, eventually, history, publish_body};
+use protocol::endpoints::DM_HISTORY;
+use testing::World;
 
 #[tokio::test]
 async fn both_see_the_same_order_from_log_index_and_both() {

@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use sqlx::AssertSqlSafe;
-use wire::DM_HISTORY;
 
 use super::*;
+use protocol::endpoints::DM_HISTORY;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -190,7 +190,7 @@ async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
     let trimmer = world.client("enforce-retention").await;
     trimmer
         .request(
-            wire::jetstream::STREAM_PURGE,
+            protocol::js_api::STREAM_PURGE,
             json!({"seq": 5}).to_string().into(),
         )
         .await

@@ -1,15 +1,15 @@
 //! A page costs what is on it: whatever PostgreSQL believes of its tables, every statement goes by an index.
 
-use runtime::{Database, Settings};
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::*;
 use crate::index::{KNOWN, NEWER, NEWER_MEASURED, OLDER, OLDER_MEASURED};
+use timeline::chat::open_database;
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
-    let settings = Settings::read(&Vars::from_pairs(world.vars("get-history")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "test").unwrap();
+    let vars = Vars::from_pairs(world.vars("get-history")).unwrap();
+    let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         sqlx::raw_sql(AssertSqlSafe(format!(
             "prepare asked ({types}) as {statement}"

@@ -29,7 +29,7 @@ async fn remove(world: &World, seq: u64) {
     let client = world.client("persist-message").await;
     let reply = client
         .request(
-            wire::jetstream::MESSAGE_DELETE,
+            protocol::js_api::MESSAGE_DELETE,
             json!({ "seq": seq }).to_string().into(),
         )
         .await
@@ -204,7 +204,7 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
             publish_body(&bootstrap, "change.chat.general", &deletion.to_string()).await;
             eraser
                 .request(
-                    wire::jetstream::MESSAGE_DELETE,
+                    protocol::js_api::MESSAGE_DELETE,
                     json!({ "seq": seq }).to_string().into(),
                 )
                 .await

@@ -67,7 +67,7 @@ async fn what_can_be_stored_by_now_is_stored() {
     let admin = world.client("administrator").await;
     let reply = admin
         .request(
-            wire::jetstream::MESSAGE_GET,
+            protocol::js_api::MESSAGE_GET,
             json!({"seq": 2}).to_string().into(),
         )
         .await
@@ -296,7 +296,7 @@ async fn a_retry_that_died_before_it_was_marked_appends_once() {
         window += 1;
         config["duplicate_window"] = json!(window);
         admin
-            .request(wire::jetstream::STREAM_UPDATE, config.to_string().into())
+            .request(protocol::js_api::STREAM_UPDATE, config.to_string().into())
             .await
             .unwrap();
         unmark(&database, id).await;
@@ -383,7 +383,7 @@ async fn what_cannot_be_published_as_it_was_is_refused() {
     }
     let reader = world.client("operator").await;
     let info = reader
-        .request(wire::jetstream::STREAM_INFO, "".into())
+        .request(protocol::js_api::STREAM_INFO, "".into())
         .await
         .unwrap();
     assert_eq!(

@@ -8,7 +8,7 @@ async fn update(admin: &Client, field: &str, value: Value) {
         serde_json::from_str(include_str!("../../../../nats/streams/CHAT_MESSAGES.json")).unwrap();
     config[field] = value;
     let reply = admin
-        .request(wire::jetstream::STREAM_UPDATE, config.to_string().into())
+        .request(protocol::js_api::STREAM_UPDATE, config.to_string().into())
         .await
         .unwrap();
     let reply: Value = serde_json::from_slice(&reply.payload).unwrap();
@@ -107,7 +107,12 @@ async fn a_log_that_is_away_leaves_the_letter_as_it_was() {
     );
     let id = put(&database, 7, "chat.general", "", b"x", "not_json").await;
     // As while sequences are being lifted.
-    update(&admin, "subjects", json!([wire::FENCE_SUBJECT])).await;
+    update(
+        &admin,
+        "subjects",
+        json!([protocol::subject::FENCE_SUBJECT]),
+    )
+    .await;
     for _ in 0..2 {
         let (code, reason) = retry(&operator, id).await.unwrap_err();
         assert!(
@@ -116,7 +121,10 @@ async fn a_log_that_is_away_leaves_the_letter_as_it_was() {
         );
         assert_eq!(outcome(&database, id).await, (None, None));
         admin
-            .request(format!("$JS.API.STREAM.DELETE.{}", wire::STREAM), "".into())
+            .request(
+                format!("$JS.API.STREAM.DELETE.{}", protocol::subject::STREAM),
+                "".into(),
+            )
             .await
             .unwrap();
     }
@@ -149,7 +157,7 @@ async fn without_postgresql_every_answer_is_a_503() {
     })
     .await;
     let info = operator
-        .request(wire::jetstream::STREAM_INFO, "".into())
+        .request(protocol::js_api::STREAM_INFO, "".into())
         .await
         .unwrap();
     assert_eq!(
@@ -240,7 +248,7 @@ async fn a_letter_that_is_being_erased_is_not_appended() {
         "{code} {reason}"
     );
     let info = operator
-        .request(wire::jetstream::STREAM_INFO, "".into())
+        .request(protocol::js_api::STREAM_INFO, "".into())
         .await
         .unwrap();
     assert_eq!(

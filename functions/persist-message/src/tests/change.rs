@@ -4,11 +4,10 @@ use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
-use testing::{RawClient, World, eventually};
-
 use time::format_description::well_known::Rfc3339;
 
 use super::{SOON, count, publish, settled, stored, worker};
+use testing::{RawClient, World, eventually};
 
 /// Where functions append a deletion. Only `delete-message` and `stream-bootstrap` may.
 pub(super) async fn delete(bootstrap: &Client, target: u64, id: &str, mode: &str) -> u64 {
@@ -24,7 +23,7 @@ pub(super) async fn delete(bootstrap: &Client, target: u64, id: &str, mode: &str
 async fn log_entry(bootstrap: &Client, seq: u64) -> Value {
     let reply = bootstrap
         .request(
-            wire::jetstream::MESSAGE_GET,
+            protocol::js_api::MESSAGE_GET,
             json!({ "seq": seq }).to_string().into(),
         )
         .await
@@ -163,7 +162,7 @@ async fn a_deletion_stored_before_its_message_blocks_it() {
     let inbox = other.inbox();
     other.subscribe(&inbox).await;
     other
-        .publish_raw(wire::jetstream::CONSUMER_NEXT, Some(&inbox), None, b"2")
+        .publish_raw(protocol::js_api::CONSUMER_NEXT, Some(&inbox), None, b"2")
         .await;
     let held = [
         other.next(SOON).await.unwrap(),
@@ -479,13 +478,13 @@ async fn the_relay_is_woken() {
     let world = World::start().await;
     let publisher = world.client("publisher").await;
     let mut relay = RawClient::connect(world.nats(), "relay-outbox").await;
-    relay.subscribe(wire::OUTBOX_WAKE).await;
+    relay.subscribe(protocol::subject::OUTBOX_WAKE).await;
     relay.flush().await.unwrap();
     let worker = worker(&world).await;
     publish(&publisher, "chat.general", None, &message("one", None)).await;
     assert_eq!(
         relay.next(SOON).await.expect("a wake").subject,
-        wire::OUTBOX_WAKE
+        protocol::subject::OUTBOX_WAKE
     );
     worker.stop().await.unwrap();
 }

@@ -1,9 +1,8 @@
 //! An id used again: for the same text it is the same message, for another text it is a dead letter.
 
-use testing::RawMessage;
-
 use super::change::{delete, received_ms, rows};
 use super::*;
+use testing::RawMessage;
 
 type Letter = (i64, String, String);
 

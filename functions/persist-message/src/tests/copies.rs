@@ -27,7 +27,7 @@ async fn a_copy_stored_with_the_deletion_does_not_take_the_tombstones_place() {
     let deleter = world.client("delete-message").await;
     let erased = deleter
         .request(
-            wire::jetstream::MESSAGE_DELETE,
+            protocol::js_api::MESSAGE_DELETE,
             json!({ "seq": first }).to_string().into(),
         )
         .await

@@ -1,10 +1,11 @@
 //! Many texts erased at once: longer than the server waits for an acknowledgement.
 
-use runtime::{Running, Vars};
 use serde_json::{Value, json};
-use testing::{SOON, World, eventually};
 
 use super::{Duration, count, function, logged, settled};
+use service::config::Vars;
+use service::function::Running;
+use testing::{SOON, World, eventually};
 
 const MANY: usize = 4_000;
 /// Long for the database, short for erasing some thousand texts, milliseconds each.
@@ -65,7 +66,7 @@ async fn erasing_many_texts_brings_no_deletion_again() {
     let worker = hurried_worker(&world).await;
     let info = eventually("every deletion is acknowledged", 3 * SOON, async || {
         let info = operator
-            .request(wire::jetstream::CONSUMER_INFO, "".into())
+            .request(protocol::js_api::CONSUMER_INFO, "".into())
             .await
             .unwrap();
         let info: Value = serde_json::from_slice(&info.payload).unwrap();
@@ -79,7 +80,7 @@ async fn erasing_many_texts_brings_no_deletion_again() {
         "what is worked on is not delivered again: {again} were; {info}"
     );
     let state = bootstrap
-        .request(wire::jetstream::STREAM_INFO, "".into())
+        .request(protocol::js_api::STREAM_INFO, "".into())
         .await
         .unwrap();
     let state: Value = serde_json::from_slice(&state.payload).unwrap();

@@ -3,11 +3,12 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use runtime::{Database, Settings};
 use sqlx::AssertSqlSafe;
 
 use super::*;
 use crate::{change, letters, store};
+use postgres::database::Database;
+use timeline::chat::open_database;
 
 /// Statement, types of its parameters, arguments, and the tables it may not scan.
 const STATEMENTS: [(&str, &str, &str, &str); 6] = [
@@ -75,9 +76,8 @@ async fn plan(
 async fn a_batch_reads_nothing_of_what_it_is_not_about() {
     let world = World::start().await;
     let database = world.database().await;
-    let settings =
-        Settings::read(&Vars::from_pairs(world.vars("persist-message")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "test").unwrap();
+    let vars = Vars::from_pairs(world.vars("persist-message")).unwrap();
+    let connected = open_database(&vars, "test").unwrap();
     sqlx::raw_sql(
         "alter table rooms set (autovacuum_enabled = false);
          alter table messages set (autovacuum_enabled = false);

@@ -1,14 +1,16 @@
 //! A round costs what it relays, however much is stored, and whatever the statistics say.
 
-use runtime::{Database, Settings, Vars};
 use sqlx::AssertSqlSafe;
+
+use service::config::Vars;
 use testing::{SOON, World, at_every_size};
+use timeline::chat::open_database;
 
 #[tokio::test]
 async fn no_plan_reads_a_whole_table() {
     let world = World::start().await;
-    let settings = Settings::read(&Vars::from_pairs(world.vars("relay-outbox")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "relay-outbox").unwrap();
+    let vars = Vars::from_pairs(world.vars("relay-outbox")).unwrap();
+    let connected = open_database(&vars, "relay-outbox").unwrap();
     let plans = async |stage: &str| {
         for (name, statement, types, arguments) in STATEMENTS {
             let plan = connected.run(SOON, async |connection| {

@@ -1,8 +1,7 @@
 //! Copies that die, stand still or lose their servers.
 
-use testing::Process;
-
 use super::*;
+use testing::Process;
 
 /// Enough that a copy is in the middle of it when something happens.
 const MANY: u64 = 40_000;

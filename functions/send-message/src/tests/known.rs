@@ -1,8 +1,7 @@
 //! Resends: within JetStream's window, after it, after the log was trimmed, before the index has them.
 
-use wire::header;
-
 use super::*;
+use protocol::header;
 
 /// One second of memory.
 const SHORT_WINDOW_NS: u64 = 1_000_000_000;
@@ -135,7 +134,7 @@ async fn an_old_id_is_found_in_the_index_and_after_the_log_was_trimmed() {
     check_again(&client, "a", first).await;
     let administrator = world.client("administrator").await;
     administrator
-        .request(jetstream::STREAM_PURGE, "".into())
+        .request(js_api::STREAM_PURGE, "".into())
         .await
         .unwrap();
     check_again(&client, "a", first).await;
@@ -323,7 +322,10 @@ async fn the_id_of_a_deleted_message_brings_nothing_back() {
     let delete = async |id: &str, mode: &str| {
         let body = json!({"id": id, "mode": mode}).to_string();
         let reply = client
-            .request(wire::DELETE.subject(&["ann", "general"]), body.into())
+            .request(
+                protocol::endpoints::DELETE.subject(&["ann", "general"]),
+                body.into(),
+            )
             .await
             .unwrap();
         assert_eq!(
@@ -378,7 +380,7 @@ async fn the_id_of_a_deleted_message_brings_nothing_back() {
         "two messages, two deletions"
     );
     administrator
-        .request(jetstream::STREAM_PURGE, "".into())
+        .request(js_api::STREAM_PURGE, "".into())
         .await
         .unwrap();
     assert_eq!(
@@ -516,7 +518,7 @@ async fn an_emptied_database_brings_no_id_back() {
     let operator = world.client("operator").await;
     let apply = async || {
         let reply = operator
-            .request(wire::BOOTSTRAP_APPLY.subject(&[]), "".into())
+            .request(protocol::endpoints::BOOTSTRAP_APPLY.subject(&[]), "".into())
             .await
             .ok()?;
         serde_json::from_slice::<Value>(&reply.payload).ok()?["done"]
@@ -527,7 +529,10 @@ async fn an_emptied_database_brings_no_id_back() {
     check_again(&client, "a", first).await;
     // A replay brings all of it back.
     let replayed = operator
-        .request(wire::BOOTSTRAP_REPLAY.subject(&[]), "".into())
+        .request(
+            protocol::endpoints::BOOTSTRAP_REPLAY.subject(&[]),
+            "".into(),
+        )
         .await
         .unwrap();
     assert!(

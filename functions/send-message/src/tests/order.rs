@@ -4,13 +4,16 @@ use std::future::Future as _;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use runtime::{Ctx, Function, this};
 use tokio::sync::oneshot;
-use wire::Draft;
 
 use super::*;
 use crate::commit::{Committer, Sent};
 use crate::outgoing::Outgoing;
+use protocol::send::Draft;
+use service::ctx::Ctx;
+use service::function::Function;
+use service::this;
+use timeline::chat::Chat;
 
 /// Whether the message with this number has an id.
 type HasId = fn(usize) -> bool;
@@ -29,7 +32,10 @@ async fn committer(world: &World, min_batch: usize) -> (Arc<Committer>, Running)
     let ready = std::sync::Mutex::new(Some(ready));
     let function = Function::with(this!(), async move |ctx: Ctx| {
         if let Some(ready) = ready.lock().unwrap().take() {
-            let _ = ready.send(Arc::new(Committer::start(ctx, min_batch)));
+            let _ = ready.send(Arc::new(Committer::start(
+                ctx.with_state(Chat::open(&ctx)?),
+                min_batch,
+            )));
         }
         Ok(())
     });
@@ -46,7 +52,7 @@ fn message(user: &str, room: &str, text: &str, id: Option<String>) -> Outgoing {
         id,
         timestamp: None,
     };
-    let user = wire::User::parse(user).unwrap();
+    let user = protocol::name::User::parse(user).unwrap();
     Outgoing::new(
         user,
         format!("chat.{room}"),
@@ -60,7 +66,7 @@ fn message(user: &str, room: &str, text: &str, id: Option<String>) -> Outgoing {
 async fn send_all(
     committer: &Arc<Committer>,
     messages: Vec<Outgoing>,
-) -> Vec<runtime::Result<Sent>> {
+) -> Vec<base::error::Result<Sent>> {
     let until = tokio::time::Instant::now() + SOON;
     let mut sends = Vec::new();
     for message in messages {
@@ -81,7 +87,7 @@ async fn send_all(
     answers
 }
 
-fn inversions(sent: &[runtime::Result<Sent>]) -> usize {
+fn inversions(sent: &[base::error::Result<Sent>]) -> usize {
     let places: Vec<u64> = sent
         .iter()
         .map(|sent| sent.as_ref().unwrap().seq.get())
@@ -182,8 +188,8 @@ async fn a_batch_that_is_refused_stays_in_order() {
             // 7, 27 and 47 are too long; 8 comes after one that was not stored, and is the first with its id.
             assert_eq!(
                 (
-                    refused(wire::Code::TooLarge),
-                    refused(wire::Code::Conflict),
+                    refused(base::error::Code::TooLarge),
+                    refused(base::error::Code::Conflict),
                     sent.len()
                 ),
                 (3, 18, 39),

@@ -1,14 +1,16 @@
 //! Looking an id up costs what the id is about, however many others there are, and whatever the statistics say.
 
-use runtime::{Database, Settings, Vars};
 use sqlx::AssertSqlSafe;
+
+use service::config::Vars;
 use testing::{SOON, World, at_every_size};
+use timeline::chat::open_database;
 
 #[tokio::test]
 async fn no_plan_reads_a_whole_table() {
     let world = World::start().await;
-    let settings = Settings::read(&Vars::from_pairs(world.vars("send-message")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "send-message").unwrap();
+    let vars = Vars::from_pairs(world.vars("send-message")).unwrap();
+    let connected = open_database(&vars, "send-message").unwrap();
     let plans = async |stage: &str| {
         for (name, statement, types, arguments) in STATEMENTS {
             let plan = connected.run(SOON, async |connection| {

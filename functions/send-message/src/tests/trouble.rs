@@ -33,7 +33,7 @@ async fn a_full_log_is_an_error_and_space_mends_it() {
         "what was refused is not there"
     );
     administrator
-        .request(jetstream::STREAM_PURGE, "".into())
+        .request(js_api::STREAM_PURGE, "".into())
         .await
         .unwrap();
     send(&client, "ann", "general", body(99)).await.unwrap();
@@ -57,7 +57,10 @@ async fn without_the_log_senders_hear_it_in_time() {
     .await
     .unwrap();
     administrator
-        .request(format!("$JS.API.STREAM.DELETE.{}", wire::STREAM), "".into())
+        .request(
+            format!("$JS.API.STREAM.DELETE.{}", protocol::subject::STREAM),
+            "".into(),
+        )
         .await
         .unwrap();
     for body in [
@@ -101,7 +104,7 @@ async fn a_server_that_dies_with_its_batches_costs_no_message_and_doubles_none()
             .nats()
             .store_dir()
             .join("jetstream/CHAT/streams")
-            .join(wire::STREAM);
+            .join(protocol::subject::STREAM);
         // The server removes what it finds at its start, the link included; what was staged is gone either way.
         let _ = std::fs::remove_dir_all(&memory);
         let _ = std::fs::remove_dir_all(stream.join("batches"));

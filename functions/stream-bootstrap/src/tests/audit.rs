@@ -1,14 +1,15 @@
 //! What an audit says: of every kind of message, of a damaged index, of what no client can read.
 
 use async_nats::Client;
-use runtime::Running;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{RawClient, World, eventually};
-use wire::{Audit, BOOTSTRAP_AUDIT};
 
 use super::fence::{body, publish, received_ms};
 use super::{SOON, api, ask, start, start_with};
+use protocol::audit::Audit;
+use protocol::endpoints::BOOTSTRAP_AUDIT;
+use service::function::Running;
+use testing::{RawClient, World, eventually};
 
 /// Servers with everything applied, and a copy that answers.
 pub(super) async fn world() -> (World, Running, Client, PgPool) {

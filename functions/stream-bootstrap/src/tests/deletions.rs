@@ -3,10 +3,12 @@
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use wire::{Change, FENCE_SUBJECT, Seq};
 
 use super::fence::{Entry, body, entries, lift, publish, received_ms, store, texts, without_log};
 use super::{api, log_with, start};
+use base::seq::Seq;
+use protocol::change::Change;
+use protocol::subject::FENCE_SUBJECT;
 
 /// What delete-message appends when `sender` deletes the message at `target`; without an `id` of its own.
 async fn deletion(admin: &Client, target: u64, sender: &str, id: Option<&str>) -> String {

@@ -2,11 +2,11 @@
 
 use async_nats::Client;
 use serde_json::{Value, json};
-use testing::{RawClient, SOON, World, eventually};
-use wire::header;
 
 use super::fence::{body, publish};
 use super::{api, apply, bare, check, start};
+use protocol::header;
+use testing::{RawClient, SOON, World, eventually};
 
 async fn held(admin: &Client) -> u64 {
     let info: Value = api(admin, "STREAM.INFO.CHAT_EVENTS", json!({})).await;

@@ -5,10 +5,11 @@ mod outcomes;
 use async_nats::{Client, HeaderMap};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{RawClient, World, eventually};
-use wire::{FENCE_SUBJECT, header};
 
 use super::{SOON, api, bare, check, log_config, log_with, start, start_with};
+use protocol::header;
+use protocol::subject::FENCE_SUBJECT;
+use testing::{RawClient, World, eventually};
 
 /// Servers with schema and without a log, and the highest sequence stored is 500.
 pub(super) async fn without_log() -> (World, Client, PgPool) {
@@ -274,7 +275,7 @@ async fn what_nobody_stored_is_appended_again_above_the_fence() {
     );
     assert_eq!(
         log_config(&admin).await["subjects"],
-        json!(wire::STREAM_SUBJECTS)
+        json!(protocol::subject::STREAM_SUBJECTS)
     );
     assert!(check(&world).await.ok);
     running.stop().await.unwrap();
@@ -350,7 +351,7 @@ async fn finished(world: &World, admin: &Client, database: &PgPool) {
     assert!(letters(database).await.is_empty());
     assert_eq!(
         log_config(admin).await["subjects"],
-        json!(wire::STREAM_SUBJECTS)
+        json!(protocol::subject::STREAM_SUBJECTS)
     );
     let consumer = api(
         admin,

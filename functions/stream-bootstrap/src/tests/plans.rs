@@ -1,15 +1,16 @@
 //! An audit costs what it looks at, however much is stored, and whatever the statistics say.
 
-use runtime::{Database, Settings, Vars};
 use sqlx::AssertSqlSafe;
+
+use service::config::Vars;
 use testing::{SOON, World, at_every_size};
+use timeline::chat::open_database;
 
 #[tokio::test]
 async fn no_plan_reads_a_whole_table() {
     let world = World::start().await;
-    let settings =
-        Settings::read(&Vars::from_pairs(world.vars("stream-bootstrap")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "stream-bootstrap").unwrap();
+    let vars = Vars::from_pairs(world.vars("stream-bootstrap")).unwrap();
+    let connected = open_database(&vars, "stream-bootstrap").unwrap();
     let plans = async |stage: &str| {
         for (name, statement, types, arguments) in STATEMENTS {
             let plan = connected.run(SOON, async |connection| {

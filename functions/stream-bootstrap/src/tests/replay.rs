@@ -3,12 +3,13 @@
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{RawClient, World, eventually};
-use wire::{BOOTSTRAP_REPLAY, Replayed};
 
 use super::audit::{audit, settled, world};
 use super::fence::{body, publish};
 use super::{SOON, api, ask, check, start_with};
+use protocol::audit::Replayed;
+use protocol::endpoints::BOOTSTRAP_REPLAY;
+use testing::{RawClient, World, eventually};
 
 const MESSAGES: u64 = 600;
 
@@ -261,7 +262,7 @@ async fn take(worker: &mut RawClient) -> String {
     worker.subscribe(&inbox).await;
     worker
         .publish_raw(
-            wire::jetstream::CONSUMER_NEXT,
+            protocol::js_api::CONSUMER_NEXT,
             Some(&inbox),
             None,
             br#"{"batch":1}"#,

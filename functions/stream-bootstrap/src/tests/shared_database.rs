@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
-use testing::{SOON, World, eventually};
-use wire::BOOTSTRAP_APPLY;
 
 use super::{apply, ask, bare, check, start, start_with};
+use protocol::endpoints::BOOTSTRAP_APPLY;
+use testing::{SOON, World, eventually};
 
 async fn execute(world: &World, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql))

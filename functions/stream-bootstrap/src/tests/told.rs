@@ -3,20 +3,21 @@
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{World, eventually};
-use wire::{READ, header};
 
 use super::fence::{body, entries, publish, texts};
 use super::{SOON, api, ask, bare, check, log_with, start};
+use protocol::endpoints::READ;
+use protocol::header;
+use testing::{World, eventually};
 
 /// Up to where the last event says that the log is told, and how it says so.
 async fn last_event(admin: &Client) -> Option<(&'static str, u64)> {
     let stream = async_nats::jetstream::new(admin.clone())
-        .get_stream(wire::EVENTS_STREAM)
+        .get_stream(protocol::subject::EVENTS_STREAM)
         .await
         .unwrap();
     let last = stream
-        .get_last_raw_message_by_subject(wire::EVENTS)
+        .get_last_raw_message_by_subject(protocol::subject::EVENTS)
         .await
         .ok()?;
     let value = |name| Some((name, last.headers.get(name)?.as_str().parse().unwrap()));

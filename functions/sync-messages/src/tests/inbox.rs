@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
-use wire::{DELIVERED, DM_INBOX};
 
 use super::*;
+use protocol::endpoints::{DELIVERED, DM_INBOX};
 
 const STORED: u64 = 10_400;
 const IN_LOG: u64 = 700;
@@ -50,7 +50,7 @@ async fn ten_thousand_that_wait_come_once_each_and_in_order() {
     let admin = world.client("administrator").await;
     admin
         .request(
-            jetstream::STREAM_PURGE,
+            js_api::STREAM_PURGE,
             json!({ "seq": FLOOR + 1 }).to_string().into(),
         )
         .await

@@ -1,9 +1,9 @@
 //! What happens between the reads of a page, brought about by hand.
 
 use sqlx::PgPool;
-use wire::DM_INBOX;
 
 use super::*;
+use protocol::endpoints::DM_INBOX;
 
 async fn execute(database: &PgPool, sql: &'static str) {
     sqlx::raw_sql(sql).execute(database).await.unwrap();
@@ -13,7 +13,7 @@ async fn remove(world: &World, seq: u64) {
     let client = world.client("persist-message").await;
     let reply = client
         .request(
-            jetstream::MESSAGE_DELETE,
+            js_api::MESSAGE_DELETE,
             json!({ "seq": seq }).to_string().into(),
         )
         .await

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use testing::{World, eventually};
-use wire::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD};
 
 use super::{SOON, ask, deliver, history, inbox, read_direct, read_room, say, start, stored};
+use protocol::endpoints::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD};
+use testing::{World, eventually};
 
 async fn moves(database: &PgPool) -> Vec<(String, Option<String>, String, i64)> {
     sqlx::query_as("select reader, room, kind, through from receipt_moves order by at")

@@ -1,16 +1,16 @@
 //! What a request costs is what it is about: no plan may read the rooms, or the mail, of all the others.
 
-use runtime::{Database, Settings, Vars};
 use sqlx::AssertSqlSafe;
-use testing::World;
 
 use super::SOON;
+use service::config::Vars;
+use testing::World;
+use timeline::chat::open_database;
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
-    let settings =
-        Settings::read(&Vars::from_pairs(world.vars("track-receipts")).unwrap()).unwrap();
-    let connected = Database::new(&settings, "test").unwrap();
+    let vars = Vars::from_pairs(world.vars("track-receipts")).unwrap();
+    let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         sqlx::raw_sql(AssertSqlSafe(format!(
             "prepare asked ({types}) as {statement}"

@@ -5,10 +5,10 @@ use std::time::Duration;
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use testing::{Process, World, eventually};
-use wire::{DM_HISTORY, DM_INBOX, DM_SEND, DM_SYNC};
 
 use super::{SOON, append, ask, deliver, history, inbox, read_direct};
+use protocol::endpoints::{DM_HISTORY, DM_INBOX, DM_SEND, DM_SYNC};
+use testing::{Process, World, eventually};
 
 /// All but `stream-bootstrap`, which is started with settings of its own.
 const FUNCTIONS: [&str; 9] = [

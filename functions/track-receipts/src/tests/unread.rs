@@ -2,9 +2,9 @@
 
 use serde_json::json;
 use sqlx::PgPool;
-use testing::World;
 
 use super::{append, of, read_direct, read_room, say, start, stored, unread, whole_unread};
+use testing::World;
 
 /// Stores `count` messages from `from` on, by hand.
 async fn store(

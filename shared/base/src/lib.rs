@@ -1,0 +1,10 @@
+//! What every crate here shares. No I/O, and nothing of chat.
+
+pub mod discovery;
+pub mod endpoint;
+pub mod error;
+pub mod header;
+pub mod redact;
+pub mod seq;
+pub mod span;
+pub mod subject;

@@ -1,0 +1,8 @@
+//! What async-nats cannot do yet: a stream reader with bounded reads, a pull consumer that survives
+//! malformed headers, acknowledged appends. Nothing of chat, nothing of PostgreSQL.
+
+pub mod api;
+pub mod append;
+pub mod consumer;
+mod pull;
+pub mod stream;

@@ -1,0 +1,43 @@
+//! A span for each query.
+
+use std::borrow::Cow;
+use std::future::Future;
+
+use tracing::Instrument;
+
+use base::span::Failing;
+
+/// Runs a query below a span of its own, named `select messages`, that is an error unless the query succeeds: when
+/// PostgreSQL answers with an error (`error.type` is its SQLSTATE), when the connection breaks, and when the query is given
+/// up at a deadline, which drops the future.
+///
+/// # Errors
+/// The query's.
+pub async fn query_span<T>(
+    operation: &'static str,
+    table: &'static str,
+    query: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let span = tracing::info_span!(
+        "query",
+        otel.name = format!("{operation} {table}"),
+        otel.kind = "client",
+        otel.status_code = tracing::field::Empty,
+        db.system.name = "postgresql",
+        db.operation.name = operation,
+        db.collection.name = table,
+        error.r#type = tracing::field::Empty,
+    );
+    let failing = Failing::new(&span);
+    let outcome = query.instrument(span).await;
+    match &outcome {
+        Ok(_) => failing.done(),
+        Err(error) => failing.failed(
+            match error.as_database_error().and_then(|error| error.code()) {
+                Some(state) => Cow::Owned(state.into_owned()),
+                None => Cow::Borrowed("connection"),
+            },
+        ),
+    }
+    outcome
+}

@@ -1,0 +1,213 @@
+//! `bootstrap.audit` and `bootstrap.replay`: what became of the log's messages, and storing them again.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::body;
+use base::endpoint::Ask;
+use base::error::Refusal;
+use base::seq::Seq;
+
+const DEFAULT_OFFENDERS: usize = 10;
+const MAX_OFFENDERS: usize = 100;
+
+/// From where on: `{"from"?: seq (0: the log's first), "offenders"?: 0..100 (10)}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditRequest {
+    /// The first position to look at.
+    pub from: Seq,
+    /// How many offenders are named at most; all are counted.
+    pub offenders: usize,
+}
+
+impl Ask for AuditRequest {
+    fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
+        let body = body::object(body, r#"{"from":1,"offenders":10}"#)?;
+        let offenders = match body.get("offenders") {
+            None | Some(serde_json::Value::Null) => DEFAULT_OFFENDERS,
+            Some(value) => value
+                .as_u64()
+                .and_then(|n| usize::try_from(n).ok())
+                .filter(|n| *n <= MAX_OFFENDERS)
+                .ok_or_else(|| {
+                    Refusal::bad_request(format!(
+                        "offenders must be a whole number from 0 to {MAX_OFFENDERS}"
+                    ))
+                })?,
+        };
+        Ok(AuditRequest {
+            from: body::sequence(&body, "from")?.unwrap_or(Seq::ZERO),
+            offenders,
+        })
+    }
+}
+
+/// What became of the messages of a part of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The first position that was looked at.
+    pub from: Seq,
+    /// The last one; the next part begins behind it.
+    pub through: Seq,
+    /// The log goes on behind `through`.
+    pub more: bool,
+    /// Each message is counted once.
+    pub counts: AuditCounts,
+    /// The first of what should not be.
+    pub offenders: Vec<Offender>,
+}
+
+/// Messages of the log, by what became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditCounts {
+    /// In the index, under their own position.
+    pub stored: u64,
+    /// In the index as a tombstone.
+    pub deleted: u64,
+    /// Deletions that are in the index.
+    pub changes: u64,
+    /// Stored under another position, by sender and id.
+    pub duplicates: u64,
+    /// In the dead letters, by reason.
+    pub dead_letters: BTreeMap<String, u64>,
+    /// Not in the index, and past the time their room keeps messages; deletions of such messages, too.
+    #[serde(default)]
+    pub expired: u64,
+    /// Not acknowledged by a worker yet.
+    pub waiting: u64,
+    /// Acknowledged and nowhere: the promise is broken, or the index was damaged.
+    pub missing: u64,
+}
+
+impl AuditCounts {
+    /// Adds what another part of the log has.
+    pub fn add(&mut self, other: &AuditCounts) {
+        self.stored += other.stored;
+        self.deleted += other.deleted;
+        self.changes += other.changes;
+        self.duplicates += other.duplicates;
+        for (reason, count) in &other.dead_letters {
+            *self.dead_letters.entry(reason.clone()).or_default() += count;
+        }
+        self.expired += other.expired;
+        self.waiting += other.waiting;
+        self.missing += other.missing;
+    }
+
+    /// Every message that was looked at.
+    pub fn total(&self) -> u64 {
+        let letters: u64 = self.dead_letters.values().sum();
+        self.stored
+            + self.deleted
+            + self.changes
+            + self.duplicates
+            + letters
+            + self.expired
+            + self.waiting
+            + self.missing
+    }
+}
+
+/// A message of the log that is not where it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offender {
+    /// Its position.
+    pub seq: Seq,
+    /// Its subject.
+    pub subject: String,
+    /// What is wrong, in a sentence; never a text.
+    pub what: String,
+}
+
+/// From where on: `{"from"?: seq (0: the log's first)}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplayRequest {
+    /// The first position to deliver again.
+    pub from: Seq,
+}
+
+impl Ask for ReplayRequest {
+    fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
+        let body = body::object(body, r#"{"from":1}"#)?;
+        Ok(ReplayRequest {
+            from: body::sequence(&body, "from")?.unwrap_or(Seq::ZERO),
+        })
+    }
+}
+
+/// The log is being delivered again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replayed {
+    /// The first position that is delivered again; lower than asked for where the worker had not come so far.
+    pub from: Seq,
+    /// The log's last position at that time.
+    pub through: Seq,
+    /// The highest position the index knew before.
+    pub stored: Seq,
+    /// Positions, first and last, that neither the index nor the log reaches any more.
+    pub lost: Option<(Seq, Seq)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_optional() {
+        for body in ["", "{}", r#"{"from":0,"offenders":null}"#] {
+            assert_eq!(
+                AuditRequest::parse("", body.as_bytes()).unwrap(),
+                AuditRequest {
+                    from: Seq::ZERO,
+                    offenders: 10
+                },
+                "{body}"
+            );
+            assert_eq!(
+                ReplayRequest::parse("", body.as_bytes()).unwrap(),
+                ReplayRequest { from: Seq::ZERO },
+                "{body}"
+            );
+        }
+        let request = AuditRequest::parse("", br#"{"from":7,"offenders":0}"#).unwrap();
+        assert_eq!((request.from, request.offenders), (Seq::new(7).unwrap(), 0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (body, mend) in [
+            (r#"{"from":-1}"#, "from must be a sequence"),
+            (r#"{"from":"7"}"#, "from must be a sequence"),
+            (r#"{"from":9223372036854775808}"#, "from must be a sequence"),
+            (r#"{"offenders":101}"#, "offenders must be"),
+            (r#"{"offenders":"all"}"#, "offenders must be"),
+            ("7", "a JSON object"),
+        ] {
+            let refusal = AuditRequest::parse("", body.as_bytes()).unwrap_err();
+            assert!(
+                refusal.code.number() == 400 && refusal.reason.contains(mend),
+                "{body}: {}",
+                refusal.reason
+            );
+        }
+        assert!(ReplayRequest::parse("", br#"{"from":1.5}"#).is_err());
+    }
+
+    #[test]
+    fn parts_add_up() {
+        let mut sum = AuditCounts::default();
+        let part: AuditCounts = serde_json::from_value(serde_json::json!({
+            "stored": 1, "deleted": 2, "changes": 3, "duplicates": 4, "deadLetters": {"not_json": 5}, "expired": 8, "waiting": 6, "missing": 7,
+        }))
+        .unwrap();
+        assert_eq!(part.total(), 36);
+        sum.add(&part);
+        sum.add(&part);
+        assert_eq!(
+            (sum.total(), sum.dead_letters["not_json"], sum.missing),
+            (72, 10, 14)
+        );
+    }
+}

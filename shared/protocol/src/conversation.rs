@@ -1,0 +1,111 @@
+//! What requests are about: a room, or the conversation of two people.
+
+use crate::name::{Room, User, two};
+use base::error::Refusal;
+
+/// A room, or the one conversation two people have, whoever asks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Conversation {
+    /// A room.
+    Room(Room),
+    /// Two people, in the order of their names.
+    Direct(User, User),
+}
+
+impl Conversation {
+    /// Of two people, in either order.
+    pub fn direct(one: User, other: User) -> Conversation {
+        if one.as_str() <= other.as_str() {
+            Conversation::Direct(one, other)
+        } else {
+            Conversation::Direct(other, one)
+        }
+    }
+
+    /// As stored and shown: `general`, `__admin__`, `dm.alice.bob`.
+    pub fn name(&self) -> String {
+        match self {
+            Conversation::Room(room) => room.as_str().to_owned(),
+            Conversation::Direct(first, second) => direct_name(first.as_str(), second.as_str()),
+        }
+    }
+
+    /// The subjects of the log that carry its messages.
+    pub fn stream_subjects(&self) -> Vec<String> {
+        match self {
+            Conversation::Room(room) => vec![room.stream_subject()],
+            Conversation::Direct(one, other) if one == other => {
+                vec![crate::subject::direct_subject(one, other)]
+            }
+            Conversation::Direct(one, other) => vec![
+                crate::subject::direct_subject(one, other),
+                crate::subject::direct_subject(other, one),
+            ],
+        }
+    }
+
+    /// Whose it is; a room is nobody's.
+    pub fn people(&self) -> Vec<&str> {
+        match self {
+            Conversation::Room(_) => Vec::new(),
+            Conversation::Direct(one, other) => vec![one.as_str(), other.as_str()],
+        }
+    }
+
+    /// The subject of the log that carries its deletions.
+    pub fn change_subject(&self) -> String {
+        crate::change::change_subject(&self.name())
+    }
+}
+
+/// The name of a conversation whose people are sorted.
+pub(crate) fn direct_name(first: &str, second: &str) -> String {
+    format!("dm.{first}.{second}")
+}
+
+/// A request about a conversation, at the end of its subject `{user}.{peer}`. A type of its own, so that no subject of
+/// rooms, which anyone may ask, is ever read as one of two people's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Direct<Q>(pub Q);
+
+/// `{user}.{peer}`: who asks, and what about.
+pub(crate) fn user_and_peer(names: &str, form: &str) -> Result<(User, Conversation), Refusal> {
+    let (user, peer) = two(names, form)?;
+    let (user, peer) = (User::parse(user)?, User::parse(peer)?);
+    Ok((user.clone(), Conversation::direct(user, peer)))
+}
+
+/// `{user}.{room}`: who asks, and what about.
+pub(crate) fn user_and_room(names: &str, form: &str) -> Result<(User, Conversation), Refusal> {
+    let (user, room) = two(names, form)?;
+    Ok((User::parse(user)?, Conversation::Room(Room::parse(room)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_people_have_one_conversation() {
+        let user = |name| User::parse(name).unwrap();
+        let one = Conversation::direct(user("bob"), user("alice"));
+        assert_eq!(one, Conversation::direct(user("alice"), user("bob")));
+        assert_eq!(
+            (one.name().as_str(), one.change_subject().as_str()),
+            ("dm.alice.bob", "change.dm.alice.bob")
+        );
+        assert_eq!(one.stream_subjects(), ["dm.alice.bob", "dm.bob.alice"]);
+        assert_eq!(
+            Conversation::direct(user("ann"), user("ann")).stream_subjects(),
+            ["dm.ann.ann"]
+        );
+        let admin = Conversation::Room(Room::parse("__admin__").unwrap());
+        assert_eq!(
+            (admin.stream_subjects(), admin.change_subject()),
+            (
+                vec!["admin.*".to_owned()],
+                "change.chat.__admin__".to_owned()
+            )
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! `chat.delete.{u}.{room}`, `dm.delete.{u}.{peer}`: a message leaves, its place remains.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::body;
+use crate::change::Mode;
+use crate::conversation::{Conversation, Direct, user_and_peer, user_and_room};
+use crate::message::MAX_ID_BYTES;
+use crate::name::User;
+use base::endpoint::Ask;
+use base::error::Refusal;
+use base::seq::Seq;
+
+const EXAMPLE: &str = r#"{"seq":1234} or {"id":"a-1","mode":"hard"}"#;
+
+/// Which message: `{"seq"|"id", "mode"?: "soft"|"hard"}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeleteRequest {
+    /// Who asks: the subject says so.
+    pub user: User,
+    /// Where the message is, from the subject.
+    pub conversation: Conversation,
+    /// Which one.
+    pub which: Which,
+    /// Soft unless said otherwise.
+    pub mode: Mode,
+}
+
+/// How a request names a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// By its position.
+    Seq(Seq),
+    /// By its id; the asker's own, before anybody else's.
+    Id(String),
+}
+
+impl DeleteRequest {
+    fn read(
+        (user, conversation): (User, Conversation),
+        body: &[u8],
+    ) -> Result<DeleteRequest, Refusal> {
+        let body = body::object(body, EXAMPLE)?;
+        let id = match body.get("id") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(id))
+                if (1..=MAX_ID_BYTES).contains(&id.len()) && !id.contains('\0') =>
+            {
+                Some(id.clone())
+            }
+            Some(_) => {
+                return Err(Refusal::bad_request(format!(
+                    "id must be a string of 1 to {MAX_ID_BYTES} bytes without U+0000"
+                )));
+            }
+        };
+        let which = match (body::sequence(&body, "seq")?, id) {
+            (Some(Seq::ZERO), None) => {
+                return Err(Refusal::bad_request("seq must be a message's: at least 1"));
+            }
+            (Some(seq), None) => Which::Seq(seq),
+            (None, Some(id)) => Which::Id(id),
+            (None, None) => {
+                return Err(Refusal::bad_request("seq or id of the message is missing"));
+            }
+            (Some(_), Some(_)) => return Err(Refusal::bad_request("give either seq or id")),
+        };
+        let mode = match body.get("mode") {
+            None | Some(Value::Null) => Mode::Soft,
+            Some(mode) => mode.as_str().and_then(Mode::parse).ok_or_else(|| {
+                Refusal::bad_request(r#"mode must be "soft" or "hard"; without it, soft"#)
+            })?,
+        };
+        Ok(DeleteRequest {
+            user,
+            conversation,
+            which,
+            mode,
+        })
+    }
+}
+
+impl Ask for DeleteRequest {
+    fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
+        DeleteRequest::read(user_and_room(names, "chat.delete.{user}.{room}")?, body)
+    }
+}
+
+impl Ask for Direct<DeleteRequest> {
+    fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
+        DeleteRequest::read(user_and_peer(names, "dm.delete.{user}.{peer}")?, body).map(Direct)
+    }
+}
+
+/// The message is deleted, for whoever reads from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// The message's place, where its tombstone stands.
+    pub seq: Seq,
+    /// `deleted`.
+    pub status: DeletedStatus,
+}
+
+/// What became of a message that was to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeletedStatus {
+    /// It is deleted.
+    Deleted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_named_one_way() {
+        let parse = |body: &str| DeleteRequest::parse("ann.general", body.as_bytes());
+        let request = parse(r#"{"seq":7,"user":"mallory","text":[]}"#).unwrap();
+        assert_eq!(
+            (request.user.as_str(), request.which, request.mode),
+            ("ann", Which::Seq(Seq::new(7).unwrap()), Mode::Soft)
+        );
+        let request = parse(r#"{"id":"a","seq":null,"mode":"hard"}"#).unwrap();
+        assert_eq!(
+            (request.which, request.mode),
+            (Which::Id("a".to_owned()), Mode::Hard)
+        );
+        let long = format!(r#"{{"id":"{}"}}"#, "i".repeat(129));
+        for (body, mend) in [
+            ("", "is missing"),
+            ("{}", "is missing"),
+            (r#"{"seq":7,"id":"a"}"#, "either"),
+            (r#"{"seq":0}"#, "at least 1"),
+            (r#"{"seq":-1}"#, "seq must be"),
+            (r#"{"seq":"7"}"#, "seq must be"),
+            (r#"{"seq":1e99}"#, "seq must be"),
+            (r#"{"id":""}"#, "id must be"),
+            (r#"{"id":7}"#, "id must be"),
+            (r#"{"id":"a\u0000"}"#, "id must be"),
+            (&long, "id must be"),
+            (r#"{"seq":7,"mode":"HARD"}"#, "mode must be"),
+            (r#"{"seq":7,"mode":1}"#, "mode must be"),
+            ("[7]", "a JSON object"),
+            ("\u{0}", "a JSON object"),
+        ] {
+            let refusal = parse(body).unwrap_err();
+            assert_eq!(refusal.code.number(), 400, "{body}");
+            assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+        }
+    }
+
+    #[test]
+    fn a_wrong_name_is_refused() {
+        for names in [
+            "",
+            "ann",
+            "ann.",
+            ".general",
+            "ann.a.b",
+            "a b.general",
+            "ann.*",
+            ">.general",
+        ] {
+            assert!(
+                DeleteRequest::parse(names, br#"{"seq":7}"#).is_err(),
+                "{names}"
+            );
+            assert!(
+                Direct::<DeleteRequest>::parse(names, br#"{"seq":7}"#).is_err(),
+                "{names}"
+            );
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What Scrollback speaks: subjects bound to the types they carry, payloads, names, errors.
+//!
+//! No I/O here, no clock and no randomness: everything is a value or a check of one. The contract in
+//! words is `README.md` beside this crate.
+
+pub mod audit;
+pub mod body;
+pub mod bootstrap;
+pub mod change;
+pub mod conversation;
+pub mod dead_letters;
+pub mod delete;
+pub mod endpoints;
+pub mod event;
+pub mod header;
+pub mod history;
+pub mod js_api;
+pub mod message;
+pub mod name;
+pub mod reason;
+pub mod receipt;
+pub mod retention;
+pub mod send;
+pub mod subject;
+pub mod sync;

@@ -1,0 +1,25 @@
+//! A framework for functions behind the NATS service API: configuration, connection, endpoints, work,
+//! telemetry, health, shutdown. `README.md` beside this crate walks one request through it.
+
+mod collector;
+pub mod config;
+pub mod ctx;
+pub mod function;
+mod log_filter;
+pub mod meter;
+pub mod request;
+mod requests;
+mod responder;
+pub mod telemetry;
+
+/// This function's name, version and description, from its `Cargo.toml`.
+#[macro_export]
+macro_rules! this {
+    () => {
+        $crate::function::Identity {
+            name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            description: env!("CARGO_PKG_DESCRIPTION"),
+        }
+    };
+}

@@ -1,0 +1,332 @@
+//! From an address to a connection that may subscribe: TCP, INFO, TLS, CONNECT.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{ServerAddr, ServerInfo};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nkeys::KeyPair;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::protocol::{Decoder, Frame};
+use base::error::Fatal;
+use nats::settings::NatsSettings;
+
+/// How long a server may take from the first packet to its answer to CONNECT.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A TCP connection, with TLS or without.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl Stream for TcpStream {}
+impl Stream for tokio_rustls::client::TlsStream<TcpStream> {}
+
+/// A connection whose server has taken our CONNECT.
+pub(super) struct Connected {
+    pub stream: Box<dyn Stream>,
+    pub decoder: Decoder,
+    pub info: ServerInfo,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The server is away, or stops answering: another try may help.
+    #[error("{0}")]
+    Away(String),
+    /// It does not know us: only another configuration helps.
+    #[error("{0}")]
+    Unauthorized(String),
+}
+
+/// Who we are for the server.
+pub(super) struct Credentials {
+    name: String,
+    user: Option<String>,
+    pass: Option<String>,
+    /// A user's JWT with the key that proves it is ours, from `NATS_CREDS`.
+    signed: Option<(String, KeyPair)>,
+}
+
+impl Credentials {
+    /// # Errors
+    /// `NATS_CREDS` cannot be read.
+    pub(super) fn new(settings: &NatsSettings, name: &str) -> Result<Credentials, Fatal> {
+        let mut signed = None;
+        if let Some(path) = &settings.nats_creds {
+            let wrong = |what: String| {
+                Fatal::new(format!(
+                    "configuration: NATS_CREDS={} {what}",
+                    path.display()
+                ))
+            };
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+            signed = Some(
+                parse_creds(&text).ok_or_else(|| wrong("is not a credentials file".to_owned()))?,
+            );
+        }
+        let (user, pass) = match signed {
+            Some(_) => (None, None),
+            None => (settings.nats_user.clone(), settings.nats_pass.clone()),
+        };
+        Ok(Credentials {
+            name: name.to_owned(),
+            user,
+            pass,
+            signed,
+        })
+    }
+
+    /// The JSON of CONNECT.
+    fn connect(&self, address: &ServerAddr, info: &ServerInfo) -> Result<Value, Refusal> {
+        // As async-nats does: what stands in the URL is meant for that server.
+        let (user, pass) = match address.username() {
+            Some(user) => (Some(user), address.password()),
+            None => (self.user.as_deref(), self.pass.as_deref()),
+        };
+        let mut connect = json!({
+            "verbose": false, "pedantic": false, "protocol": 1, "headers": true, "echo": true,
+            "no_responders": false, "tls_required": address.tls_required(),
+            "lang": "rust", "version": env!("CARGO_PKG_VERSION"), "name": self.name,
+        });
+        if let Some((jwt, key)) = &self.signed {
+            let signature = key.sign(info.nonce.as_bytes());
+            let signature = signature.map_err(|error| {
+                Refusal::Unauthorized(format!("NATS_CREDS cannot sign: {error}"))
+            })?;
+            connect["jwt"] = jwt.as_str().into();
+            connect["sig"] = URL_SAFE_NO_PAD.encode(signature).into();
+        } else if let Some(user) = user {
+            connect["user"] = user.into();
+            connect["pass"] = pass.unwrap_or_default().into();
+        }
+        Ok(connect)
+    }
+}
+
+/// JWT and seed of a credentials file: the lines after `-----BEGIN …-----`.
+fn parse_creds(text: &str) -> Option<(String, KeyPair)> {
+    let after = |title: &str| {
+        let mut lines = text
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| !(line.starts_with("---") && line.contains(title)));
+        lines
+            .nth(1)
+            .filter(|line| !line.is_empty() && !line.starts_with("---"))
+    };
+    let key = KeyPair::from_seed(after("BEGIN USER NKEY SEED")?).ok()?;
+    Some((after("BEGIN NATS USER JWT")?.to_owned(), key))
+}
+
+/// Connects to one server.
+pub(super) async fn connect(
+    address: &ServerAddr,
+    tls_name: &str,
+    credentials: &Credentials,
+) -> Result<Connected, Refusal> {
+    let late = |_| Refusal::Away(format!("no answer within {} s", HANDSHAKE_LIMIT.as_secs()));
+    tokio::time::timeout(HANDSHAKE_LIMIT, shake_hands(address, tls_name, credentials))
+        .await
+        .map_err(late)?
+}
+
+async fn shake_hands(
+    address: &ServerAddr,
+    tls_name: &str,
+    credentials: &Credentials,
+) -> Result<Connected, Refusal> {
+    let mut tcp = TcpStream::connect((address.host(), address.port()))
+        .await
+        .map_err(away)?;
+    tcp.set_nodelay(true).map_err(away)?;
+    let mut decoder = Decoder::new();
+    let info = match next_frame(&mut tcp, &mut decoder).await? {
+        Frame::Info(json) => read_info(&json)?,
+        Frame::Error(text) => return Err(refused(text)),
+        _ => {
+            return Err(Refusal::Away(
+                "the server did not begin with INFO".to_owned(),
+            ));
+        }
+    };
+    let mut stream: Box<dyn Stream> = if address.tls_required() || info.tls_required {
+        Box::new(secure(tcp, tls_name).await?)
+    } else {
+        Box::new(tcp)
+    };
+    let connect = credentials.connect(address, &info)?;
+    stream
+        .write_all(format!("CONNECT {connect}\r\nPING\r\n").as_bytes())
+        .await
+        .map_err(away)?;
+    stream.flush().await.map_err(away)?;
+    loop {
+        match next_frame(&mut stream, &mut decoder).await? {
+            Frame::Pong => break,
+            Frame::Error(text) => return Err(refused(text)),
+            Frame::Ping => stream.write_all(b"PONG\r\n").await.map_err(away)?,
+            Frame::Info(_) | Frame::Ok | Frame::Message(_) => {}
+        }
+    }
+    decoder.set_max_payload(info.max_payload);
+    Ok(Connected {
+        stream,
+        decoder,
+        info,
+    })
+}
+
+/// INFO, as the server sends it first and whenever its cluster changes.
+pub(super) fn read_info(json: &[u8]) -> Result<ServerInfo, Refusal> {
+    serde_json::from_slice(json)
+        .map_err(|error| Refusal::Away(format!("the server's INFO cannot be read: {error}")))
+}
+
+async fn next_frame(
+    stream: &mut (impl AsyncRead + Unpin),
+    decoder: &mut Decoder,
+) -> Result<Frame, Refusal> {
+    loop {
+        if let Some(frame) = decoder.next().map_err(away)? {
+            return Ok(frame);
+        }
+        if stream.read_buf(&mut decoder.buffer).await.map_err(away)? == 0 {
+            return Err(Refusal::Away("the server hung up".to_owned()));
+        }
+    }
+}
+
+/// TLS with the roots this machine trusts; `SSL_CERT_FILE` names others.
+async fn secure(
+    tcp: TcpStream,
+    name: &str,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Refusal> {
+    let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs)
+        .await
+        .map_err(away)?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).map_err(away)?;
+    TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .map_err(away)
+}
+
+fn away(error: impl std::fmt::Display) -> Refusal {
+    Refusal::Away(error.to_string())
+}
+
+/// What the server says instead of taking a CONNECT.
+fn refused(text: String) -> Refusal {
+    let lower = text.to_lowercase();
+    if lower.contains("authorization") || lower.contains("authentication") {
+        Refusal::Unauthorized(text)
+    } else {
+        Refusal::Away(text)
+    }
+}
+
+/// The servers of `NATS_URL`, in its order.
+///
+/// # Errors
+/// One of them is no address.
+pub(super) fn addresses(settings: &NatsSettings) -> Result<Vec<ServerAddr>, Fatal> {
+    let read = |url: &str| {
+        url.trim()
+            .parse::<ServerAddr>()
+            .ok()
+            .filter(|address| !address.is_websocket() && !address.host().is_empty())
+    };
+    let read = settings
+        .nats_url
+        .split(',')
+        .map(read)
+        .collect::<Option<Vec<_>>>();
+    read.ok_or_else(|| {
+        let shown = settings.printable_url();
+        Fatal::new(format!(
+            "configuration: NATS_URL={shown} is not of the form nats://host:4222"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credentials_file_signs_what_the_server_asks() {
+        let key = KeyPair::new_user();
+        let seed = key.seed().unwrap();
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\r\neyJ0.e30.sig\r\n------END NATS USER JWT------\r\n\r\n\
+             ************************* IMPORTANT *************************\r\n\
+             -----BEGIN USER NKEY SEED-----\r\n{seed}\r\n------END USER NKEY SEED------\r\n"
+        );
+        let signed = parse_creds(&text).unwrap();
+        assert_eq!(
+            (signed.0.as_str(), signed.1.public_key()),
+            ("eyJ0.e30.sig", key.public_key())
+        );
+        let credentials = Credentials {
+            name: "x".to_owned(),
+            user: None,
+            pass: None,
+            signed: Some(signed),
+        };
+        let info = ServerInfo {
+            nonce: "nonce".to_owned(),
+            ..ServerInfo::default()
+        };
+        let connect = credentials
+            .connect(&"nats://here".parse().unwrap(), &info)
+            .unwrap();
+        let signature = URL_SAFE_NO_PAD
+            .decode(connect["sig"].as_str().unwrap())
+            .unwrap();
+        key.verify(b"nonce", &signature).unwrap();
+        assert_eq!(connect["jwt"], "eyJ0.e30.sig");
+        for wrong in [
+            "",
+            "-----BEGIN NATS USER JWT-----\n",
+            &text.replace(&seed, "SUAA"),
+        ] {
+            assert!(parse_creds(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_named_without_its_secrets() {
+        let settings = |url: &str| NatsSettings {
+            nats_url: url.to_owned(),
+            ..NatsSettings::default()
+        };
+        assert_eq!(
+            addresses(&settings("nats://a:1, tls://b,c")).unwrap().len(),
+            3
+        );
+        for url in [
+            "nats://bob:hunter2@:x",
+            "http://bob:hunter2@here",
+            "ws://bob:hunter2@here",
+            "nats://bob:hunter2@a,,b",
+        ] {
+            let line = addresses(&settings(url)).unwrap_err().to_string();
+            assert!(
+                line.contains("NATS_URL=") && !line.contains("hunter2"),
+                "{line}"
+            );
+        }
+    }
+}
