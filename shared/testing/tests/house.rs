@@ -123,7 +123,7 @@ fn compose_builds_one_image_once_and_asks_for_health_rarely() {
             .unwrap()
     };
     let limit = seconds(
-        &read("shared/runtime/src/function.rs"),
+        &read("shared/service/src/function.rs"),
         "const STOP_LIMIT: Duration = Duration::from_secs(",
     );
     assert!(
@@ -140,7 +140,7 @@ fn compose_builds_one_image_once_and_asks_for_health_rarely() {
 #[test]
 fn spans_are_not_named_after_rooms_and_users() {
     let mut files = Vec::new();
-    for folder in ["functions", "shared/runtime/src", "bench/src"] {
+    for folder in ["functions", "shared", "bench/src"] {
         rust_files(&root().join(folder), &mut files);
     }
     for path in files {
@@ -162,12 +162,17 @@ fn spans_are_not_named_after_rooms_and_users() {
 }
 
 #[test]
-fn subjects_stand_in_wire_and_nowhere_else() {
+fn subjects_stand_in_protocol_and_nowhere_else() {
+    // Those of NATS itself: JetStream's API, and service discovery with its inboxes.
+    let of_nats = ["jetstream/src/api.rs", "base/src/discovery.rs", "base/src/subject.rs"];
     let mut files = Vec::new();
     rust_files(&root().join("functions"), &mut files);
-    rust_files(&root().join("shared/runtime/src"), &mut files);
+    for name in ["base", "nats", "service", "jetstream", "postgres", "timeline"] {
+        rust_files(&root().join(format!("shared/{name}/src")), &mut files);
+    }
     for path in files {
-        if path.to_str().unwrap().contains("tests") {
+        let text = path.to_str().unwrap();
+        if text.contains("tests") || of_nats.iter().any(|end| text.ends_with(end)) {
             continue;
         }
         let text = std::fs::read_to_string(&path).unwrap();
@@ -222,36 +227,27 @@ fn a_function_never_depends_on_a_function_and_testing_reaches_no_release() {
             );
         }
     }
-    for manifest in ["shared/wire/Cargo.toml", "shared/runtime/Cargo.toml"] {
-        assert!(
-            !read(manifest)
-                .split("[dev-dependencies]")
-                .next()
-                .unwrap()
-                .contains("testing"),
-            "{manifest}"
-        );
+    for name in ["base", "nats", "protocol", "service", "jetstream", "postgres", "timeline"] {
+        let manifest = read(&format!("shared/{name}/Cargo.toml"));
+        let (dependencies, _) = manifest.split_once("[dev-dependencies]").unwrap_or((&manifest, ""));
+        assert!(!dependencies.contains("testing"), "{name} takes testing into its release build");
     }
-    assert!(
-        !read("shared/wire/Cargo.toml").contains("runtime"),
-        "wire knows nothing of the runtime"
-    );
 }
 
 #[test]
 fn every_reason_is_in_the_contract() {
-    let contract = read("shared/wire/README.md");
+    let contract = read("shared/protocol/README.md");
     for reason in protocol::reason::Reason::ALL {
         assert!(
             contract.contains(&format!("`{reason}`")),
-            "{reason} is not in shared/wire/README.md"
+            "{reason} is not in shared/protocol/README.md"
         );
     }
 }
 
 #[test]
 fn the_first_page_of_the_contract_says_how_to_hear_a_reply() {
-    let contract = read("shared/wire/README.md");
+    let contract = read("shared/protocol/README.md");
     let (first, _) = contract.split_once("\n## Sending").unwrap();
     for snippet in [
         "--inbox-prefix _INBOX.publisher",
