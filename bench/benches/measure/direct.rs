@@ -53,13 +53,13 @@ struct Side {
 }
 
 /// What is asked for.
-enum Ask {
+enum ParseRequest {
     Inbox(String),
     Unread(String),
     History(String, String),
 }
 
-type Question = (&'static str, fn(u64) -> Ask);
+type Question = (&'static str, fn(u64) -> ParseRequest);
 
 /// How long it took: through the function, by SQL alone, and an echo of as many bytes.
 #[derive(Default)]
@@ -71,23 +71,23 @@ struct Took {
 
 const QUESTIONS: [Question; 6] = [
     ("`chat.inbox.{u}`, anybody's", |n| {
-        Ask::Inbox(user(scattered(n)))
+        ParseRequest::Inbox(user(scattered(n)))
     }),
     ("`chat.inbox.{u}` of somebody in a talk", |n| {
-        Ask::Inbox(talker(n).0)
+        ParseRequest::Inbox(talker(n).0)
     }),
     ("`chat.inbox.{u}`, the first 100 of many", |_| {
-        Ask::Inbox(DESK.to_owned())
+        ParseRequest::Inbox(DESK.to_owned())
     }),
     ("`chat.unread.{u}`, anybody's", |n| {
-        Ask::Unread(user(scattered(n)))
+        ParseRequest::Unread(user(scattered(n)))
     }),
     ("`chat.unread.{u}` of somebody in a talk", |n| {
-        Ask::Unread(talker(n).0)
+        ParseRequest::Unread(talker(n).0)
     }),
     ("`dm.history.{u}.{peer}`, the newest 50", |n| {
         let (one, other) = talker(n);
-        Ask::History(one, other)
+        ParseRequest::History(one, other)
     }),
 ];
 
@@ -213,7 +213,13 @@ impl Side {
     }
 
     /// Asks once each way.
-    async fn take(&mut self, ask: &Ask, administrator: &Client, took: &mut Took, counts: bool) {
+    async fn take(
+        &mut self,
+        ask: &ParseRequest,
+        administrator: &Client,
+        took: &mut Took,
+        counts: bool,
+    ) {
         let (subject, expected) = (ask.subject(), self.expected(ask));
         let begun = Instant::now();
         let reply = self
@@ -252,15 +258,15 @@ impl Side {
     }
 
     /// The positions in the answer; of a count, one of each conversation.
-    fn expected(&self, ask: &Ask) -> Vec<u64> {
+    fn expected(&self, ask: &ParseRequest) -> Vec<u64> {
         let waiting = |user: &str| self.newest.waiting.get(user).cloned().unwrap_or_default();
         match ask {
-            Ask::Inbox(user) => waiting(user).into_iter().take(INBOX).collect(),
-            Ask::History(one, other) => {
+            ParseRequest::Inbox(user) => waiting(user).into_iter().take(INBOX).collect(),
+            ParseRequest::History(one, other) => {
                 let all = &self.newest.conversations[&room(one, other)];
                 all[all.len().saturating_sub(HISTORY)..].to_vec()
             }
-            Ask::Unread(user) => self
+            ParseRequest::Unread(user) => self
                 .counts(user)
                 .into_iter()
                 .map(|(_, _, newest)| newest)
@@ -282,9 +288,9 @@ impl Side {
         counts
     }
 
-    fn check(&self, ask: &Ask, subject: &str, payload: &[u8], expected: &[u64]) {
+    fn check(&self, ask: &ParseRequest, subject: &str, payload: &[u8], expected: &[u64]) {
         match ask {
-            Ask::Inbox(user) => {
+            ParseRequest::Inbox(user) => {
                 let page: SyncPage = serde_json::from_slice(payload).expect("a page");
                 self.directs.check(subject, &page.messages, expected);
                 let more = self
@@ -294,11 +300,11 @@ impl Side {
                     .is_some_and(|waiting| waiting.len() > INBOX);
                 assert_eq!((page.more, page.changes.len()), (more, 0), "{subject}");
             }
-            Ask::History(..) => {
+            ParseRequest::History(..) => {
                 let messages: Vec<Message> = serde_json::from_slice(payload).expect("a page");
                 self.directs.check(subject, &messages, expected);
             }
-            Ask::Unread(user) => {
+            ParseRequest::Unread(user) => {
                 let found: Unread = serde_json::from_slice(payload).expect("counts");
                 let counts: Vec<(String, u64)> = self
                     .counts(user)
@@ -324,7 +330,7 @@ impl Side {
     }
 
     /// How many rows PostgreSQL gave.
-    async fn by_sql(&mut self, ask: &Ask) -> usize {
+    async fn by_sql(&mut self, ask: &ParseRequest) -> usize {
         let mark = |user: &str| {
             if user == DESK {
                 0
@@ -333,9 +339,9 @@ impl Side {
             }
         };
         let query = match ask {
-            Ask::Inbox(user) => sqlx::query(INBOX_BY_SQL).bind(user).bind(mark(user)),
-            Ask::Unread(user) => sqlx::query(UNREAD_BY_SQL).bind(user).bind(mark(user)),
-            Ask::History(one, other) => sqlx::query(HISTORY_BY_SQL).bind(room(one, other)),
+            ParseRequest::Inbox(user) => sqlx::query(INBOX_BY_SQL).bind(user).bind(mark(user)),
+            ParseRequest::Unread(user) => sqlx::query(UNREAD_BY_SQL).bind(user).bind(mark(user)),
+            ParseRequest::History(one, other) => sqlx::query(HISTORY_BY_SQL).bind(room(one, other)),
         };
         query
             .fetch_all(&mut *self.database)
@@ -345,12 +351,12 @@ impl Side {
     }
 }
 
-impl Ask {
+impl ParseRequest {
     fn subject(&self) -> String {
         match self {
-            Ask::Inbox(user) => DM_INBOX.subject(&[user]),
-            Ask::Unread(user) => UNREAD.subject(&[user]),
-            Ask::History(one, other) => DM_HISTORY.subject(&[one, other]),
+            ParseRequest::Inbox(user) => DM_INBOX.subject(&[user]),
+            ParseRequest::Unread(user) => UNREAD.subject(&[user]),
+            ParseRequest::History(one, other) => DM_HISTORY.subject(&[one, other]),
         }
     }
 }

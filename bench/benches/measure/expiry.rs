@@ -368,7 +368,7 @@ impl Bench<'_> {
     }
 
     async fn caught_up(&self, last: u64) {
-        while self.ingest.floor().await < last {
+        while self.ingest.stored_through().await < last {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
@@ -458,7 +458,7 @@ impl Bench<'_> {
         };
         let worker = self.world.spawn("persist-message").await;
         // Registered and at work: what was done until now took starting up as well, and does not count.
-        let (begun, before) = (Instant::now(), self.ingest.floor().await);
+        let (begun, before) = (Instant::now(), self.ingest.stored_through().await);
         let swept = if sweeping { self.swept().await } else { 0 };
         self.caught_up(last).await;
         let rate = per_second((last - before) as usize, begun.elapsed());

@@ -49,7 +49,7 @@ pub async fn measure(world: &World, plan: &Plan) {
     ingest.fill(plan.messages).await;
     let worker = world.spawn("persist-message").await;
     let last = ingest.last().await;
-    while ingest.floor().await < last {
+    while ingest.stored_through().await < last {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     worker.terminate().await;

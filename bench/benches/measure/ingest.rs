@@ -154,13 +154,13 @@ impl<'a> Ingest<'a> {
         };
         let stored_before = count().await;
         let last = self.last().await;
-        let waiting = last - self.floor().await;
+        let waiting = last - self.stored_through().await;
         let workers: Vec<Process> =
             futures::future::join_all((0..copies).map(|_| self.world.spawn("persist-message")))
                 .await;
         // Registered and at work: what was done until now took starting up as well, and does not count.
-        let (begun, before) = (Instant::now(), self.floor().await);
-        while self.floor().await < last {
+        let (begun, before) = (Instant::now(), self.stored_through().await);
+        while self.stored_through().await < last {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         let rate = per_second((last - before) as usize, begun.elapsed());
@@ -182,7 +182,7 @@ impl<'a> Ingest<'a> {
         // nats-server takes acknowledgements in beside what it answers: the last ones show a moment later.
         let last = self.last().await;
         eventually("everything was consumed", SOON, async || {
-            (self.floor().await == last).then_some(())
+            (self.stored_through().await == last).then_some(())
         })
         .await;
         per_second(messages, took)
@@ -216,7 +216,7 @@ impl<'a> Ingest<'a> {
             .expect("a table");
     }
 
-    pub async fn floor(&self) -> u64 {
+    pub async fn stored_through(&self) -> u64 {
         self.ask(js_api::CONSUMER_INFO).await["ack_floor"]["stream_seq"]
             .as_u64()
             .expect("an ack floor")
@@ -262,7 +262,7 @@ impl<'a> Ingest<'a> {
             "the log stands right above what is stored"
         );
         let worker = self.world.spawn("persist-message").await;
-        while self.floor().await <= stored {
+        while self.stored_through().await <= stored {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         assert!(worker.terminate().await.success());

@@ -116,7 +116,7 @@ async fn rows(world: &World, plan: &Plan, worker: &Process, settings: &[(&str, &
 async fn caught_up(world: &World) {
     let ingest = Ingest::of(world, 0).await;
     let last = ingest.last().await;
-    while ingest.floor().await < last {
+    while ingest.stored_through().await < last {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -31,7 +31,7 @@ fn limit(ctx: &Ctx<Shared>, messages: usize, bytes: usize) -> Limit {
 /// 404, 409 when a moderator's id is not enough, 503 when it cannot be told.
 pub async fn find(ctx: &Ctx<Shared>, ask: &DeleteRequest, moderates: bool) -> Result<Found> {
     // The floor first: what it says is stored, the index has when it is read.
-    let floor = ctx.chat.stream().floor().await?;
+    let floor = ctx.chat.stream().stored_through().await?;
     let indexed = index::find(ctx.chat.database(), ask, moderates).await?;
     let from_index = match &indexed {
         Some(Rows::Several) => {

@@ -84,14 +84,14 @@ async fn delete_in_room(
     ctx: Ctx<Shared>,
     request: Request<DeleteRequest>,
 ) -> Result<Reply<Deleted>> {
-    delete(ctx, request.ask).await
+    delete(ctx, request.body).await
 }
 
 async fn delete_direct(
     ctx: Ctx<Shared>,
     request: Request<Direct<DeleteRequest>>,
 ) -> Result<Reply<Deleted>> {
-    let Direct(ask) = request.ask;
+    let Direct(ask) = request.body;
     delete(ctx, ask).await
 }
 

@@ -119,7 +119,7 @@ async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>
 pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Result<Erased> {
     let begun = Instant::now();
     // First: whatever is stored or set aside up to here is found in the database, the rest in the log.
-    let floor = ctx.chat.stream().floor_now().await?;
+    let floor = ctx.chat.stream().stored_through_now().await?;
     let underway = underway(ctx, &asked.user, floor).await?;
     let report = Erased {
         deletions: 0,

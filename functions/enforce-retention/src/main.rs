@@ -124,7 +124,10 @@ async fn status(ctx: Ctx<Own>, _: Request<NoRequest>) -> Result<Reply<Budget>> {
 }
 
 async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<Retained>> {
-    let (dry_run, enough) = (request.ask.dry_run, Instant::now() + part_of_deadline(&ctx));
+    let (dry_run, enough) = (
+        request.body.dry_run,
+        Instant::now() + part_of_deadline(&ctx),
+    );
     if !dry_run {
         sweep::note_default(&ctx).await?;
         clock::note(&ctx).await?;
@@ -164,7 +167,7 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
 }
 
 async fn erase_user(ctx: Ctx<Own>, request: Request<EraseRequest>) -> Result<Reply<Erased>> {
-    Reply::json(&erase::erase(&ctx, &request.ask, Instant::now() + part_of_deadline(&ctx)).await?)
+    Reply::json(&erase::erase(&ctx, &request.body, Instant::now() + part_of_deadline(&ctx)).await?)
 }
 
 fn part_of_deadline(ctx: &Ctx<Own>) -> Duration {

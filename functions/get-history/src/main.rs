@@ -61,17 +61,17 @@ async fn get_direct_history(
     ctx: Ctx<Shared>,
     request: Request<Direct<HistoryRequest>>,
 ) -> Result<Reply<Page>> {
-    let Direct(ask) = request.ask;
-    get_history(ctx, Request { ask }).await
+    let Direct(ask) = request.body;
+    get_history(ctx, Request { body: ask }).await
 }
 
 async fn get_history(ctx: Ctx<Shared>, request: Request<HistoryRequest>) -> Result<Reply<Page>> {
     let read = {
-        let (ctx, ask) = (ctx.clone(), request.ask.clone());
+        let (ctx, ask) = (ctx.clone(), request.body.clone());
         move || read_page(ctx.clone(), ask.clone())
     };
     ctx.pages
-        .ask(request.ask, ctx.settings().request_deadline(), read)
+        .ask(request.body, ctx.settings().request_deadline(), read)
         .await?
 }
 

@@ -37,7 +37,7 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         max_bytes,
         ctx.settings().request_deadline(),
     );
-    let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
+    let (floor, (_, end)) = tokio::try_join!(log.stored_through(), log.range())?;
     let end = end.max(floor);
     let sides = sides(ask.cursor);
     let tails = Tails::read(

@@ -2,7 +2,7 @@
 
 use crate::{missing, patience, settled};
 use base::error::Result;
-use protocol::dead_letters::{DropLetter, DroppedLetter, LetterOutcome};
+use protocol::dead_letters::{DeadLetterOutcome, DropDeadLetter, DroppedDeadLetter};
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
 use timeline::chat::Chat;
@@ -12,8 +12,11 @@ const DROP: &str = "
 
 const OUTCOME: &str = "select outcome, outcome_seq from dead_letters where id = $1";
 
-pub async fn discard(ctx: Ctx<Chat>, request: Request<DropLetter>) -> Result<Reply<DroppedLetter>> {
-    let DropLetter(id) = request.ask;
+pub async fn discard(
+    ctx: Ctx<Chat>,
+    request: Request<DropDeadLetter>,
+) -> Result<Reply<DroppedDeadLetter>> {
+    let DropDeadLetter(id) = request.body;
     // Two statements: a letter that is being retried is waited for, and only a new look tells what became of it.
     let found = ctx.database().run(patience(&ctx), async |connection| {
         let dropped = sqlx::query(DROP)
@@ -31,11 +34,11 @@ pub async fn discard(ctx: Ctx<Chat>, request: Request<DropLetter>) -> Result<Rep
     });
     let found: Option<(String, Option<i64>)> = found.await?;
     let (outcome, outcome_seq) = found.ok_or_else(|| missing(id))?;
-    if LetterOutcome::parse(&outcome) != Some(LetterOutcome::Dropped) {
+    if DeadLetterOutcome::parse(&outcome) != Some(DeadLetterOutcome::Dropped) {
         return Err(settled(id, &outcome, outcome_seq));
     }
-    Reply::json(&DroppedLetter {
+    Reply::json(&DroppedDeadLetter {
         id,
-        outcome: LetterOutcome::Dropped,
+        outcome: DeadLetterOutcome::Dropped,
     })
 }

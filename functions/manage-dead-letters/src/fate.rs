@@ -64,7 +64,7 @@ async fn look(
     until: Instant,
 ) -> Result<Option<Fate>> {
     // The floor before the tables: what was acknowledged by then had been committed, and has to be seen in them.
-    let floor = ctx.stream().floor().await?;
+    let floor = ctx.stream().stored_through().await?;
     let left = until.saturating_duration_since(Instant::now());
     let found = ctx.database().run(left, async |connection| {
         sqlx::query_as(FOUND)

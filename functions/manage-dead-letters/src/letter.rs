@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use crate::settled;
 use base::error::{Code, Error};
 use nats::headers::{header_block, parse_headers};
-use protocol::dead_letters::LetterId;
+use protocol::dead_letters::DeadLetterId;
 use protocol::header;
 use protocol::reason::Reason;
 use protocol::subject::is_in_log;
@@ -16,7 +16,7 @@ use timeline::append_again::Again;
 /// A letter, whole, as it is appended.
 #[derive(Debug)]
 pub struct Whole {
-    pub id: LetterId,
+    pub id: DeadLetterId,
     pub subject: String,
     pub headers: Vec<u8>,
     pub payload: Vec<u8>,
@@ -27,7 +27,7 @@ pub struct Whole {
 }
 
 impl Whole {
-    pub fn read(id: LetterId, row: &PgRow) -> Result<Whole, sqlx::Error> {
+    pub fn read(id: DeadLetterId, row: &PgRow) -> Result<Whole, sqlx::Error> {
         let whole = Whole {
             id,
             subject: row.try_get("subject")?,

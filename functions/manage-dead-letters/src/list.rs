@@ -8,7 +8,8 @@ use crate::patience;
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use protocol::dead_letters::{
-    Letter, LetterId, LetterOutcome, LetterPage, ListLetters, OutcomeFilter, SubjectPattern,
+    DeadLetter, DeadLetterId, DeadLetterOutcome, DeadLetterPage, ListDeadLetters, OutcomeFilter,
+    SubjectPattern,
 };
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
@@ -25,15 +26,18 @@ macro_rules! columns {
 }
 pub(crate) use columns;
 
-pub async fn list(ctx: Ctx<Chat>, request: Request<ListLetters>) -> Result<Reply<LetterPage>> {
+pub async fn list(
+    ctx: Ctx<Chat>,
+    request: Request<ListDeadLetters>,
+) -> Result<Reply<DeadLetterPage>> {
     let found = ctx.database().run(patience(&ctx), async |connection| {
-        let rows = query(&request.ask).build().fetch_all(connection).await?;
+        let rows = query(&request.body).build().fetch_all(connection).await?;
         rows.iter()
             .map(read)
-            .collect::<Result<Vec<Letter>, sqlx::Error>>()
+            .collect::<Result<Vec<DeadLetter>, sqlx::Error>>()
     });
     let mut letters = found.await?;
-    let wanted = usize::try_from(request.ask.limit).unwrap_or(usize::MAX);
+    let wanted = usize::try_from(request.body.limit).unwrap_or(usize::MAX);
     let more = letters.len() > wanted;
     letters.truncate(wanted);
     encode(
@@ -45,7 +49,7 @@ pub async fn list(ctx: Ctx<Chat>, request: Request<ListLetters>) -> Result<Reply
 
 /// Written out for each request: an index is only used for what is said in so many words. One letter more than wanted
 /// tells whether there is more.
-fn query(ask: &ListLetters) -> QueryBuilder<Postgres> {
+fn query(ask: &ListDeadLetters) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::new(concat!(
         "select ",
         columns!(),
@@ -93,11 +97,11 @@ fn regex(pattern: &SubjectPattern) -> String {
 }
 
 /// A letter from a row of [`columns!`].
-pub fn read(row: &PgRow) -> Result<Letter, sqlx::Error> {
+pub fn read(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
     let outcome: Option<String> = row.try_get("outcome")?;
-    Ok(Letter {
+    Ok(DeadLetter {
         // Identities begin at 1.
-        id: LetterId::new(row.try_get("id")?).ok_or(sqlx::Error::RowNotFound)?,
+        id: DeadLetterId::new(row.try_get("id")?).ok_or(sqlx::Error::RowNotFound)?,
         seq: Seq::from_i64(row.try_get("seq")?),
         subject: row.try_get("subject")?,
         reason: row.try_get("reason")?,
@@ -105,7 +109,7 @@ pub fn read(row: &PgRow) -> Result<Letter, sqlx::Error> {
         bytes: row.try_get::<i64, _>("bytes")?.unsigned_abs(),
         received_at: unix_ms(row.try_get("received_at")?),
         stored_at: unix_ms(row.try_get("stored_at")?),
-        outcome: outcome.as_deref().and_then(LetterOutcome::parse),
+        outcome: outcome.as_deref().and_then(DeadLetterOutcome::parse),
         outcome_seq: row
             .try_get::<Option<i64>, _>("outcome_seq")?
             .map(Seq::from_i64),
@@ -120,7 +124,11 @@ fn unix_ms(at: OffsetDateTime) -> i64 {
 }
 
 /// Writes the page; ends it early where it would exceed `max_payload` bytes: subjects can be long.
-fn encode(letters: &[Letter], mut more: bool, max_payload: usize) -> Result<Reply<LetterPage>> {
+fn encode(
+    letters: &[DeadLetter],
+    mut more: bool,
+    max_payload: usize,
+) -> Result<Reply<DeadLetterPage>> {
     let room = max_payload.saturating_sub(HEADER_ROOM);
     let mut body = br#"{"letters":["#.to_vec();
     for (number, letter) in letters.iter().enumerate() {

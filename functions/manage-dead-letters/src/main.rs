@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use base::error::Code;
 use base::error::Error;
-use protocol::dead_letters::{LetterId, LetterOutcome};
+use protocol::dead_letters::{DeadLetterId, DeadLetterOutcome};
 use protocol::endpoints::{
     DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW,
 };
@@ -44,18 +44,20 @@ fn patience(ctx: &Ctx<Chat>) -> Duration {
     ctx.settings().request_deadline().mul_f64(0.8)
 }
 
-fn missing(id: LetterId) -> Error {
+fn missing(id: DeadLetterId) -> Error {
     Error::new(Code::NotFound, format!("there is no dead letter {id}"))
 }
 
 /// A letter that has an outcome already, and needs another one.
-fn settled(id: LetterId, outcome: &str, outcome_seq: Option<i64>) -> Error {
-    let what = match (LetterOutcome::parse(outcome), outcome_seq) {
-        (Some(LetterOutcome::Retried), Some(seq)) => {
+fn settled(id: DeadLetterId, outcome: &str, outcome_seq: Option<i64>) -> Error {
+    let what = match (DeadLetterOutcome::parse(outcome), outcome_seq) {
+        (Some(DeadLetterOutcome::Retried), Some(seq)) => {
             format!("was retried already: the log has it as {seq}")
         }
-        (Some(LetterOutcome::Dropped), _) => "was dropped already".to_owned(),
-        (Some(LetterOutcome::Erased), _) => "is erased: its author deleted the message".to_owned(),
+        (Some(DeadLetterOutcome::Dropped), _) => "was dropped already".to_owned(),
+        (Some(DeadLetterOutcome::Erased), _) => {
+            "is erased: its author deleted the message".to_owned()
+        }
         _ => format!("has an outcome already: {outcome}"),
     };
     Error::new(Code::Conflict, format!("dead letter {id} {what}"))

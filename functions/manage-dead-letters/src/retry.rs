@@ -12,7 +12,7 @@ use crate::{missing, patience};
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use jetstream::append::AppendError;
-use protocol::dead_letters::{LetterId, Retried, RetryLetter};
+use protocol::dead_letters::{DeadLetterId, Retried, RetryDeadLetter};
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
 use timeline::append_again::append_again;
@@ -34,8 +34,8 @@ const HOLD: &str = "
 const MARK: &str = "
     update dead_letters set outcome = 'retried', outcome_at = now(), outcome_seq = $2 where id = $1 and outcome is null";
 
-pub async fn retry(ctx: Ctx<Chat>, request: Request<RetryLetter>) -> Result<Reply<Retried>> {
-    let RetryLetter(id) = request.ask;
+pub async fn retry(ctx: Ctx<Chat>, request: Request<RetryDeadLetter>) -> Result<Reply<Retried>> {
+    let RetryDeadLetter(id) = request.body;
     let begun = Instant::now();
     let append_by = begun + ctx.settings().request_deadline().mul_f64(APPEND_SHARE);
     let appended = ctx.database().run(patience(&ctx), async |connection| {
@@ -60,7 +60,7 @@ pub async fn retry(ctx: Ctx<Chat>, request: Request<RetryLetter>) -> Result<Repl
 async fn append(
     ctx: &Ctx<Chat>,
     connection: &mut PgConnection,
-    id: LetterId,
+    id: DeadLetterId,
     until: Instant,
 ) -> Result<Result<(Whole, Seq)>, sqlx::Error> {
     let mut transaction = connection.begin().await?;
@@ -98,7 +98,7 @@ async fn send(ctx: &Ctx<Chat>, letter: Whole, until: Instant) -> Result<(Whole, 
     Ok((letter, seq))
 }
 
-fn refused(id: LetterId, error: AppendError) -> Error {
+fn refused(id: DeadLetterId, error: AppendError) -> Error {
     let unavailable = |what: &str| {
         Error::new(
             Code::Unavailable,

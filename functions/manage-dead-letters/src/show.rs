@@ -7,7 +7,7 @@ use sqlx::Row;
 use crate::list::{self, HEADER_ROOM, columns};
 use crate::{missing, patience};
 use base::error::{Code, Error, Result};
-use protocol::dead_letters::{Letter, ShowLetter, ShownLetter};
+use protocol::dead_letters::{DeadLetter, ShowDeadLetter, ShownDeadLetter};
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
 use timeline::chat::Chat;
@@ -18,8 +18,11 @@ const LETTER: &str = concat!(
     ", headers, payload from dead_letters where id = $1"
 );
 
-pub async fn show(ctx: Ctx<Chat>, request: Request<ShowLetter>) -> Result<Reply<ShownLetter>> {
-    let ShowLetter(id) = request.ask;
+pub async fn show(
+    ctx: Ctx<Chat>,
+    request: Request<ShowDeadLetter>,
+) -> Result<Reply<ShownDeadLetter>> {
+    let ShowDeadLetter(id) = request.body;
     let found = ctx.database().run(patience(&ctx), async |connection| {
         let row = sqlx::query(LETTER)
             .bind(id.get())
@@ -34,9 +37,9 @@ pub async fn show(ctx: Ctx<Chat>, request: Request<ShowLetter>) -> Result<Reply<
         };
         row.map(read).transpose()
     });
-    let found: Option<(Letter, Vec<u8>, Vec<u8>)> = found.await?;
+    let found: Option<(DeadLetter, Vec<u8>, Vec<u8>)> = found.await?;
     let (letter, headers, payload) = found.ok_or_else(|| missing(id))?;
-    let mut shown = ShownLetter {
+    let mut shown = ShownDeadLetter {
         letter,
         headers: BASE64.encode(headers),
         payload: BASE64.encode(&payload),
@@ -63,7 +66,7 @@ pub async fn show(ctx: Ctx<Chat>, request: Request<ShowLetter>) -> Result<Reply<
     Reply::json(&shown)
 }
 
-fn size(shown: &ShownLetter) -> Result<usize> {
+fn size(shown: &ShownDeadLetter) -> Result<usize> {
     serde_json::to_vec(shown)
         .map(|body| body.len())
         .map_err(Error::internal)

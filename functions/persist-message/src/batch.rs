@@ -22,7 +22,7 @@ pub struct Batch {
     /// Deletions, in the order of the messages' unique key.
     pub changes: Vec<ChangeRow>,
     /// For the dead letters.
-    pub letters: Vec<Letter>,
+    pub letters: Vec<DeadLetter>,
     /// Messages delivered more than once.
     pub redelivered: u64,
     /// Messages whose body claimed another room or sender than their subject.
@@ -57,7 +57,7 @@ pub struct ChangeRow {
 
 /// One row of `dead_letters`.
 #[derive(Debug)]
-pub struct Letter {
+pub struct DeadLetter {
     /// As delivered.
     pub original: Original,
     /// Why.
@@ -141,7 +141,7 @@ impl Batch {
                     original,
                 }),
                 Err(reason) => {
-                    batch.letters.push(Letter {
+                    batch.letters.push(DeadLetter {
                         original,
                         reason,
                         detail: String::new(),
@@ -298,9 +298,9 @@ impl Row {
         self.original.seq
     }
 
-    fn into_letter(self, reason: Reason, detail: String) -> Letter {
+    fn into_letter(self, reason: Reason, detail: String) -> DeadLetter {
         let named = Some(self.named());
-        Letter {
+        DeadLetter {
             original: self.original,
             reason,
             detail,
@@ -342,8 +342,8 @@ impl ChangeRow {
     }
 
     /// The deletion holds no text of the message.
-    fn into_letter(self, reason: Reason, detail: String) -> Letter {
-        Letter {
+    fn into_letter(self, reason: Reason, detail: String) -> DeadLetter {
+        DeadLetter {
             original: self.original,
             reason,
             detail,

@@ -112,7 +112,7 @@ type Pending = BTreeMap<i64, (OffsetDateTime, Option<String>)>;
 /// finds in the stream.
 pub async fn round(ctx: &Ctx<Chat>, publisher: &mut Publisher) -> Result<Round, Trouble> {
     // Before the outbox is read: everything up to here was committed before, so what the outbox shows is all there is.
-    let floor = ctx.stream().floor_now().await?;
+    let floor = ctx.stream().stored_through_now().await?;
     let mut outcome = Ok(Next::Elsewhere.after_nothing());
     let ended = ctx
         .database()

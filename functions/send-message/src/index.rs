@@ -141,7 +141,7 @@ impl Index {
                 continue;
             };
             if !standing.witnessed && self.lock().gap.is_none() {
-                let floor = self.ctx.stream().floor_now().await?;
+                let floor = self.ctx.stream().stored_through_now().await?;
                 self.lost(&standing, witness, floor);
             }
             let mut state = self.lock();

@@ -152,7 +152,7 @@ impl Known {
             .map_err(jetstream::stream::StreamError::from)?;
         let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
         // In this order: what was stored when the floor was is there, unless the database lost it.
-        let floor = log.floor().await?;
+        let floor = log.stored_through().await?;
         self.index
             .is_trimmed(Seq::new(info.state.first_seq).unwrap_or(Seq::MAX));
         self.index.is_replayed(floor);
@@ -198,7 +198,7 @@ impl Known {
     async fn unstored(&self, keys: &[Key], generation: u64) -> Result<Vec<(Key, Seq)>> {
         const TOO_FAR: &str = "the index is too far behind to tell whether this id is new: try again, or send without an id";
         let (log, limits) = (self.ctx.stream(), self.ctx.limits());
-        let floor = log.floor().await?;
+        let floor = log.stored_through().await?;
         let (stored_through, gap) = (self.stored_through(floor), self.index.standing().gap);
         let mut backlog = self.backlog.lock().await;
         if backlog.generation != generation {

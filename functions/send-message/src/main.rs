@@ -122,7 +122,7 @@ async fn send_to_room(
     ctx: Ctx<Shared>,
     request: Request<SendRequest<Room>>,
 ) -> Result<Reply<SendAck>> {
-    let SendRequest { user, to, draft } = request.ask;
+    let SendRequest { user, to, draft } = request.body;
     // The admin room was refused when the request was read, so the name after the subject's last dot is never needed.
     send(ctx, user, to.stream_subject(), draft).await
 }
@@ -131,7 +131,7 @@ async fn send_to_user(
     ctx: Ctx<Shared>,
     request: Request<SendRequest<User>>,
 ) -> Result<Reply<SendAck>> {
-    let SendRequest { user, to, draft } = request.ask;
+    let SendRequest { user, to, draft } = request.body;
     let subject = direct_subject(&user, &to);
     send(ctx, user, subject, draft).await
 }

@@ -73,7 +73,7 @@ pub async fn audit(ctx: &Ctx<State>, asked: AuditRequest) -> Result<Audit, Troub
             break;
         };
         // Before the index is looked at: what lies at or below this floor was committed before.
-        let floor = ctx.chat.stream().floor().await?;
+        let floor = ctx.chat.stream().stored_through().await?;
         let left = deadline
             .saturating_sub(begun.elapsed())
             .max(Duration::from_millis(1));

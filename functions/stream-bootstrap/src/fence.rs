@@ -18,10 +18,10 @@ use crate::trouble::Trouble;
 use base::seq::Seq;
 use jetstream::stream::{Limit, StreamReader};
 use nats::connection::{ApiError, Connection};
-use protocol::bootstrap::Fence;
+use protocol::bootstrap::SequenceGuard;
 use protocol::js_api;
 use protocol::message::Limits;
-use protocol::subject::{FENCE_SUBJECT, STREAM};
+use protocol::subject::{GUARD_SUBJECT, STREAM};
 use timeline::published::told;
 
 /// Nothing is delivered for so long, should we die before we resume. Longer than lifting takes, by far.
@@ -76,9 +76,9 @@ pub async fn stored(connection: &mut PgConnection) -> Result<Option<Seq>, sqlx::
 ///
 /// # Errors
 /// JetStream does not answer.
-pub async fn look(nats: &Connection, stored: Seq) -> Result<Option<Fence>, ApiError> {
+pub async fn look(nats: &Connection, stored: Seq) -> Result<Option<SequenceGuard>, ApiError> {
     let (told, state) = (told(nats).await?, state(nats).await?);
-    Ok(state.map(|state| Fence {
+    Ok(state.map(|state| SequenceGuard {
         last: state.last_seq,
         stored: stored.max(told).get(),
     }))
@@ -173,7 +173,7 @@ async fn close(
     let mut closed = shipped.clone();
     closed
         .config
-        .insert("subjects".to_owned(), json!([FENCE_SUBJECT]));
+        .insert("subjects".to_owned(), json!([GUARD_SUBJECT]));
     match closed.apply(nats).await {
         Ok(done) => Ok((done, None)),
         Err(refusal @ Trouble::Refused(_))
@@ -186,7 +186,7 @@ async fn close(
 }
 
 fn is_closed(config: &Config) -> bool {
-    subjects(config) == [FENCE_SUBJECT]
+    subjects(config) == [GUARD_SUBJECT]
 }
 
 /// Keeps workers from storing what is being taken: nothing is delivered any more, and what was delivered before
@@ -264,7 +264,7 @@ async fn take(
             return Ok(taken);
         }
         let found = log
-            .walk(next, last, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
+            .scan(next, last, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
             .await?;
         taken += letters::take(connection, &found.messages, &taken_in, limits).await?;
         next = found.through.next();

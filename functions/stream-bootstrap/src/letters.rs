@@ -82,7 +82,7 @@ const SET_ASIDE: &str = "
     on conflict do nothing";
 
 /// A letter that waits.
-struct Letter {
+struct DeadLetter {
     id: i64,
     seq: i64,
     subject: String,
@@ -92,9 +92,9 @@ struct Letter {
     digest: String,
 }
 
-impl FromRow<'_, PgRow> for Letter {
-    fn from_row(row: &PgRow) -> Result<Letter, sqlx::Error> {
-        Ok(Letter {
+impl FromRow<'_, PgRow> for DeadLetter {
+    fn from_row(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
+        Ok(DeadLetter {
             id: row.try_get("id")?,
             seq: row.try_get("seq")?,
             subject: row.try_get("subject")?,
@@ -127,7 +127,7 @@ impl FromRow<'_, PgRow> for Kept {
     }
 }
 
-impl Letter {
+impl DeadLetter {
     fn message(&self) -> StreamMessage {
         StreamMessage {
             seq: Seq::from_i64(self.seq),
@@ -225,7 +225,7 @@ pub async fn append(
     let (mut appended, mut aside, mut first) = (0_u64, 0_u64, true);
     let mut deletions = Deletions::waiting(connection).await?;
     loop {
-        let letters: Vec<Letter> = sqlx::query_as(WAITING)
+        let letters: Vec<DeadLetter> = sqlx::query_as(WAITING)
             .bind(Reason::BelowFence.as_str())
             .bind(CHUNK)
             .fetch_all(&mut *connection)
@@ -297,7 +297,7 @@ pub async fn append(
 async fn settle(
     log: &StreamReader,
     connection: &mut PgConnection,
-    letter: &Letter,
+    letter: &DeadLetter,
     place: Seq,
     deletions: &Deletions,
     limits: Limits,
@@ -490,7 +490,7 @@ fn reason(raw: &RawMessage, stream_subjects: &[String]) -> Reason {
 /// A worker may have held the message while it was being taken.
 async fn is_stored(
     connection: &mut PgConnection,
-    letter: &Letter,
+    letter: &DeadLetter,
     limits: Limits,
 ) -> Result<bool, Trouble> {
     Ok(!stored(connection, &[&letter.message()], limits)
@@ -500,7 +500,7 @@ async fn is_stored(
 
 /// Where the log holds the letter already. What was appended again lies above everything that was purged, so
 /// looking from the letter's own sequence on finds it.
-async fn appended_at(log: &StreamReader, letter: &Letter) -> Result<Option<Seq>, Trouble> {
+async fn appended_at(log: &StreamReader, letter: &DeadLetter) -> Result<Option<Seq>, Trouble> {
     let mut from = Seq::from_i64(letter.seq).next();
     while let Some(raw) = log.next(&letter.subject, from).await? {
         let id = raw
@@ -516,7 +516,7 @@ async fn appended_at(log: &StreamReader, letter: &Letter) -> Result<Option<Seq>,
     Ok(None)
 }
 
-async fn remove(connection: &mut PgConnection, letter: &Letter) -> Result<(), sqlx::Error> {
+async fn remove(connection: &mut PgConnection, letter: &DeadLetter) -> Result<(), sqlx::Error> {
     sqlx::query("delete from dead_letters where id = $1")
         .bind(letter.id)
         .execute(connection)
@@ -527,7 +527,7 @@ async fn remove(connection: &mut PgConnection, letter: &Letter) -> Result<(), sq
 /// Appends one letter and says where it is now, or why that can never be.
 async fn publish(
     nats: &Connection,
-    letter: &Letter,
+    letter: &DeadLetter,
 ) -> Result<Result<Seq, (Reason, String)>, Trouble> {
     let id = fence_id(letter);
     // Empty: its sequence shall serve as its id, as before.
@@ -547,7 +547,7 @@ async fn publish(
 }
 
 /// The same for the same letter, whoever sends it.
-fn fence_id(letter: &Letter) -> String {
+fn fence_id(letter: &DeadLetter) -> String {
     format!("fence:{}:{}", letter.seq, letter.digest)
 }
 

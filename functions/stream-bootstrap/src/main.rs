@@ -126,11 +126,11 @@ async fn apply(ctx: Ctx<State>, _: Request<NoRequest>) -> Result<Reply<Applied>>
 }
 
 async fn audit_log(ctx: Ctx<State>, request: Request<AuditRequest>) -> Result<Reply<Audit>> {
-    Reply::json(&audit::audit(&ctx, request.ask).await?)
+    Reply::json(&audit::audit(&ctx, request.body).await?)
 }
 
 async fn replay_log(ctx: Ctx<State>, request: Request<ReplayRequest>) -> Result<Reply<Replayed>> {
-    let from = request.ask.from;
+    let from = request.body.from;
     let (done, replayed) = to_the_end(&ctx, move |bootstrap| async move {
         bootstrap.replay(from).await
     })

@@ -67,7 +67,7 @@ const CUTOFFS: &str = "select name, cutoff_ms(name) from unnest($1::text[]) as a
 pub async fn read(ctx: &Ctx<Chat>, ask: &InboxRequest, max_bytes: usize) -> Result<Found> {
     let (log, user) = (ctx.stream(), ask.user.as_str());
     let mark = mark(ctx.database(), user).await?.ok_or_else(away)?;
-    let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
+    let (floor, (_, end)) = tokio::try_join!(log.stored_through(), log.range())?;
     let end = end.max(floor);
     // One more than asked for tells whether there is more.
     let need = Limit::within(

@@ -35,21 +35,21 @@ fn function() -> Function<Chat> {
 }
 
 async fn sync_room(ctx: Ctx<Chat>, request: Request<SyncRequest>) -> Result<Reply<SyncPage>> {
-    sync(ctx, request.ask).await
+    sync(ctx, request.body).await
 }
 
 async fn sync_direct(
     ctx: Ctx<Chat>,
     request: Request<Direct<SyncRequest>>,
 ) -> Result<Reply<SyncPage>> {
-    let Direct(ask) = request.ask;
+    let Direct(ask) = request.body;
     sync(ctx, ask).await
 }
 
 async fn read_inbox(ctx: Ctx<Chat>, request: Request<InboxRequest>) -> Result<Reply<SyncPage>> {
     let max_payload = ctx.nats().client().server_info().max_payload;
-    let found = inbox::read(&ctx, &request.ask, max_payload).await?;
-    encode::encode(found, request.ask.limit as usize, max_payload)
+    let found = inbox::read(&ctx, &request.body, max_payload).await?;
+    encode::encode(found, request.body.limit as usize, max_payload)
 }
 
 async fn sync(ctx: Ctx<Chat>, ask: SyncRequest) -> Result<Reply<SyncPage>> {

@@ -46,7 +46,7 @@ pub async fn read(ctx: &Ctx<Chat>, ask: &SyncRequest, max_bytes: usize) -> Resul
         max_bytes,
         ctx.settings().request_deadline(),
     );
-    let (floor, (_, end)) = tokio::try_join!(log.floor(), log.range())?;
+    let (floor, (_, end)) = tokio::try_join!(log.stored_through(), log.range())?;
     let end = end.max(floor);
     let (subjects, changes) = (
         conversation.stream_subjects(),

@@ -58,7 +58,7 @@ pub async fn mark(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<Marked> 
 
 /// Conversations with messages to `user` that are perhaps not stored yet, and where the last of them stands.
 async fn not_stored(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<HashMap<String, Seq>> {
-    let floor = ctx.stream().floor().await?;
+    let floor = ctx.stream().stored_through().await?;
     if through <= floor {
         return Ok(HashMap::new());
     }

@@ -41,20 +41,20 @@ async fn mark_delivered(
     ctx: Ctx<Chat>,
     request: Request<DeliveredRequest>,
 ) -> Result<Reply<Marked>> {
-    let DeliveredRequest { user, through } = request.ask;
+    let DeliveredRequest { user, through } = request.body;
     let marked = delivered::mark(&ctx, &user, existing(&ctx, through).await?).await?;
     tell(&ctx, marked).await
 }
 
 async fn mark_room_read(ctx: Ctx<Chat>, request: Request<ReadRequest>) -> Result<Reply<Marked>> {
-    mark_read(ctx, request.ask).await
+    mark_read(ctx, request.body).await
 }
 
 async fn mark_direct_read(
     ctx: Ctx<Chat>,
     request: Request<Direct<ReadRequest>>,
 ) -> Result<Reply<Marked>> {
-    let Direct(ask) = request.ask;
+    let Direct(ask) = request.body;
     mark_read(ctx, ask).await
 }
 
@@ -65,7 +65,7 @@ async fn mark_read(ctx: Ctx<Chat>, ask: ReadRequest) -> Result<Reply<Marked>> {
 }
 
 async fn count_unread(ctx: Ctx<Chat>, request: Request<UnreadRequest>) -> Result<Reply<Unread>> {
-    Reply::json(&unread::count(&ctx, &request.ask.user).await?)
+    Reply::json(&unread::count(&ctx, &request.body.user).await?)
 }
 
 /// No further than the log goes: what is not there yet cannot have been read.

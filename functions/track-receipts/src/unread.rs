@@ -122,7 +122,7 @@ pub async fn count(ctx: &Ctx<Chat>, user: &User) -> Result<Unread> {
     .await?;
     let rooms_cut = marks.len() > LISTED;
     marks.truncate(LISTED);
-    let floor = log.floor().await?;
+    let floor = log.stored_through().await?;
     let mut subjects = vec![directs_to(user)];
     if log.range().await?.1 > floor {
         subjects.extend(

@@ -65,7 +65,7 @@ impl<Q, R> Clone for Endpoint<Q, R> {
 impl<Q, R> Copy for Endpoint<Q, R> {}
 
 /// A request that can be read from the end of its subject and its body.
-pub trait Ask: Sized {
+pub trait ParseRequest: Sized {
     /// # Errors
     /// A [`Refusal`] that says what to mend.
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal>;

@@ -451,7 +451,7 @@ impl Worker {
                 continue;
             }
             // Number by number: a direct get that meets a malformed message takes its time to notice.
-            let mut found = self.0.log.walk(from, to, limit).await?.messages;
+            let mut found = self.0.log.scan(from, to, limit).await?.messages;
             found.retain(|raw| raw.malformed || from > after);
             let malformed = found.iter().filter(|raw| raw.malformed).count();
             if malformed > 0 {

@@ -98,7 +98,7 @@ pub struct Window {
 
 /// What a walk by number found.
 #[derive(Debug, Clone)]
-pub struct Walked {
+pub struct Scanned {
     /// Oldest first, malformed ones too.
     pub messages: Vec<RawMessage>,
     /// Every number up to here was asked for; below the `to` of the walk when its limit was reached.
@@ -217,7 +217,7 @@ impl StreamReader {
     ///
     /// # Errors
     /// JetStream does not answer. Without a stream or consumer the floor is 0: nothing is known to be stored.
-    pub async fn floor(&self) -> Result<Seq, StreamError> {
+    pub async fn stored_through(&self) -> Result<Seq, StreamError> {
         let mut cached = self.floor.lock().await;
         if let Some((at, floor)) = *cached
             && at.elapsed() < FLOOR_AGE
@@ -225,7 +225,7 @@ impl StreamReader {
             return Ok(floor);
         }
         let asked = Instant::now();
-        let floor = self.floor_now().await?;
+        let floor = self.stored_through_now().await?;
         self.forget_malformed(floor);
         *cached = Some((asked, floor));
         Ok(floor)
@@ -234,8 +234,8 @@ impl StreamReader {
     /// The floor as it is, for whoever waits for it to move.
     ///
     /// # Errors
-    /// As [`StreamReader::floor`].
-    pub async fn floor_now(&self) -> Result<Seq, StreamError> {
+    /// As [`StreamReader::stored_through`].
+    pub async fn stored_through_now(&self) -> Result<Seq, StreamError> {
         match self.consumer().await {
             Ok(info) => Ok(Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX)),
             Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => {
@@ -379,11 +379,11 @@ impl StreamReader {
     }
 
     /// Every message in `from..=to`, malformed ones too, by number, as far as `limit` reaches: so
-    /// many numbers. Whoever wants all of them goes on behind [`Walked::through`].
+    /// many numbers. Whoever wants all of them goes on behind [`Scanned::through`].
     ///
     /// # Errors
     /// The log does not answer, or not in time.
-    pub async fn walk(&self, from: Seq, to: Seq, limit: Limit) -> Result<Walked, StreamError> {
+    pub async fn scan(&self, from: Seq, to: Seq, limit: Limit) -> Result<Scanned, StreamError> {
         let (mut next, mut bytes, mut messages) = (from.get().max(1), 0, Vec::new());
         let last = to
             .get()
@@ -404,7 +404,7 @@ impl StreamReader {
             );
             next = end + 1;
         }
-        Ok(Walked {
+        Ok(Scanned {
             messages,
             through: Seq::new(next - 1).unwrap_or(to),
         })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::body;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -21,7 +21,7 @@ pub struct AuditRequest {
     pub offenders: usize,
 }
 
-impl Ask for AuditRequest {
+impl ParseRequest for AuditRequest {
     fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let body = body::object(body, r#"{"from":1,"offenders":10}"#)?;
         let offenders = match body.get("offenders") {
@@ -128,7 +128,7 @@ pub struct ReplayRequest {
     pub from: Seq,
 }
 
-impl Ask for ReplayRequest {
+impl ParseRequest for ReplayRequest {
     fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let body = body::object(body, r#"{"from":1}"#)?;
         Ok(ReplayRequest {

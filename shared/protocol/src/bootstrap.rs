@@ -3,14 +3,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 
 /// A request that has nothing to say; its body is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoRequest;
 
-impl Ask for NoRequest {
+impl ParseRequest for NoRequest {
     fn parse(_tokens: &str, _body: &[u8]) -> Result<NoRequest, Refusal> {
         Ok(NoRequest)
     }
@@ -28,7 +28,7 @@ pub struct Check {
     /// Migrations not yet run, by number.
     pub migrations: Vec<i64>,
     /// The log's last sequence against the highest one stored or told.
-    pub fence: Option<Fence>,
+    pub fence: Option<SequenceGuard>,
 }
 
 /// One field that is not as it should be.
@@ -46,7 +46,7 @@ pub struct Difference {
 
 /// The sequence fence: `last` must never be below `stored`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fence {
+pub struct SequenceGuard {
     /// The stream's last sequence.
     pub last: u64,
     /// The highest sequence PostgreSQL knows, or the last one that was told in `CHAT_EVENTS`.

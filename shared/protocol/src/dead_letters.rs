@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::body;
 use crate::reason::Reason;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -22,12 +22,12 @@ const MAX_PATTERN_TOKENS: usize = 32;
 /// A letter's number: 1 to 2^63 - 1, given out in the order in which letters were stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct LetterId(i64);
+pub struct DeadLetterId(i64);
 
-impl LetterId {
+impl DeadLetterId {
     /// `None` below 1.
-    pub const fn new(id: i64) -> Option<LetterId> {
-        if id > 0 { Some(LetterId(id)) } else { None }
+    pub const fn new(id: i64) -> Option<DeadLetterId> {
+        if id > 0 { Some(DeadLetterId(id)) } else { None }
     }
 
     /// The number, as PostgreSQL's `bigint`.
@@ -35,12 +35,12 @@ impl LetterId {
         self.0
     }
 
-    fn read(body: &Map<String, Value>) -> Result<LetterId, Refusal> {
+    fn read(body: &Map<String, Value>) -> Result<DeadLetterId, Refusal> {
         match body.get("id") {
             None | Some(Value::Null) => Err(Refusal::bad_request(format!(
                 "id of the letter is missing; give an object such as {ONE_EXAMPLE}"
             ))),
-            Some(id) => id.as_i64().and_then(LetterId::new).ok_or_else(|| {
+            Some(id) => id.as_i64().and_then(DeadLetterId::new).ok_or_else(|| {
                 Refusal::bad_request(format!(
                     "id must be a letter's: a whole number from 1 to {}",
                     i64::MAX
@@ -50,7 +50,7 @@ impl LetterId {
     }
 }
 
-impl fmt::Display for LetterId {
+impl fmt::Display for DeadLetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -59,7 +59,7 @@ impl fmt::Display for LetterId {
 /// How a letter left the list of what is waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LetterOutcome {
+pub enum DeadLetterOutcome {
     /// Appended to the log again.
     Retried,
     /// An operator decided so.
@@ -68,22 +68,22 @@ pub enum LetterOutcome {
     Erased,
 }
 
-impl LetterOutcome {
+impl DeadLetterOutcome {
     /// As on the wire and in the table.
     pub const fn as_str(self) -> &'static str {
         match self {
-            LetterOutcome::Retried => "retried",
-            LetterOutcome::Dropped => "dropped",
-            LetterOutcome::Erased => "erased",
+            DeadLetterOutcome::Retried => "retried",
+            DeadLetterOutcome::Dropped => "dropped",
+            DeadLetterOutcome::Erased => "erased",
         }
     }
 
     /// From the wire or the table.
-    pub fn parse(outcome: &str) -> Option<LetterOutcome> {
+    pub fn parse(outcome: &str) -> Option<DeadLetterOutcome> {
         [
-            LetterOutcome::Retried,
-            LetterOutcome::Dropped,
-            LetterOutcome::Erased,
+            DeadLetterOutcome::Retried,
+            DeadLetterOutcome::Dropped,
+            DeadLetterOutcome::Erased,
         ]
         .into_iter()
         .find(|known| known.as_str() == outcome)
@@ -96,7 +96,7 @@ pub enum OutcomeFilter {
     /// Those that have none yet.
     Waiting,
     /// Those with this one.
-    Only(LetterOutcome),
+    Only(DeadLetterOutcome),
     /// Every letter.
     All,
 }
@@ -110,7 +110,7 @@ impl OutcomeFilter {
         match said {
             Some("waiting") => Ok(OutcomeFilter::Waiting),
             Some("all") => Ok(OutcomeFilter::All),
-            said => said.and_then(LetterOutcome::parse).map(OutcomeFilter::Only).ok_or_else(|| {
+            said => said.and_then(DeadLetterOutcome::parse).map(OutcomeFilter::Only).ok_or_else(|| {
                 Refusal::bad_request(r#"outcome must be "waiting", "retried", "dropped", "erased" or "all"; without it, waiting"#)
             }),
         }
@@ -156,7 +156,7 @@ impl SubjectPattern {
 
 /// Which letters: `{"limit"?: 1..500 (50), "after"?: id (0), "reason"?, "subject"?, "outcome"?}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListLetters {
+pub struct ListDeadLetters {
     /// How many at most.
     pub limit: u32,
     /// Those with a greater id; 0 from the beginning.
@@ -169,8 +169,8 @@ pub struct ListLetters {
     pub outcome: OutcomeFilter,
 }
 
-impl Ask for ListLetters {
-    fn parse(_names: &str, body: &[u8]) -> Result<ListLetters, Refusal> {
+impl ParseRequest for ListDeadLetters {
+    fn parse(_names: &str, body: &[u8]) -> Result<ListDeadLetters, Refusal> {
         let body = body::object(body, LIST_EXAMPLE)?;
         let after = match body.get("after") {
             None | Some(Value::Null) => 0,
@@ -187,7 +187,7 @@ impl Ask for ListLetters {
             Some(pattern) => Some(SubjectPattern::parse(pattern.as_str().unwrap_or_default())?),
         };
         let limit = body::limit(&body, DEFAULT_PAGE)?;
-        Ok(ListLetters {
+        Ok(ListDeadLetters {
             limit,
             after,
             reason: reason(&body)?,
@@ -222,11 +222,11 @@ macro_rules! ask_for_one {
         $(
             $(#[$doc])*
             #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-            pub struct $name(pub LetterId);
+            pub struct $name(pub DeadLetterId);
 
-            impl Ask for $name {
+            impl ParseRequest for $name {
                 fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
-                    LetterId::read(&body::object(body, ONE_EXAMPLE)?).map($name)
+                    DeadLetterId::read(&body::object(body, ONE_EXAMPLE)?).map($name)
                 }
             }
         )*
@@ -235,19 +235,19 @@ macro_rules! ask_for_one {
 
 ask_for_one! {
     /// One letter with its bytes: `{"id"}`.
-    ShowLetter,
+    ShowDeadLetter,
     /// Append it to the log again: `{"id"}`.
-    RetryLetter,
+    RetryDeadLetter,
     /// It need not be looked at any more: `{"id"}`.
-    DropLetter
+    DropDeadLetter
 }
 
 /// A letter without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Letter {
+pub struct DeadLetter {
     /// Its number.
-    pub id: LetterId,
+    pub id: DeadLetterId,
     /// The position the message had in the log.
     pub seq: Seq,
     /// Where it was published; U+0000 and what is not UTF-8 are written as U+FFFD.
@@ -264,7 +264,7 @@ pub struct Letter {
     pub stored_at: i64,
     /// What became of it; absent while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<LetterOutcome>,
+    pub outcome: Option<DeadLetterOutcome>,
     /// Of a retried letter: its new position in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome_seq: Option<Seq>,
@@ -275,19 +275,19 @@ pub struct Letter {
 
 /// Letters by ascending id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LetterPage {
+pub struct DeadLetterPage {
     /// At most as many as asked for; fewer where more would exceed `max_payload`.
-    pub letters: Vec<Letter>,
+    pub letters: Vec<DeadLetter>,
     /// There are more after the last one: ask again with its id as `after`.
     pub more: bool,
 }
 
 /// A letter with its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShownLetter {
+pub struct ShownDeadLetter {
     /// All but the bytes.
     #[serde(flatten)]
-    pub letter: Letter,
+    pub letter: DeadLetter,
     /// The header block, `NATS/1.0` and all, in base64; empty when there was none.
     pub headers: String,
     /// The payload in base64.
@@ -301,7 +301,7 @@ pub struct ShownLetter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retried {
     /// The letter's number.
-    pub id: LetterId,
+    pub id: DeadLetterId,
     /// Where the log has it now.
     pub seq: Seq,
     /// What was seen within the request's time.
@@ -327,11 +327,11 @@ pub enum RetryOutcome {
 
 /// A letter that need not be looked at any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DroppedLetter {
+pub struct DroppedDeadLetter {
     /// The letter's number.
-    pub id: LetterId,
+    pub id: DeadLetterId,
     /// `dropped`.
-    pub outcome: LetterOutcome,
+    pub outcome: DeadLetterOutcome,
 }
 
 #[cfg(test)]
@@ -340,8 +340,8 @@ mod tests {
 
     #[test]
     fn a_list_may_be_narrowed() {
-        let parse = |body: &str| ListLetters::parse("", body.as_bytes());
-        let all = ListLetters {
+        let parse = |body: &str| ListDeadLetters::parse("", body.as_bytes());
+        let all = ListDeadLetters {
             limit: 50,
             after: 0,
             reason: None,
@@ -360,9 +360,9 @@ mod tests {
             ("dm.*.>", OutcomeFilter::All)
         );
         for outcome in [
-            LetterOutcome::Retried,
-            LetterOutcome::Dropped,
-            LetterOutcome::Erased,
+            DeadLetterOutcome::Retried,
+            DeadLetterOutcome::Dropped,
+            DeadLetterOutcome::Erased,
         ] {
             let request = parse(&format!(r#"{{"outcome":"{}"}}"#, outcome.as_str())).unwrap();
             assert_eq!(request.outcome, OutcomeFilter::Only(outcome));
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn one_letter_is_named_by_its_number() {
         assert_eq!(
-            ShowLetter::parse("", br#"{"id":7,"unknown":{}}"#)
+            ShowDeadLetter::parse("", br#"{"id":7,"unknown":{}}"#)
                 .unwrap()
                 .0
                 .get(),
@@ -427,9 +427,9 @@ mod tests {
             "7",
         ] {
             for refusal in [
-                ShowLetter::parse("", body.as_bytes()).unwrap_err(),
-                RetryLetter::parse("", body.as_bytes()).unwrap_err(),
-                DropLetter::parse("", body.as_bytes()).unwrap_err(),
+                ShowDeadLetter::parse("", body.as_bytes()).unwrap_err(),
+                RetryDeadLetter::parse("", body.as_bytes()).unwrap_err(),
+                DropDeadLetter::parse("", body.as_bytes()).unwrap_err(),
             ] {
                 assert_eq!(refusal.code.number(), 400, "{body}");
                 assert!(

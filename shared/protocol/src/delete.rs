@@ -8,7 +8,7 @@ use crate::change::Mode;
 use crate::conversation::{Conversation, Direct, user_and_peer, user_and_room};
 use crate::message::MAX_ID_BYTES;
 use crate::name::User;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -81,13 +81,13 @@ impl DeleteRequest {
     }
 }
 
-impl Ask for DeleteRequest {
+impl ParseRequest for DeleteRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         DeleteRequest::read(user_and_room(names, "chat.delete.{user}.{room}")?, body)
     }
 }
 
-impl Ask for Direct<DeleteRequest> {
+impl ParseRequest for Direct<DeleteRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         DeleteRequest::read(user_and_peer(names, "dm.delete.{user}.{peer}")?, body).map(Direct)
     }

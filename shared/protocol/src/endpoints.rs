@@ -4,8 +4,8 @@ use crate::audit::{Audit, AuditRequest, ReplayRequest, Replayed};
 use crate::bootstrap::{Applied, Check, NoRequest};
 use crate::conversation::Direct;
 use crate::dead_letters::{
-    DropLetter, DroppedLetter, LetterPage, ListLetters, Retried, RetryLetter, ShowLetter,
-    ShownLetter,
+    DeadLetterPage, DropDeadLetter, DroppedDeadLetter, ListDeadLetters, Retried, RetryDeadLetter,
+    ShowDeadLetter, ShownDeadLetter,
 };
 use crate::delete::{DeleteRequest, Deleted};
 use crate::history::{HistoryRequest, Page};
@@ -134,28 +134,28 @@ pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> = Endpoint::new(
     "Mends what bootstrap.check finds",
 );
 /// What could not be stored, page by page.
-pub const DEADLETTERS_LIST: Endpoint<ListLetters, LetterPage> = Endpoint::new(
+pub const DEADLETTERS_LIST: Endpoint<ListDeadLetters, DeadLetterPage> = Endpoint::new(
     "list",
     "deadletters.list",
     "deadletters.list",
     "What could not be stored, by id, without the bytes",
 );
 /// One dead letter with its bytes.
-pub const DEADLETTERS_SHOW: Endpoint<ShowLetter, ShownLetter> = Endpoint::new(
+pub const DEADLETTERS_SHOW: Endpoint<ShowDeadLetter, ShownDeadLetter> = Endpoint::new(
     "show",
     "deadletters.show",
     "deadletters.show",
     "One dead letter with its headers and its payload",
 );
 /// Appends a dead letter to the log again.
-pub const DEADLETTERS_RETRY: Endpoint<RetryLetter, Retried> = Endpoint::new(
+pub const DEADLETTERS_RETRY: Endpoint<RetryDeadLetter, Retried> = Endpoint::new(
     "retry",
     "deadletters.retry",
     "deadletters.retry",
     "Appends a dead letter to the log again and says what became of it",
 );
 /// A dead letter need not be looked at any more.
-pub const DEADLETTERS_DROP: Endpoint<DropLetter, DroppedLetter> = Endpoint::new(
+pub const DEADLETTERS_DROP: Endpoint<DropDeadLetter, DroppedDeadLetter> = Endpoint::new(
     "drop",
     "deadletters.drop",
     "deadletters.drop",

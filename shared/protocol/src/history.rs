@@ -4,7 +4,7 @@ use crate::body;
 use crate::conversation::{Conversation, Direct, user_and_peer};
 use crate::message::Message;
 use crate::name::Room;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -66,13 +66,13 @@ impl HistoryRequest {
     }
 }
 
-impl Ask for HistoryRequest {
+impl ParseRequest for HistoryRequest {
     fn parse(names: &str, body: &[u8]) -> Result<HistoryRequest, Refusal> {
         HistoryRequest::read(Conversation::Room(Room::parse(names)?), body)
     }
 }
 
-impl Ask for Direct<HistoryRequest> {
+impl ParseRequest for Direct<HistoryRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (_, conversation) = user_and_peer(names, "dm.history.{user}.{peer}")?;
         let mut request = HistoryRequest::read(conversation, body)?;

@@ -7,7 +7,7 @@ use crate::body;
 use crate::conversation::{Conversation, Direct, user_and_peer, user_and_room};
 use crate::message::{Message, Status};
 use crate::name::User;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -23,7 +23,7 @@ pub struct InboxRequest {
     pub limit: u32,
 }
 
-impl Ask for InboxRequest {
+impl ParseRequest for InboxRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let user = User::parse(names)?;
         let body = body::object(body, r#"{"limit":100}, or empty"#)?;
@@ -43,7 +43,7 @@ pub struct DeliveredRequest {
     pub through: Seq,
 }
 
-impl Ask for DeliveredRequest {
+impl ParseRequest for DeliveredRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         Ok(DeliveredRequest {
             user: User::parse(names)?,
@@ -63,7 +63,7 @@ pub struct ReadRequest {
     pub through: Seq,
 }
 
-impl Ask for ReadRequest {
+impl ParseRequest for ReadRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, conversation) = user_and_room(names, "chat.read.{user}.{room}")?;
         Ok(ReadRequest {
@@ -74,7 +74,7 @@ impl Ask for ReadRequest {
     }
 }
 
-impl Ask for Direct<ReadRequest> {
+impl ParseRequest for Direct<ReadRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, conversation) = user_and_peer(names, "dm.read.{user}.{peer}")?;
         Ok(Direct(ReadRequest {
@@ -107,7 +107,7 @@ pub struct UnreadRequest {
     pub user: User,
 }
 
-impl Ask for UnreadRequest {
+impl ParseRequest for UnreadRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let user = User::parse(names)?;
         body::object(body, "{}, or empty").map(|_| UnreadRequest { user })

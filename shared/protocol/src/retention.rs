@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::body;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -23,7 +23,7 @@ pub struct RetentionRequest {
     pub dry_run: bool,
 }
 
-impl Ask for RetentionRequest {
+impl ParseRequest for RetentionRequest {
     fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let body = body::object(body, r#"{"dry_run":true}"#)?;
         Ok(RetentionRequest {
@@ -87,7 +87,7 @@ pub struct EraseRequest {
     pub after: Seq,
 }
 
-impl Ask for EraseRequest {
+impl ParseRequest for EraseRequest {
     fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let body = body::object(body, r#"{"user":"ann","dry_run":true}"#)?;
         let user = match body.get("user") {

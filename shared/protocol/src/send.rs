@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::message::{Keys, MAX_ID_BYTES, Scalar};
 use crate::name::{Room, User, two};
 use crate::reason::Reason;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -31,7 +31,7 @@ pub struct Draft {
     pub timestamp: Option<i64>,
 }
 
-impl Ask for SendRequest<Room> {
+impl ParseRequest for SendRequest<Room> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, room) = two(names, "chat.send.{user}.{room}")?;
         let (user, to) = (User::parse(user)?, Room::parse(room)?);
@@ -48,7 +48,7 @@ impl Ask for SendRequest<Room> {
     }
 }
 
-impl Ask for SendRequest<User> {
+impl ParseRequest for SendRequest<User> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, peer) = two(names, "dm.send.{user}.{peer}")?;
         Ok(SendRequest {

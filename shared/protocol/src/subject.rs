@@ -24,7 +24,7 @@ pub const OUTBOX_WAKE: &str = "scrollback.outbox";
 
 /// What the log takes in while its sequences are being lifted: a subject nobody publishes to, so that publishers
 /// get an error instead of an acknowledgement below the fence.
-pub const FENCE_SUBJECT: &str = "scrollback.fence";
+pub const GUARD_SUBJECT: &str = "scrollback.fence";
 
 /// What a subject of the log says about its message.
 #[derive(Debug, Clone, PartialEq, Eq)]

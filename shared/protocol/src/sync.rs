@@ -7,7 +7,7 @@ use crate::change::ChangeEntry;
 use crate::conversation::{Conversation, Direct, user_and_peer};
 use crate::message::Message;
 use crate::name::Room;
-use base::endpoint::Ask;
+use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
@@ -42,13 +42,13 @@ impl SyncRequest {
     }
 }
 
-impl Ask for SyncRequest {
+impl ParseRequest for SyncRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         SyncRequest::read(Conversation::Room(Room::parse(names)?), body)
     }
 }
 
-impl Ask for Direct<SyncRequest> {
+impl ParseRequest for Direct<SyncRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (_, conversation) = user_and_peer(names, "dm.sync.{user}.{peer}")?;
         SyncRequest::read(conversation, body).map(Direct)
@@ -64,7 +64,7 @@ pub struct SyncPage {
     pub changes: Vec<ChangeEntry>,
     /// Everything up to here is told: the next cursor.
     pub through: Seq,
-    /// Ask again, after `through`.
+    /// ParseRequest again, after `through`.
     pub more: bool,
 }
 

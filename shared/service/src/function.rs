@@ -24,7 +24,7 @@ use crate::requests::{Answering, QueueLimits};
 use crate::responder::{QUEUE_GROUP, Registered, Service};
 use crate::telemetry::{Telemetry, new_instance_id};
 use base::discovery::EndpointInfo;
-use base::endpoint::{Ask, Endpoint};
+use base::endpoint::{Endpoint, ParseRequest};
 use base::error::{Fatal, Result};
 use nats::connection::{Connection, connect};
 
@@ -136,7 +136,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         handler: impl Fn(Ctx<S>, Request<Q>) -> F + Clone + Send + Sync + 'static,
     ) -> Self
     where
-        Q: Ask + Send + 'static,
+        Q: ParseRequest + Send + 'static,
         R: 'static,
         F: Future<Output = Result<Reply<R>>> + Send + 'static,
     {
@@ -153,7 +153,7 @@ impl<S: Send + Sync + 'static> Function<S> {
                 let (ctx, handler) = (ctx.clone(), handler.clone());
                 async move {
                     let ask = Q::parse(endpoint.names(&subject), &payload)?;
-                    let reply = handler(ctx, Request { ask }).await?;
+                    let reply = handler(ctx, Request { body: ask }).await?;
                     Ok((reply.body, reply.headers))
                 }
                 .boxed()

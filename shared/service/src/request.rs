@@ -11,7 +11,7 @@ use base::error::Error;
 #[derive(Debug)]
 pub struct Request<Q> {
     /// What is asked.
-    pub ask: Q,
+    pub body: Q,
 }
 
 /// A reply to an endpoint that gives `R`.

@@ -2,7 +2,11 @@
 //!
 //! `SCROLLBACK_WRITE=1 cargo test -p testing --test architecture` draws the picture again.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail like tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests fail like tests"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -35,12 +39,18 @@ fn root() -> PathBuf {
 }
 
 fn libraries() -> Vec<&'static str> {
-    FLOORS.iter().flat_map(|floor| floor.iter().copied()).collect()
+    FLOORS
+        .iter()
+        .flat_map(|floor| floor.iter().copied())
+        .collect()
 }
 
 /// The floor a crate stands on; programs stand above all libraries.
 fn floor(name: &str) -> usize {
-    FLOORS.iter().position(|floor| floor.contains(&name)).unwrap_or(FLOORS.len())
+    FLOORS
+        .iter()
+        .position(|floor| floor.contains(&name))
+        .unwrap_or(FLOORS.len())
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -63,7 +73,10 @@ fn used(folder: &Path, own: &str) -> BTreeSet<&'static str> {
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        for line in code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+        {
             for name in libraries() {
                 if name != own && names_crate(line, name) {
                     found.insert(name);
@@ -105,17 +118,27 @@ fn arrows() -> BTreeMap<String, (String, BTreeSet<&'static str>)> {
 #[test]
 fn arrows_go_down() {
     let arrows = arrows();
-    assert!(arrows.len() > 15, "every crate is looked at: {:?}", arrows.keys());
+    assert!(
+        arrows.len() > 15,
+        "every crate is looked at: {:?}",
+        arrows.keys()
+    );
     for (name, (group, uses)) in &arrows {
         assert!(
             group != "shared" || libraries().contains(&name.as_str()),
             "{name} stands on no floor; add it to FLOORS"
         );
         for used in uses {
-            assert!(floor(used) < floor(name), "{name} uses {used}, which stands no lower");
+            assert!(
+                floor(used) < floor(name),
+                "{name} uses {used}, which stands no lower"
+            );
             for (one, other) in APART {
                 let apart = (name.as_str(), *used);
-                assert!(apart != (one, other) && apart != (other, one), "{name} uses {used}");
+                assert!(
+                    apart != (one, other) && apart != (other, one),
+                    "{name} uses {used}"
+                );
             }
         }
     }
@@ -137,7 +160,10 @@ fn picture() -> String {
         names.map(|(name, _)| name.as_str()).collect::<Vec<_>>()
     };
     let shared_by = |names: &[&str]| {
-        let sets = names.iter().filter_map(|name| arrows.get(*name)).map(|(_, uses)| uses);
+        let sets = names
+            .iter()
+            .filter_map(|name| arrows.get(*name))
+            .map(|(_, uses)| uses);
         sets.flatten().copied().collect::<BTreeSet<_>>()
     };
     let mut lines = vec!["```mermaid".to_owned(), "graph TD".to_owned()];
@@ -168,8 +194,12 @@ fn picture() -> String {
 fn the_picture_in_architecture_is_the_code_s() {
     let path = root().join("docs/ARCHITECTURE.md");
     let text = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = text.split_once(BEGIN).expect("ARCHITECTURE.md has the marker's begin");
-    let (shown, after) = rest.split_once(END).expect("ARCHITECTURE.md has the marker's end");
+    let (before, rest) = text
+        .split_once(BEGIN)
+        .expect("ARCHITECTURE.md has the marker's begin");
+    let (shown, after) = rest
+        .split_once(END)
+        .expect("ARCHITECTURE.md has the marker's end");
     let current = picture();
     if std::env::var_os("SCROLLBACK_WRITE").is_some() {
         let written = format!("{before}{BEGIN}\n{current}\n{END}{after}");

@@ -164,10 +164,21 @@ fn spans_are_not_named_after_rooms_and_users() {
 #[test]
 fn subjects_stand_in_protocol_and_nowhere_else() {
     // Those of NATS itself: JetStream's API, and service discovery with its inboxes.
-    let of_nats = ["jetstream/src/api.rs", "base/src/discovery.rs", "base/src/subject.rs"];
+    let of_nats = [
+        "jetstream/src/api.rs",
+        "base/src/discovery.rs",
+        "base/src/subject.rs",
+    ];
     let mut files = Vec::new();
     rust_files(&root().join("functions"), &mut files);
-    for name in ["base", "nats", "service", "jetstream", "postgres", "timeline"] {
+    for name in [
+        "base",
+        "nats",
+        "service",
+        "jetstream",
+        "postgres",
+        "timeline",
+    ] {
         rust_files(&root().join(format!("shared/{name}/src")), &mut files);
     }
     for path in files {
@@ -227,10 +238,23 @@ fn a_function_never_depends_on_a_function_and_testing_reaches_no_release() {
             );
         }
     }
-    for name in ["base", "nats", "protocol", "service", "jetstream", "postgres", "timeline"] {
+    for name in [
+        "base",
+        "nats",
+        "protocol",
+        "service",
+        "jetstream",
+        "postgres",
+        "timeline",
+    ] {
         let manifest = read(&format!("shared/{name}/Cargo.toml"));
-        let (dependencies, _) = manifest.split_once("[dev-dependencies]").unwrap_or((&manifest, ""));
-        assert!(!dependencies.contains("testing"), "{name} takes testing into its release build");
+        let (dependencies, _) = manifest
+            .split_once("[dev-dependencies]")
+            .unwrap_or((&manifest, ""));
+        assert!(
+            !dependencies.contains("testing"),
+            "{name} takes testing into its release build"
+        );
     }
 }
 

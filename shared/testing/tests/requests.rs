@@ -29,7 +29,7 @@ fn noting(seen: &Seen) -> Function<Seen> {
         .answer(
             SEND,
             async |ctx: Ctx<Seen>, request: Request<SendRequest<Room>>| {
-                note(&ctx, request.ask.draft.text.as_str());
+                note(&ctx, request.body.draft.text.as_str());
                 tokio::task::yield_now().await;
                 Ok(Reply::encoded("{}".into(), Vec::new()))
             },
@@ -37,7 +37,7 @@ fn noting(seen: &Seen) -> Function<Seen> {
         .answer(
             DM_SEND,
             async |ctx: Ctx<Seen>, request: Request<SendRequest<User>>| {
-                note(&ctx, request.ask.draft.text.as_str());
+                note(&ctx, request.body.draft.text.as_str());
                 tokio::task::yield_now().await;
                 Ok(Reply::encoded("{}".into(), Vec::new()))
             },

@@ -138,7 +138,7 @@ async fn pages_hold_every_letter_once() {
             .await
             .unwrap();
         assert!(reply.payload.len() < 64 * 1024, "{}", reply.payload.len());
-        let page: protocol::dead_letters::LetterPage =
+        let page: protocol::dead_letters::DeadLetterPage =
             serde_json::from_slice(&reply.payload).unwrap();
         sizes.push(page.letters.len());
         found.extend(page.letters.iter().map(|letter| letter.id.get()));

@@ -110,7 +110,7 @@ async fn a_log_that_is_away_leaves_the_letter_as_it_was() {
     update(
         &admin,
         "subjects",
-        json!([protocol::subject::FENCE_SUBJECT]),
+        json!([protocol::subject::GUARD_SUBJECT]),
     )
     .await;
     for _ in 0..2 {

@@ -4,9 +4,9 @@ use super::change::{delete, received_ms, rows};
 use super::*;
 use testing::RawMessage;
 
-type Letter = (i64, String, String);
+type DeadLetter = (i64, String, String);
 
-async fn letters(database: &PgPool) -> Vec<Letter> {
+async fn letters(database: &PgPool) -> Vec<DeadLetter> {
     let letters: Vec<(i64, String, Vec<u8>)> =
         sqlx::query_as("select seq, reason, payload from dead_letters order by seq, id")
             .fetch_all(database)
@@ -22,7 +22,7 @@ async fn letters(database: &PgPool) -> Vec<Letter> {
         .collect()
 }
 
-fn conflict(seq: u64, text: &str) -> Letter {
+fn conflict(seq: u64, text: &str) -> DeadLetter {
     (seq as i64, "id_conflict".to_owned(), text.to_owned())
 }
 
@@ -196,7 +196,7 @@ async fn replicas_at_work_together_agree_on_every_conflict() {
     let expected: Vec<(i64, String, bool)> =
         (1..=IDS as u64).map(|seq| stored_as(seq, "one")).collect();
     assert_eq!(rows(&database).await, expected);
-    let expected: Vec<Letter> = (1..=IDS as u64)
+    let expected: Vec<DeadLetter> = (1..=IDS as u64)
         .map(|seq| conflict(IDS as u64 + seq, "two"))
         .collect();
     assert_eq!(letters(&database).await, expected);

@@ -8,7 +8,7 @@ use super::fence::{Entry, body, entries, lift, publish, received_ms, store, text
 use super::{api, log_with, start};
 use base::seq::Seq;
 use protocol::change::Change;
-use protocol::subject::FENCE_SUBJECT;
+use protocol::subject::GUARD_SUBJECT;
 
 /// What delete-message appends when `sender` deletes the message at `target`; without an `id` of its own.
 async fn deletion(admin: &Client, target: u64, sender: &str, id: Option<&str>) -> String {
@@ -116,7 +116,7 @@ async fn a_deletion_follows_a_message_that_went_ahead() {
     api(
         &admin,
         "STREAM.UPDATE.CHAT_MESSAGES",
-        log_with(json!({"subjects": [FENCE_SUBJECT]})),
+        log_with(json!({"subjects": [GUARD_SUBJECT]})),
     )
     .await;
     letter(

@@ -8,7 +8,7 @@ use sqlx::PgPool;
 
 use super::{SOON, api, bare, check, log_config, log_with, start, start_with};
 use protocol::header;
-use protocol::subject::FENCE_SUBJECT;
+use protocol::subject::GUARD_SUBJECT;
 use testing::{RawClient, World, eventually};
 
 /// Servers with schema and without a log, and the highest sequence stored is 500.
@@ -315,7 +315,7 @@ async fn close(admin: &Client) {
     api(
         admin,
         "STREAM.UPDATE.CHAT_MESSAGES",
-        log_with(json!({"subjects": [FENCE_SUBJECT]})),
+        log_with(json!({"subjects": [GUARD_SUBJECT]})),
     )
     .await;
     api(
@@ -540,7 +540,7 @@ async fn killed_at_every_step_nothing_is_lost_or_doubled() {
         let process = world.launch("stream-bootstrap", &[]);
         eventually("it got as far", SOON, async || {
             let far = match step {
-                0 => log_config(&admin).await["subjects"] == json!([FENCE_SUBJECT]),
+                0 => log_config(&admin).await["subjects"] == json!([GUARD_SUBJECT]),
                 1 => taken().await >= 64,
                 2 => last().await >= 500,
                 3 => last().await >= 510,

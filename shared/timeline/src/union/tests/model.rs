@@ -143,7 +143,7 @@ impl World {
         &self.said[seq as usize - 1]
     }
 
-    fn floor(&self) -> u64 {
+    fn stored_through(&self) -> u64 {
         *self.floors.last().unwrap()
     }
 
@@ -208,14 +208,14 @@ impl World {
             0..=4 => self.append(random),
             5..=7 => self.store(random),
             8 => {
-                let mut floor = self.floor();
+                let mut floor = self.stored_through();
                 while self.stored.contains(&(floor + 1)) && !random.one_in(4) {
                     floor += 1;
                 }
                 self.floors.push(floor);
             }
             9 => {
-                let through = random.below(self.floor() + 1);
+                let through = random.below(self.stored_through() + 1);
                 self.stream = self.stream.split_off(&(through + 1));
                 self.first = self.first.max(through + 1);
             }
@@ -285,7 +285,7 @@ impl World {
 
     /// A worker stores one message above the floor, any. Of what was erased it may still have the text.
     fn store(&mut self, random: &mut Random) {
-        let waiting: Vec<u64> = (self.floor() + 1..=self.last())
+        let waiting: Vec<u64> = (self.stored_through() + 1..=self.last())
             .filter(|seq| !self.stored.contains(seq))
             .take(8)
             .collect();
