@@ -2,11 +2,7 @@
 //!
 //! `SCROLLBACK_WRITE=1 cargo test -p testing --test architecture` draws the picture again.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "helpers of tests fail like tests"
-)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
