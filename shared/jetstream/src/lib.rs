@@ -6,3 +6,8 @@ pub mod append;
 pub mod consumer;
 mod pull;
 pub mod stream;
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

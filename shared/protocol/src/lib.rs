@@ -1,7 +1,7 @@
 //! What Scrollback speaks: subjects bound to the types they carry, payloads, names, errors.
 //!
 //! No I/O here, no clock and no randomness: everything is a value or a check of one. The contract in
-//! words is `README.md` beside this crate.
+//! words is `docs/PROTOCOL.md`.
 
 pub mod audit;
 pub mod body;

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use base::error::Fatal;
 use nats::settings::NatsSettings;
 
-/// What every function reads. The table in `README.md` of this crate says the same in words.
+/// What every function reads. `docs/OPERATIONS.md` has the table.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Settings {
     /// Read by itself in [`Settings::read`]: a flattened struct would turn every number here into text.

@@ -23,3 +23,8 @@ macro_rules! this {
         }
     };
 }
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -260,19 +260,19 @@ fn a_function_never_depends_on_a_function_and_testing_reaches_no_release() {
 
 #[test]
 fn every_reason_is_in_the_contract() {
-    let contract = read("shared/protocol/README.md");
+    let contract = read("docs/PROTOCOL.md");
     for reason in protocol::reason::Reason::ALL {
         assert!(
             contract.contains(&format!("`{reason}`")),
-            "{reason} is not in shared/protocol/README.md"
+            "{reason} is not in docs/PROTOCOL.md"
         );
     }
 }
 
 #[test]
 fn the_first_page_of_the_contract_says_how_to_hear_a_reply() {
-    let contract = read("shared/protocol/README.md");
-    let (first, _) = contract.split_once("\n## Sending").unwrap();
+    let contract = read("docs/PROTOCOL.md");
+    let (first, _) = contract.split_once("\n## Publishing").unwrap();
     for snippet in [
         "--inbox-prefix _INBOX.publisher",
         "inbox_prefix=\"_INBOX.publisher\"",

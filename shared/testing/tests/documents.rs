@@ -1,0 +1,348 @@
+//! The documents, held against the files they speak of.
+//!
+//! `SCROLLBACK_WRITE=1` renews what is made from code.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
+#[path = "documents/picture.rs"]
+mod picture;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The longest line of prose.
+const COLUMNS: usize = 100;
+const README_LINES: usize = 90;
+/// What the README of every function says, in this order.
+const TEMPLATE: [&str; 6] = [
+    "## Does",
+    "## Subjects",
+    "## Variables",
+    "## Guarantees",
+    "## Limits",
+    "## Decided",
+];
+/// Where a path in backticks begins.
+const FOLDERS: [&str; 8] = [
+    "docs/",
+    "functions/",
+    "shared/",
+    "tools/",
+    "nats/",
+    "bench/",
+    "migrations/",
+    ".ci/",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What a folder holds, by name.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    found.sort();
+    found
+}
+
+/// Every file below `folder` whose name ends in one of `endings`.
+fn files(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
+    for path in entries(folder) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            if !name.starts_with('.') && name != "target" {
+                files(&path, endings, found);
+            }
+        } else if endings.iter().any(|ending| name.ends_with(ending)) {
+            found.push(path);
+        }
+    }
+}
+
+/// A document and where it is.
+struct Document {
+    path: PathBuf,
+    text: String,
+}
+
+impl Document {
+    /// For messages of tests.
+    fn name(&self) -> String {
+        self.path
+            .strip_prefix(root())
+            .unwrap()
+            .display()
+            .to_string()
+    }
+
+    /// Lines that are prose, with their numbers from 1 on: no code, no table.
+    fn prose(&self) -> Vec<(usize, &str)> {
+        let outside = self.outside_code().into_iter();
+        outside
+            .filter(|(_, line)| !line.trim_start().starts_with('|'))
+            .collect()
+    }
+
+    /// Lines outside of fenced code.
+    fn outside_code(&self) -> Vec<(usize, &str)> {
+        let mut inside = false;
+        let mut kept = Vec::new();
+        for (number, line) in (1..).zip(self.text.lines()) {
+            if line.trim_start().starts_with("```") {
+                inside = !inside;
+            } else if !inside {
+                kept.push((number, line));
+            }
+        }
+        kept
+    }
+
+    /// The anchors of its headings, as GitHub makes them.
+    fn anchors(&self) -> BTreeSet<String> {
+        let headings = self.outside_code().into_iter();
+        headings
+            .filter(|(_, line)| line.starts_with('#'))
+            .map(|(_, line)| anchor(line.trim_start_matches('#').trim()))
+            .collect()
+    }
+}
+
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter_map(|c| match c {
+        ' ' => Some('-'),
+        '-' | '_' => Some(c),
+        c if c.is_alphanumeric() => Some(c.to_ascii_lowercase()),
+        _ => None,
+    });
+    kept.collect()
+}
+
+fn documents() -> Vec<Document> {
+    let mut found = Vec::new();
+    files(&root(), &[".md"], &mut found);
+    let documents: Vec<Document> = found
+        .into_iter()
+        .map(|path| Document {
+            text: read(&path),
+            path,
+        })
+        .collect();
+    assert!(documents.len() > 20, "the documents are somewhere else");
+    documents
+}
+
+/// What stands between `open` and `close`, each time.
+fn between<'a>(line: &'a str, open: &str, close: &str) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    let mut rest = line;
+    while let Some((_, after)) = rest.split_once(open) {
+        let Some((inside, behind)) = after.split_once(close) else {
+            break;
+        };
+        found.push(inside);
+        rest = behind;
+    }
+    found
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut broken = Vec::new();
+    for document in documents() {
+        for (number, line) in document.outside_code() {
+            for link in between(line, "](", ")") {
+                if link.starts_with("http") {
+                    continue;
+                }
+                let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+                let target = match file {
+                    "" => document.path.clone(),
+                    file => document.path.parent().unwrap().join(file),
+                };
+                let leads = target.exists() && (heading.is_empty() || has_heading(target, heading));
+                if !leads {
+                    broken.push(format!("{}:{number}: {link}", document.name()));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+fn has_heading(path: PathBuf, heading: &str) -> bool {
+    let text = read(&path);
+    Document { path, text }.anchors().contains(heading)
+}
+
+#[test]
+fn every_file_that_is_named_exists() {
+    let mut sources = Vec::new();
+    for folder in ["functions", "shared", "bench", "tools"] {
+        let folder = root().join(folder);
+        if folder.exists() {
+            files(&folder, &[".rs", ".sql"], &mut sources);
+        }
+    }
+    let known: BTreeSet<&str> = sources
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap())
+        .collect();
+    let mut missing = Vec::new();
+    for document in documents() {
+        for (number, line) in document.outside_code() {
+            for name in between(line, "`", "`") {
+                let is_path = FOLDERS.iter().any(|folder| name.starts_with(folder));
+                let is_pattern = name.contains([' ', '*', '{', '<', '…']);
+                let is_source = name.ends_with(".rs") || name.ends_with(".sql");
+                let exists = if is_pattern {
+                    true
+                } else if is_path {
+                    root().join(name).exists()
+                } else if is_source && !name.contains('/') {
+                    known.contains(name)
+                } else {
+                    true
+                };
+                if !exists {
+                    missing.push(format!("{}:{number}: {name}", document.name()));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn prose_is_no_wider_than_code() {
+    let mut wide = Vec::new();
+    for document in documents() {
+        for (number, line) in document.prose() {
+            // The target of a link cannot be broken.
+            let links: usize = between(line, "](", ")")
+                .iter()
+                .map(|link| link.chars().count())
+                .sum();
+            if line.chars().count() - links > COLUMNS {
+                wide.push(format!("{}:{number}", document.name()));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "more than {COLUMNS} columns: {wide:#?}");
+}
+
+#[test]
+fn the_readme_fits_on_two_screens() {
+    let lines = read(&root().join("README.md")).lines().count();
+    assert!(
+        lines <= README_LINES,
+        "{lines} lines; what is more goes to docs/"
+    );
+}
+
+#[test]
+fn every_function_has_a_readme_of_the_template() {
+    for function in entries(&root().join("functions")) {
+        let path = function.join("README.md");
+        let text = read(&path);
+        let headings: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("## "))
+            .collect();
+        assert_eq!(headings, TEMPLATE, "{}", path.display());
+    }
+}
+
+#[test]
+fn every_invariant_names_its_file_and_its_test() {
+    let architecture = read(&root().join("docs/ARCHITECTURE.md"));
+    let (_, invariants) = architecture.split_once("\n## Invariants\n").unwrap();
+    let rows = invariants
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| |"));
+    let mut count = 0;
+    for (expected, row) in (1..).zip(rows) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, number, _, held_by, shown_by, _] = cells[..] else {
+            panic!("not a row of four: {row}");
+        };
+        assert_eq!(number, expected.to_string(), "{row}");
+        let held = between(held_by, "`", "`");
+        assert!(
+            !held.is_empty() && held.iter().all(|file| root().join(file).exists()),
+            "{row}"
+        );
+        let [file, test] = between(shown_by, "`", "`")[..] else {
+            panic!("a file and a test: {row}");
+        };
+        let source = read(&root().join(file));
+        assert!(
+            source.contains(&format!("fn {test}()")),
+            "{file} has no test {test}"
+        );
+        count = expected;
+    }
+    assert!(count > 30, "{count} invariants");
+}
+
+#[test]
+fn what_the_glossary_keeps_exists() {
+    let mut sources = Vec::new();
+    for folder in ["functions", "shared", "migrations"] {
+        files(&root().join(folder), &[".rs", ".sql"], &mut sources);
+    }
+    let code: String = sources.iter().map(|path| read(path)).collect();
+    let glossary = read(&root().join("docs/GLOSSARY.md"));
+    let (_, kept) = glossary
+        .split_once("\n## Names that keep an older word\n")
+        .unwrap();
+    let rows = kept.lines().filter(|line| line.starts_with("| `"));
+    for row in rows {
+        let first = row.split('|').nth(1).unwrap();
+        for name in between(first, "`", "`") {
+            // Of a name with a pattern or a prefix, what is fixed of it.
+            let fixed = name
+                .rsplit("scrollback.log")
+                .next()
+                .unwrap()
+                .trim_start_matches(['.', '_'])
+                .split(['(', '<', ':', '*'])
+                .next()
+                .unwrap();
+            let fixed = fixed.rsplit(['.']).next().unwrap();
+            assert!(
+                code.contains(fixed),
+                "{name} ({fixed}) is nowhere in the code"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_picture_is_current_and_shows_every_function() {
+    let names: BTreeSet<&str> = picture::names().collect();
+    for function in entries(&root().join("functions")) {
+        let name = function.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(
+            names.contains(name.as_str()),
+            "{name} is not in the picture"
+        );
+    }
+    let (path, drawn) = (root().join("docs/pictures/flow.svg"), picture::draw());
+    if std::env::var_os("SCROLLBACK_WRITE").is_some() {
+        std::fs::write(&path, &drawn).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(&path).is_ok_and(|committed| committed == drawn),
+        "docs/pictures/flow.svg is not what the code draws: run this test with SCROLLBACK_WRITE=1"
+    );
+}
