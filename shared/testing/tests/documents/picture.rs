@@ -1,9 +1,12 @@
-//! The picture in the README: boxes and arrows as data, drawn as SVG.
+//! The picture in the README: shapes and arrows as data, drawn as SVG.
 
 use std::fmt::Write as _;
 
 const WIDTH: u32 = 990;
 const HEIGHT: u32 = 410;
+/// Functions without a place of their own stand in one more row, below everything else.
+const MORE_TOP: u32 = 450;
+const MORE_HEIGHT: u32 = 60;
 
 /// Dark where the reader's system is.
 const STYLE: &str = "\
@@ -22,93 +25,76 @@ path { stroke: #59636e; fill: none; marker-end: url(#tip) }
   path { stroke: #9198a1 } #tip path { fill: #9198a1 }
 }";
 
-struct Box {
+struct Shape<'a> {
     class: &'static str,
-    /// A function's, or a server's.
-    name: &'static str,
+    name: &'a str,
     about: &'static str,
     /// Left, top, width, height.
     place: [u32; 4],
 }
 
-const fn function(name: &'static str, left: u32, top: u32) -> Box {
-    Box {
-        class: "function",
+const fn shape<'a>(
+    class: &'static str,
+    name: &'a str,
+    about: &'static str,
+    place: [u32; 4],
+) -> Shape<'a> {
+    Shape {
+        class,
         name,
-        about: "",
-        place: [left, top, 150, 40],
+        about,
+        place,
     }
 }
 
-const BOXES: &[Box] = &[
-    function("send-message", 20, 40),
-    function("delete-message", 20, 100),
-    Box {
-        class: "outside",
-        name: "your publishers",
-        about: "",
-        place: [20, 160, 150, 40],
-    },
-    Box {
-        class: "server",
-        name: "CHAT_MESSAGES",
-        about: "stream: order, durability",
-        place: [240, 40, 180, 160],
-    },
-    function("persist-message", 480, 100),
-    Box {
-        class: "server",
-        name: "PostgreSQL",
-        about: "projection",
-        place: [690, 40, 110, 160],
-    },
-    function("relay-outbox", 840, 40),
-    Box {
-        class: "server",
-        name: "CHAT_EVENTS",
-        about: "stream: events",
-        place: [840, 120, 150, 80],
-    },
-    Box {
-        class: "outside",
-        name: "live readers",
-        about: "live.>",
-        place: [235, 262, 110, 56],
-    },
-    Box {
-        class: "group",
-        name: "",
-        about: "every read is the union of the two",
-        place: [370, 240, 450, 92],
-    },
-    function("get-history", 380, 256),
-    function("sync-messages", 535, 256),
-    Box {
-        class: "function",
-        name: "track-receipts",
-        about: "",
-        place: [690, 256, 120, 40],
-    },
-    Box {
-        class: "outside",
-        name: "your services",
-        about: "events.v1.>",
-        place: [855, 262, 120, 56],
-    },
-    Box {
-        class: "group",
-        name: "",
-        about: "operators: desired state, audit, replay, dead letters, trimming, expiry",
-        place: [240, 350, 580, 80],
-    },
-    function("stream-bootstrap", 255, 362),
-    Box {
-        class: "function",
-        name: "manage-dead-letters",
-        about: "",
-        place: [447, 362, 166, 40],
-    },
-    function("enforce-retention", 655, 362),
+const fn function(name: &str, left: u32, top: u32, width: u32) -> Shape<'_> {
+    shape("function", name, "", [left, top, width, 40])
+}
+
+const SHAPES: &[Shape<'static>] = &[
+    function("send-message", 20, 40, 150),
+    function("delete-message", 20, 100, 150),
+    shape("outside", "your publishers", "", [20, 160, 150, 40]),
+    shape(
+        "server",
+        "CHAT_MESSAGES",
+        "stream: order, durability",
+        [240, 40, 180, 160],
+    ),
+    function("persist-message", 480, 100, 150),
+    shape("server", "PostgreSQL", "projection", [690, 40, 110, 160]),
+    function("relay-outbox", 840, 40, 150),
+    shape(
+        "server",
+        "CHAT_EVENTS",
+        "stream: events",
+        [840, 120, 150, 80],
+    ),
+    shape("outside", "live readers", "live.>", [235, 262, 110, 56]),
+    shape(
+        "group",
+        "",
+        "every read is the union of the two",
+        [370, 240, 450, 92],
+    ),
+    function("get-history", 380, 256, 150),
+    function("sync-messages", 535, 256, 150),
+    function("track-receipts", 690, 256, 120),
+    shape(
+        "outside",
+        "your services",
+        "events.v1.>",
+        [855, 262, 120, 56],
+    ),
+    shape(
+        "group",
+        "",
+        "operators: desired state, audit, replay, dead letters, trimming, expiry",
+        [240, 350, 580, 80],
+    ),
+    function("stream-bootstrap", 255, 362, 150),
+    function("manage-dead-letters", 447, 362, 166),
+    function("enforce-retention", 655, 362, 150),
 ];
 
 /// The path, and what travels along it.
@@ -126,65 +112,56 @@ const ARROWS: &[(&str, &str)] = &[
     ("M915 200 V256", ""),
 ];
 
-/// Every box with a name, for the test that no function is missing.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    BOXES.iter().map(|shown| shown.name)
-}
-
-/// The whole file.
-pub fn draw() -> String {
+/// The whole file; shows every one of `functions`.
+pub fn draw(functions: &[String]) -> String {
+    let is_missing = |name: &&String| SHAPES.iter().all(|shape| shape.name != name.as_str());
+    let more: Vec<&String> = functions.iter().filter(is_missing).collect();
+    let height = if more.is_empty() {
+        HEIGHT
+    } else {
+        HEIGHT + MORE_HEIGHT
+    };
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"10 30 {WIDTH} {HEIGHT}\" role=\"img\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"10 30 {WIDTH} {height}\" role=\"img\">\n\
          <title>Messages flow from publishers through a stream into PostgreSQL and on as events</title>\n\
          <style>\n{STYLE}\n</style>\n\
          <defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"8\" \
          markerHeight=\"8\" orient=\"auto\"><path d=\"M0 0 L8 4 L0 8 Z\"/></marker></defs>\n"
     );
-    for shown in BOXES {
-        draw_box(&mut svg, shown);
+    for shape in SHAPES {
+        draw_shape(&mut svg, shape);
+    }
+    for (left, name) in (20..).step_by(170).zip(more) {
+        draw_shape(&mut svg, &function(name, left, MORE_TOP, 150));
     }
     for (path, label) in ARROWS {
-        let _ = writeln!(svg, "<path d=\"{path}\"/>");
-        if !label.is_empty() {
-            let [x, y] = start(path);
-            let _ = writeln!(
-                svg,
-                "<text class=\"about\" x=\"{}\" y=\"{}\" style=\"text-anchor: start\">{label}</text>",
-                x + 8,
-                y + 22
-            );
-        }
+        draw_arrow(&mut svg, path, label);
     }
     svg.push_str("</svg>\n");
     svg
 }
 
-fn draw_box(svg: &mut String, shown: &Box) {
-    let [left, top, width, height] = shown.place;
-    let middle = left + width / 2;
+fn draw_shape(svg: &mut String, shape: &Shape<'_>) {
+    let [left, top, width, height] = shape.place;
     let _ = writeln!(
         svg,
         "<rect class=\"{}\" x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{height}\"/>",
-        shown.class
+        shape.class
     );
-    let name_at = match (shown.about, height) {
-        ("", _) => top + height / 2 + 5,
-        _ => top + height / 2 - 3,
-    };
-    if !shown.name.is_empty() {
-        let _ = writeln!(
-            svg,
-            "<text x=\"{middle}\" y=\"{name_at}\">{}</text>",
-            shown.name
-        );
+    let middle = left + width / 2;
+    let name_at = top + height / 2 + if shape.about.is_empty() { 5 } else { 0 };
+    if !shape.name.is_empty() {
+        let name = shape.name;
+        let _ = writeln!(svg, "<text x=\"{middle}\" y=\"{name_at}\">{name}</text>");
     }
-    if !shown.about.is_empty() {
-        let about_at = if shown.name.is_empty() {
+    if !shape.about.is_empty() {
+        // A group has no name, and says at its lower edge what it is.
+        let about_at = if shape.name.is_empty() {
             top + height - 12
         } else {
             name_at + 18
         };
-        let about = shown.about.replace('>', "&gt;");
+        let about = shape.about.replace('>', "&gt;");
         let _ = writeln!(
             svg,
             "<text class=\"about\" x=\"{middle}\" y=\"{about_at}\">{about}</text>"
@@ -192,10 +169,20 @@ fn draw_box(svg: &mut String, shown: &Box) {
     }
 }
 
-/// Where a path of the form `M10 20 …` begins.
-fn start(path: &str) -> [u32; 2] {
-    let mut numbers = path[1..]
-        .split(' ')
-        .map(|number| number.parse().unwrap_or(0));
-    [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)]
+fn draw_arrow(svg: &mut String, path: &str, label: &str) {
+    let _ = writeln!(svg, "<path d=\"{path}\"/>");
+    if label.is_empty() {
+        return;
+    }
+    // A path has the form `M10 20 …`.
+    let numbers = path[1..].split(' ').filter_map(|part| part.parse().ok());
+    let [x, y] = numbers.collect::<Vec<u32>>()[..] else {
+        return;
+    };
+    let _ = writeln!(
+        svg,
+        "<text class=\"about\" x=\"{}\" y=\"{}\" style=\"text-anchor: start\">{label}</text>",
+        x + 8,
+        y + 22
+    );
 }
