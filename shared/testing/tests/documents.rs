@@ -327,6 +327,55 @@ fn what_the_glossary_keeps_exists() {
     }
 }
 
+/// Everything that reads, sets or explains a variable, as one text.
+fn everything_but_documents() -> String {
+    let mut found = vec![root().join("dev"), root().join("justfile")];
+    let endings = [".rs", ".sql", ".yml", ".yaml", ".conf", ".toml", ".json"];
+    files(&root(), &endings, &mut found);
+    found.iter().map(|path| read(path)).collect()
+}
+
+#[test]
+fn every_variable_and_constant_that_is_named_exists() {
+    let code = everything_but_documents();
+    let mut missing = Vec::new();
+    for document in documents() {
+        for (number, line) in document.outside_code() {
+            for name in between(line, "`", "`") {
+                let shouts = name
+                    .chars()
+                    .all(|c| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit());
+                // OpenTelemetry reads its own.
+                let ours = name.contains('_') && !name.starts_with("OTEL_");
+                if shouts && ours && !code.contains(name) {
+                    missing.push(format!("{}:{number}: {name}", document.name()));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn the_ports_of_dev_and_compose_are_in_operations() {
+    let operations = read(&root().join("docs/OPERATIONS.md"));
+    let mut count = 0;
+    for file in ["dev", "docker-compose.yml"] {
+        for default in between(&read(&root().join(file)), "${SCROLLBACK_", "}") {
+            let Some((name, port)) = default.split_once("_PORT:-") else {
+                continue;
+            };
+            let row = format!("| `SCROLLBACK_{name}_PORT` | {port} |");
+            assert!(
+                operations.contains(&row),
+                "{file} has {default}, and OPERATIONS no {row}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 4, "{count} ports");
+}
+
 #[test]
 fn the_picture_is_current() {
     let functions: Vec<String> = entries(&root().join("functions"))
