@@ -8,7 +8,7 @@ use base::seq::Seq;
 use jetstream::stream::{Limit, StreamMessage};
 use protocol::change::{Change, Deletion};
 use protocol::conversation::Conversation;
-use protocol::delete::{DeleteRequest, Which};
+use protocol::delete::{DeleteRequest, MessageKey};
 use protocol::message::{Incoming, derived_id};
 use service::ctx::Ctx;
 use timeline::message::id_of;
@@ -75,9 +75,9 @@ pub async fn find(ctx: &Ctx<Shared>, ask: &DeleteRequest, moderates: bool) -> Re
 
 /// What a deletion says of the message it erased.
 fn erased(ask: &DeleteRequest, deletions: &[Change]) -> Option<Found> {
-    let is = |change: &&Change| match &ask.which {
-        Which::Seq(seq) => change.deletion.target == *seq,
-        Which::Id(id) => {
+    let is = |change: &&Change| match &ask.key {
+        MessageKey::Seq(seq) => change.deletion.target == *seq,
+        MessageKey::Id(id) => {
             change.deletion.id == *id
                 && (change.deletion.user == ask.user.as_str() || change.deletion.derived)
         }
@@ -101,9 +101,9 @@ async fn in_log(
     moderates: bool,
     floor: Option<Seq>,
 ) -> Result<Option<Found>> {
-    let by_seq = match &ask.which {
-        Which::Seq(seq) => Some(*seq),
-        Which::Id(id) => id
+    let by_seq = match &ask.key {
+        MessageKey::Seq(seq) => Some(*seq),
+        MessageKey::Id(id) => id
             .strip_prefix("seq:")
             .and_then(|seq| seq.parse().ok())
             .and_then(Seq::new)
@@ -111,7 +111,7 @@ async fn in_log(
     };
     if let Some(seq) = by_seq
         && let Some(found) = at(ctx, &ask.conversation, seq).await?
-        && (matches!(ask.which, Which::Seq(_)) || found.derived)
+        && (matches!(ask.key, MessageKey::Seq(_)) || found.derived)
     {
         // Its id may stand under another sequence already; then that one is shown, and is meant.
         return match index::first_of(ctx.chat.database(), &found).await? {
@@ -123,9 +123,9 @@ async fn in_log(
             }
         };
     }
-    match &ask.which {
-        Which::Seq(_) => Ok(None),
-        Which::Id(id) => by_id(ctx, ask, id, moderates, floor).await,
+    match &ask.key {
+        MessageKey::Seq(_) => Ok(None),
+        MessageKey::Id(id) => by_id(ctx, ask, id, moderates, floor).await,
     }
 }
 

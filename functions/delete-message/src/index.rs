@@ -10,7 +10,7 @@ use crate::found::{Found, State};
 use base::seq::Seq;
 use postgres::database::Database;
 use postgres::error::DatabaseError;
-use protocol::delete::{DeleteRequest, Which};
+use protocol::delete::{DeleteRequest, MessageKey};
 use protocol::message::Message;
 
 /// A key is looked up in a millisecond; a database that takes this long is away.
@@ -75,15 +75,15 @@ async fn look(
         Some(row) => Ok(Rows::One(Box::new(found(&row)?))),
         None => Ok(Rows::None),
     };
-    let id = match &ask.which {
-        Which::Seq(seq) => {
+    let id = match &ask.key {
+        MessageKey::Seq(seq) => {
             return one(sqlx::query(BY_SEQ)
                 .bind(seq.as_i64())
                 .bind(&room)
                 .fetch_optional(connection)
                 .await?);
         }
-        Which::Id(id) => id,
+        MessageKey::Id(id) => id,
     };
     let own = sqlx::query(BY_ID)
         .bind(ask.user.as_str())

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use async_nats::HeaderMap;
 use base::error::Code;
 use base::error::{Error, Fatal, Result};
-use base::span::Failing;
+use base::span::SpanGuard;
 use found::{Found, State};
 use jetstream::append::append;
 use nats::trace::inject_trace;
@@ -160,7 +160,7 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
     inject_trace(&span, &mut headers);
     let payload = serde_json::to_vec(&deletion).map_err(Error::internal)?;
     let limit = ctx.settings().request_deadline() / 2;
-    let failing = Failing::new(&span);
+    let failing = SpanGuard::new(&span);
     let appended = append(ctx.nats(), STREAM, &subject, headers, payload.into(), limit)
         .instrument(span)
         .await;

@@ -260,7 +260,7 @@ impl Part<'_> {
             let mut messages = Vec::new();
             for (message, malformed) in found
                 .iter()
-                .filter(|(message, _)| !Change::is_on(&message.subject))
+                .filter(|(message, _)| !Change::is_change_subject(&message.subject))
             {
                 match read(message, *malformed, self.ctx.chat.limits()) {
                     Some(incoming) if incoming.user == self.asked.user => {

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use base::error::{Error, Fatal, Result};
 use budget::{Look, Rate};
-use protocol::bootstrap::NoRequest;
+use protocol::bootstrap::EmptyRequest;
 use protocol::endpoints::{RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS};
-use protocol::retention::{Budget, EraseRequest, Erased, Retained, RetentionRequest};
+use protocol::retention::{Budget, EraseRequest, Erased, RetentionReport, RetentionRequest};
 use protocol::subject::STREAM;
 use serde::Deserialize;
 use service::ctx::Ctx;
@@ -118,12 +118,12 @@ fn function() -> Function<Own> {
     .work("sweep", "messages", "Sweeps what has expired; requests are messages, errors are attempts that failed", keep_sweeping)
 }
 
-async fn status(ctx: Ctx<Own>, _: Request<NoRequest>) -> Result<Reply<Budget>> {
+async fn status(ctx: Ctx<Own>, _: Request<EmptyRequest>) -> Result<Reply<Budget>> {
     let look = Look::now(&ctx).await?;
     Reply::json(&look.budget(ctx.rate.lock().await.note(&look)))
 }
 
-async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<Retained>> {
+async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<RetentionReport>> {
     let (dry_run, enough) = (
         request.body.dry_run,
         Instant::now() + part_of_deadline(&ctx),
@@ -141,7 +141,7 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
             Some(step) => {
                 (expired, moves) = (expired + step.expired, moves + step.moves);
                 if let (true, Some(trimmed)) = (step.done, trimmed) {
-                    return Reply::json(&Retained {
+                    return Reply::json(&RetentionReport {
                         trimmed,
                         expired,
                         moves,
@@ -157,7 +157,7 @@ async fn run(ctx: Ctx<Own>, request: Request<RetentionRequest>) -> Result<Reply<
     if !dry_run {
         ctx.sweep_now.notify_one();
     }
-    Reply::json(&Retained {
+    Reply::json(&RetentionReport {
         trimmed: trimmed.unwrap_or(0),
         expired,
         moves,

@@ -19,7 +19,7 @@ use crate::function;
 use protocol::endpoints::{HISTORY, RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS, SYNC};
 use protocol::js_api;
 use protocol::message::Message;
-use protocol::retention::{Budget, Erased, Retained};
+use protocol::retention::{Budget, Erased, RetentionReport};
 use protocol::sync::SyncPage;
 use service::config::Vars;
 use service::function::Running;
@@ -51,7 +51,7 @@ async fn ask(client: &Client, subject: String, body: Value) -> Value {
     serde_json::from_slice(&reply.payload).unwrap()
 }
 
-async fn run(world: &World, dry_run: bool) -> Retained {
+async fn run(world: &World, dry_run: bool) -> RetentionReport {
     let operator = world.client("operator").await;
     let reply = ask(
         &operator,

@@ -12,7 +12,7 @@ use postgres::database::Database;
 use postgres::error::DatabaseError;
 use postgres::span::query_span;
 use protocol::message::{Message, Status};
-use protocol::receipt::Marks;
+use protocol::receipt::Cursors;
 use timeline::union::{Rows, Side};
 
 /// A page takes a millisecond; a database that takes this long is away.
@@ -102,7 +102,7 @@ pub struct Indexed {
     /// Where the ids asked about are stored.
     pub known: Vec<Known>,
     /// How far the people asked about have got.
-    pub marks: HashMap<String, Marks>,
+    pub marks: HashMap<String, Cursors>,
     /// What the log took then, in Unix milliseconds, or before has expired; `None` where nothing expires or nobody asked.
     pub cutoff_ms: Option<i64>,
 }
@@ -251,7 +251,7 @@ fn unix_ms(at: OffsetDateTime) -> i64 {
 async fn marks(
     connection: &mut PgConnection,
     wanted: &Wanted<'_>,
-) -> Result<HashMap<String, Marks>, sqlx::Error> {
+) -> Result<HashMap<String, Cursors>, sqlx::Error> {
     if wanted.people.is_empty() {
         return Ok(HashMap::new());
     }
@@ -263,7 +263,7 @@ async fn marks(
     let read = |(person, delivered, read)| {
         (
             person,
-            Marks {
+            Cursors {
                 delivered: Seq::from_i64(delivered),
                 read: Seq::from_i64(read),
             },

@@ -13,7 +13,7 @@ use base::seq::Seq;
 use jetstream::stream::Limit;
 use protocol::change::Change;
 use protocol::history::{Cursor, HistoryRequest, Page, Source};
-use protocol::receipt::Marks;
+use protocol::receipt::Cursors;
 use service::ctx::Ctx;
 use timeline::tail::{Tails, own_changes};
 use timeline::union::{Cutoffs, Key, Part, Rows, Side, Union, assemble};
@@ -64,7 +64,7 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         bytes: max_bytes,
         text_bytes: limits.text_bytes,
         ids: &ids,
-        people: &ask.conversation.people(),
+        people: &ask.conversation.participants(),
         cutoff: !changes.is_empty() || !tails.is_empty(),
     };
     for attempt in 1.. {
@@ -99,7 +99,7 @@ pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> 
         };
         let mut page = page(part, source);
         for message in &mut page.messages {
-            Marks::show(message, |to| marks.get(to).copied().unwrap_or_default());
+            Cursors::set_status(message, |to| marks.get(to).copied().unwrap_or_default());
         }
         if ask.receipts {
             ctx.index.time(&room, &mut page.messages).await?;

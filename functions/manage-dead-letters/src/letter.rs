@@ -10,7 +10,7 @@ use nats::headers::{header_block, parse_headers};
 use protocol::dead_letters::DeadLetterId;
 use protocol::header;
 use protocol::reason::Reason;
-use protocol::subject::is_in_log;
+use protocol::subject::is_in_stream;
 use timeline::append_again::Again;
 
 /// A letter, whole, as it is appended.
@@ -102,7 +102,7 @@ impl Whole {
             })
         {
             conflict("has a subject that cannot be published to; look at it with show, publish what is worth keeping, drop it".to_owned())
-        } else if !is_in_log(&self.subject) {
+        } else if !is_in_stream(&self.subject) {
             conflict("has a subject the log does not take in; look at it with show, publish what is worth keeping, drop it".to_owned())
         } else {
             None

@@ -26,7 +26,7 @@ pub struct Batch {
     /// Messages delivered more than once.
     pub redelivered: u64,
     /// Messages whose body claimed another room or sender than their subject.
-    pub contradicted: u64,
+    pub mismatched: u64,
 }
 
 /// One row of `messages`.
@@ -106,7 +106,7 @@ impl Batch {
             let read = match &delivery.malformed {
                 Some(block) if block.is_empty() => Err(Reason::MalformedSubject),
                 Some(_) => Err(Reason::MalformedHeaders),
-                None if Change::is_on(&message.subject) => {
+                None if Change::is_change_subject(&message.subject) => {
                     Change::parse(&message.subject, &message.payload, seq, received_ms)
                         .map(Read::Change)
                 }
@@ -126,7 +126,7 @@ impl Batch {
             let (original, traceparent) = (Original::of(delivery), sampled_traceparent(headers));
             match read {
                 Ok(Read::Message(message)) => {
-                    batch.contradicted += u64::from(message.contradicted);
+                    batch.mismatched += u64::from(message.mismatched);
                     batch.rows.push(Row {
                         id: message.shown_id(),
                         message,

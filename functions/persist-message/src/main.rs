@@ -155,7 +155,7 @@ async fn handle(
     });
     let processing: HashMap<i64, Span> = spans.collect();
     let batch = Batch::read(&deliveries, ctx.chat.limits());
-    let (redelivered, contradicted) = (batch.redelivered, batch.contradicted);
+    let (redelivered, mismatched) = (batch.redelivered, batch.mismatched);
     let Some(outcome) = store_all(&ctx, &worker, worker.extend_acks(&deliveries), batch)
         .instrument(receive)
         .await
@@ -171,7 +171,7 @@ async fn handle(
     }
     meter.count("duplicates", outcome.duplicates);
     meter.count("redelivered", redelivered);
-    meter.count("contradicted", contradicted);
+    meter.count("mismatched", mismatched);
     meter.count("changes", outcome.changed);
     meter.handled(deliveries.len() as u64, begun.elapsed());
     true

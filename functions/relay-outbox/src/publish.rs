@@ -85,7 +85,7 @@ impl Outgoing {
     /// For an event without a position of its own: says that everything up to `told` was told before.
     pub fn after(mut self, told: Seq) -> Outgoing {
         self.headers
-            .insert(header::TOLD, HeaderValue::from(told.get()));
+            .insert(header::PUBLISHED_THROUGH, HeaderValue::from(told.get()));
         self
     }
 }

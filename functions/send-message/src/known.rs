@@ -243,7 +243,7 @@ impl Known {
 
 /// Which id a message of the log uses, and where it stands: its own, or, of a deletion, that of the message, which may be erased.
 fn names(message: &StreamMessage, limits: Limits) -> Option<(Key, Seq)> {
-    if Change::is_on(&message.subject) {
+    if Change::is_change_subject(&message.subject) {
         let deletion = Change::parse(
             &message.subject,
             &message.payload,

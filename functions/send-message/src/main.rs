@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use base::error::Code;
 use base::error::{Error, Fatal, Result};
-use base::span::Failing;
+use base::span::SpanGuard;
 use commit::Committer;
 use nats::trace::inject_trace;
 use outgoing::Outgoing;
@@ -177,7 +177,7 @@ async fn send(
         ));
     }
     let message_id = message.id.clone();
-    let failing = Failing::new(&span);
+    let failing = SpanGuard::new(&span);
     let sent = ctx
         .committer
         .commit(message, give_up(&ctx))

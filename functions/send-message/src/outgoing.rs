@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::secret::Secret;
 use protocol::header;
-use protocol::message::{Incoming, believable};
+use protocol::message::{Incoming, plausible_timestamp};
 use protocol::name::User;
 use protocol::send::Draft;
 
@@ -42,7 +42,7 @@ impl Outgoing {
     pub fn new(user: User, subject: String, room: String, draft: Draft, now_ms: i64) -> Outgoing {
         let given = draft.id.is_some();
         let id = draft.id.unwrap_or_else(|| Uuid::now_v7().to_string());
-        let timestamp = believable(draft.timestamp, now_ms);
+        let timestamp = plausible_timestamp(draft.timestamp, now_ms);
         let payload =
             json!({"user": user.as_str(), "text": draft.text, "timestamp": timestamp, "id": id})
                 .to_string()

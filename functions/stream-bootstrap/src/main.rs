@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use base::error::{Error, Fatal, Result};
 use bootstrap::{Bootstrap, Own};
 use protocol::audit::{Audit, AuditRequest, ReplayRequest, Replayed};
-use protocol::bootstrap::{Applied, Check, NoRequest};
+use protocol::bootstrap::{Applied, Check, EmptyRequest};
 use protocol::endpoints::{BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY};
 use service::ctx::Ctx;
 use service::function::Function;
@@ -115,11 +115,11 @@ async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
     }
 }
 
-async fn check(ctx: Ctx<State>, _: Request<NoRequest>) -> Result<Reply<Check>> {
+async fn check(ctx: Ctx<State>, _: Request<EmptyRequest>) -> Result<Reply<Check>> {
     Reply::json(&ctx.bootstrap.check().await?)
 }
 
-async fn apply(ctx: Ctx<State>, _: Request<NoRequest>) -> Result<Reply<Applied>> {
+async fn apply(ctx: Ctx<State>, _: Request<EmptyRequest>) -> Result<Reply<Applied>> {
     let done = to_the_end(&ctx, |bootstrap| async move { bootstrap.apply().await }).await?;
     tell(&done);
     Reply::json(&Applied { done })

@@ -17,8 +17,8 @@ use postgres::database::Database;
 use postgres::error::DatabaseError;
 use postgres::span::query_span;
 use protocol::change::Change;
-use protocol::receipt::{InboxRequest, Marks};
-use protocol::subject::{direct_changes_of, directs_to};
+use protocol::receipt::{Cursors, InboxRequest};
+use protocol::subject::{direct_change_subjects, direct_subjects_to};
 use service::ctx::Ctx;
 use timeline::chat::Chat;
 use timeline::union::{Cutoffs, Key, Union};
@@ -75,7 +75,10 @@ pub async fn read(ctx: &Ctx<Chat>, ask: &InboxRequest, max_bytes: usize) -> Resu
         max_bytes,
         ctx.settings().request_deadline(),
     );
-    let (subjects, changes) = ([directs_to(&ask.user)], direct_changes_of(&ask.user));
+    let (subjects, changes) = (
+        [direct_subjects_to(&ask.user)],
+        direct_change_subjects(&ask.user),
+    );
     let (tails, above) = read_log(ctx, (&subjects, &changes), (floor, end), mark, need).await?;
     let above: Vec<&Change> = above
         .iter()
@@ -97,7 +100,8 @@ pub async fn read(ctx: &Ctx<Chat>, ask: &InboxRequest, max_bytes: usize) -> Resu
         keys: &keys,
         in_log: &in_log,
     };
-    let (rows, Marked { read, cutoffs }) = rows(ctx.database(), &wanted).await?.ok_or_else(away)?;
+    let (rows, ReceiptAck { read, cutoffs }) =
+        rows(ctx.database(), &wanted).await?.ok_or_else(away)?;
     let mut found = join(Parts {
         after: mark,
         floor,
@@ -109,7 +113,7 @@ pub async fn read(ctx: &Ctx<Chat>, ask: &InboxRequest, max_bytes: usize) -> Resu
     });
     for message in &mut found.messages {
         let read = read.get(&message.room).copied().unwrap_or_default();
-        Marks::show(message, |_| Marks {
+        Cursors::set_status(message, |_| Cursors {
             delivered: mark,
             read,
         });
@@ -153,7 +157,7 @@ struct Wanted<'a> {
 }
 
 /// Of some conversations.
-struct Marked {
+struct ReceiptAck {
     /// Up to where the user has read them.
     read: HashMap<String, Seq>,
     /// Since when messages of the log count.
@@ -164,7 +168,7 @@ struct Marked {
 async fn rows(
     database: &Database,
     wanted: &Wanted<'_>,
-) -> Result<Option<(Rows, Marked)>, DatabaseError> {
+) -> Result<Option<(Rows, ReceiptAck)>, DatabaseError> {
     let query = async |connection: &mut PgConnection| {
         query_span("select", "messages", read_rows(connection, wanted)).await
     };
@@ -174,7 +178,7 @@ async fn rows(
 async fn read_rows(
     connection: &mut PgConnection,
     wanted: &Wanted<'_>,
-) -> Result<(Rows, Marked), sqlx::Error> {
+) -> Result<(Rows, ReceiptAck), sqlx::Error> {
     let (mark, end, limit) = (
         wanted.mark.as_i64(),
         wanted.end.as_i64(),
@@ -223,7 +227,7 @@ async fn read_rows(
         .collect();
     Ok((
         rows,
-        Marked {
+        ReceiptAck {
             read,
             cutoffs: cutoffs_ms.into_iter().collect(),
         },

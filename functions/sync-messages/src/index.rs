@@ -13,7 +13,7 @@ use postgres::error::DatabaseError;
 use postgres::span::query_span;
 use protocol::change::{ChangeEntry, ChangeType, Mode};
 use protocol::message::{Message, Status};
-use protocol::receipt::Marks;
+use protocol::receipt::Cursors;
 use timeline::union::Key;
 
 /// A page takes a millisecond; a database that takes this long is away.
@@ -85,7 +85,7 @@ pub struct Rows {
     /// Where the ids asked about are stored.
     pub known: HashMap<Key, Seq>,
     /// How far the people asked about have got.
-    pub marks: HashMap<String, Marks>,
+    pub marks: HashMap<String, Cursors>,
     /// What the log took then, in Unix milliseconds, or before has expired; `None` where nothing expires or nobody asked.
     pub cutoff_ms: Option<i64>,
 }
@@ -139,7 +139,7 @@ async fn read_rows(
         let read = |(person, delivered, read)| {
             (
                 person,
-                Marks {
+                Cursors {
                     delivered: Seq::from_i64(delivered),
                     read: Seq::from_i64(read),
                 },

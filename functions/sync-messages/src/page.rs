@@ -12,7 +12,7 @@ use jetstream::stream::Limit;
 use protocol::change::{Change, ChangeEntry};
 use protocol::history::Source;
 use protocol::message::Message;
-use protocol::receipt::Marks;
+use protocol::receipt::Cursors;
 use protocol::sync::SyncRequest;
 use service::ctx::Ctx;
 use timeline::chat::Chat;
@@ -57,7 +57,7 @@ pub async fn read(ctx: &Ctx<Chat>, ask: &SyncRequest, max_bytes: usize) -> Resul
     let above: Vec<&Change> = above.iter().collect();
     let keys: Vec<Key> = Union::keys(tails.all(), &above);
     let (people, cutoff) = (
-        conversation.people(),
+        conversation.participants(),
         !above.is_empty() || !tails.is_empty(),
     );
     let room = conversation.name();
@@ -87,7 +87,7 @@ pub async fn read(ctx: &Ctx<Chat>, ask: &SyncRequest, max_bytes: usize) -> Resul
         cutoffs,
     });
     for message in &mut found.messages {
-        Marks::show(message, |to| marks.get(to).copied().unwrap_or_default());
+        Cursors::set_status(message, |to| marks.get(to).copied().unwrap_or_default());
     }
     Ok(found)
 }

@@ -9,8 +9,8 @@ use base::error::Result;
 use base::seq::Seq;
 use jetstream::stream::Limit;
 use protocol::name::User;
-use protocol::receipt::Marked;
-use protocol::subject::directs_to;
+use protocol::receipt::ReceiptAck;
+use protocol::subject::direct_subjects_to;
 use service::ctx::Ctx;
 use timeline::chat::Chat;
 use timeline::tail::Tail;
@@ -48,7 +48,7 @@ const MOVE: &str = "
 ///
 /// # Errors
 /// 503 when the log or PostgreSQL does not answer.
-pub async fn mark(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<Marked> {
+pub async fn mark(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<ReceiptAck> {
     let in_log = not_stored(ctx, user, through).await?;
     alone(ctx.database(), user.as_str(), async |connection| {
         move_to(connection, user.as_str(), through, in_log).await
@@ -62,7 +62,7 @@ async fn not_stored(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<HashMa
     if through <= floor {
         return Ok(HashMap::new());
     }
-    let subjects = [directs_to(user)];
+    let subjects = [direct_subjects_to(user)];
     let limit = Limit::within(MESSAGES, TAIL_BYTES, ctx.settings().request_deadline());
     let tail = Tail::newest(
         ctx.stream(),
@@ -85,14 +85,14 @@ async fn move_to(
     user: &str,
     through: Seq,
     in_log: HashMap<String, Seq>,
-) -> Result<Marked, sqlx::Error> {
+) -> Result<ReceiptAck, sqlx::Error> {
     let before: i64 = sqlx::query_scalar(STANDING)
         .bind(user)
         .fetch_one(&mut *connection)
         .await?;
     let before = Seq::from_i64(before);
     if through <= before {
-        return Ok(Marked {
+        return Ok(ReceiptAck {
             through: before,
             moved: false,
         });
@@ -120,7 +120,7 @@ async fn move_to(
         .bind(rooms)
         .execute(connection)
         .await?;
-    Ok(Marked {
+    Ok(ReceiptAck {
         through,
         moved: true,
     })

@@ -18,7 +18,7 @@ use base::error::Result;
 use base::seq::Seq;
 use protocol::conversation::Direct;
 use protocol::endpoints::{DELIVERED, DM_READ, READ, UNREAD};
-use protocol::receipt::{DeliveredRequest, Marked, ReadRequest, Unread, UnreadRequest};
+use protocol::receipt::{DeliveredRequest, ReadRequest, ReceiptAck, Unread, UnreadRequest};
 use protocol::subject::OUTBOX_WAKE;
 use service::ctx::Ctx;
 use service::function::Function;
@@ -40,25 +40,28 @@ fn function() -> Function<Chat> {
 async fn mark_delivered(
     ctx: Ctx<Chat>,
     request: Request<DeliveredRequest>,
-) -> Result<Reply<Marked>> {
+) -> Result<Reply<ReceiptAck>> {
     let DeliveredRequest { user, through } = request.body;
     let marked = delivered::mark(&ctx, &user, existing(&ctx, through).await?).await?;
     tell(&ctx, marked).await
 }
 
-async fn mark_room_read(ctx: Ctx<Chat>, request: Request<ReadRequest>) -> Result<Reply<Marked>> {
+async fn mark_room_read(
+    ctx: Ctx<Chat>,
+    request: Request<ReadRequest>,
+) -> Result<Reply<ReceiptAck>> {
     mark_read(ctx, request.body).await
 }
 
 async fn mark_direct_read(
     ctx: Ctx<Chat>,
     request: Request<Direct<ReadRequest>>,
-) -> Result<Reply<Marked>> {
+) -> Result<Reply<ReceiptAck>> {
     let Direct(ask) = request.body;
     mark_read(ctx, ask).await
 }
 
-async fn mark_read(ctx: Ctx<Chat>, ask: ReadRequest) -> Result<Reply<Marked>> {
+async fn mark_read(ctx: Ctx<Chat>, ask: ReadRequest) -> Result<Reply<ReceiptAck>> {
     let through = existing(&ctx, ask.through).await?;
     let marked = read::mark(&ctx, &ask, through).await?;
     tell(&ctx, marked).await
@@ -75,7 +78,7 @@ async fn existing(ctx: &Ctx<Chat>, through: Seq) -> Result<Seq> {
 }
 
 /// Answers, and tells relay-outbox that there is something to relay. Should that be lost, it looks by itself after a while.
-async fn tell(ctx: &Ctx<Chat>, marked: Marked) -> Result<Reply<Marked>> {
+async fn tell(ctx: &Ctx<Chat>, marked: ReceiptAck) -> Result<Reply<ReceiptAck>> {
     if marked.moved
         && let Err(error) = ctx.nats().client().publish(OUTBOX_WAKE, "".into()).await
     {

@@ -6,7 +6,7 @@ use crate::mark::alone;
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use jetstream::stream::Limit;
-use protocol::receipt::{Marked, ReadRequest};
+use protocol::receipt::{ReadRequest, ReceiptAck};
 use service::ctx::Ctx;
 use timeline::chat::Chat;
 
@@ -28,7 +28,7 @@ const MOVE: &str = "
 ///
 /// # Errors
 /// 404 where nobody has written yet, so that nobody fills the table with names; 503 when the log or PostgreSQL does not answer.
-pub async fn mark(ctx: &Ctx<Chat>, ask: &ReadRequest, through: Seq) -> Result<Marked> {
+pub async fn mark(ctx: &Ctx<Chat>, ask: &ReadRequest, through: Seq) -> Result<ReceiptAck> {
     let (user, room) = (ask.user.as_str(), ask.conversation.name());
     let attempt = async |known: bool| {
         alone(ctx.database(), user, async |connection| {
@@ -74,7 +74,7 @@ async fn move_to(
     room: &str,
     through: Seq,
     known: bool,
-) -> Result<Option<Marked>, sqlx::Error> {
+) -> Result<Option<ReceiptAck>, sqlx::Error> {
     let (before, stored): (i64, bool) = sqlx::query_as(STANDING)
         .bind(user)
         .bind(room)
@@ -85,7 +85,7 @@ async fn move_to(
         return Ok(None);
     }
     if through <= before {
-        return Ok(Some(Marked {
+        return Ok(Some(ReceiptAck {
             through: before,
             moved: false,
         }));
@@ -96,7 +96,7 @@ async fn move_to(
         .bind(through.as_i64())
         .execute(connection)
         .await?;
-    Ok(Some(Marked {
+    Ok(Some(ReceiptAck {
         through,
         moved: true,
     }))

@@ -18,7 +18,7 @@ use protocol::conversation::Conversation;
 use protocol::message::Message;
 use protocol::name::{Room, User};
 use protocol::receipt::{Unread, UnreadRoom};
-use protocol::subject::{direct_changes_of, directs_to};
+use protocol::subject::{direct_change_subjects, direct_subjects_to};
 use service::ctx::Ctx;
 use timeline::chat::Chat;
 use timeline::tail::{Tail, few_changes, own_changes};
@@ -123,7 +123,7 @@ pub async fn count(ctx: &Ctx<Chat>, user: &User) -> Result<Unread> {
     let rooms_cut = marks.len() > LISTED;
     marks.truncate(LISTED);
     let floor = log.stored_through().await?;
-    let mut subjects = vec![directs_to(user)];
+    let mut subjects = vec![direct_subjects_to(user)];
     if log.range().await?.1 > floor {
         subjects.extend(
             marks
@@ -167,7 +167,10 @@ fn change_subjects(user: &User, marks: &[(String, i64)]) -> Vec<String> {
     let rooms = marks
         .iter()
         .filter_map(|(room, _)| Some(Conversation::Room(Room::parse(room).ok()?).change_subject()));
-    direct_changes_of(user).into_iter().chain(rooms).collect()
+    direct_change_subjects(user)
+        .into_iter()
+        .chain(rooms)
+        .collect()
 }
 
 async fn marks(

@@ -14,7 +14,7 @@ pub struct Endpoint<Q, R> {
     /// What a function subscribes to; wider than valid requests, so that a wrong one gets an answer.
     pub subscription: &'static str,
     /// What it is for, in a sentence.
-    pub about: &'static str,
+    pub description: &'static str,
     /// Whether the first name after the prefix is the user who asks.
     pub names_user: bool,
     types: PhantomData<fn(Q) -> R>,
@@ -26,13 +26,13 @@ impl<Q, R> Endpoint<Q, R> {
         name: &'static str,
         prefix: &'static str,
         subscription: &'static str,
-        about: &'static str,
+        description: &'static str,
     ) -> Self {
         Endpoint {
             name,
             prefix,
             subscription,
-            about,
+            description,
             names_user: false,
             types: PhantomData,
         }

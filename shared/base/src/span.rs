@@ -4,18 +4,18 @@ use std::borrow::Cow;
 
 use tracing::Span;
 
-/// Marks a span as failed when it is dropped before [`done`](Failing::done): a future that is given up at a deadline never
+/// Marks a span as failed when it is dropped before [`done`](SpanGuard::done): a future that is given up at a deadline never
 /// gets to say so itself. The span needs the fields `otel.status_code` and `error.type`.
 #[derive(Debug)]
-pub struct Failing {
+pub struct SpanGuard {
     span: Span,
     error_type: Option<Cow<'static, str>>,
 }
 
-impl Failing {
+impl SpanGuard {
     /// Until something else is known it failed for want of time.
-    pub fn new(span: &Span) -> Failing {
-        Failing {
+    pub fn new(span: &Span) -> SpanGuard {
+        SpanGuard {
             span: span.clone(),
             error_type: Some(Cow::Borrowed("timeout")),
         }
@@ -32,7 +32,7 @@ impl Failing {
     }
 }
 
-impl Drop for Failing {
+impl Drop for SpanGuard {
     fn drop(&mut self) {
         if let Some(error_type) = &self.error_type {
             self.span.record("otel.status_code", "ERROR");

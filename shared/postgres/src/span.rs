@@ -5,7 +5,7 @@ use std::future::Future;
 
 use tracing::Instrument;
 
-use base::span::Failing;
+use base::span::SpanGuard;
 
 /// Runs a query below a span of its own, named `select messages`, that is an error unless the query succeeds: when
 /// PostgreSQL answers with an error (`error.type` is its SQLSTATE), when the connection breaks, and when the query is given
@@ -28,7 +28,7 @@ pub async fn query_span<T>(
         db.collection.name = table,
         error.r#type = tracing::field::Empty,
     );
-    let failing = Failing::new(&span);
+    let failing = SpanGuard::new(&span);
     let outcome = query.instrument(span).await;
     match &outcome {
         Ok(_) => failing.done(),

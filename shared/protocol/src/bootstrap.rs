@@ -8,11 +8,11 @@ use base::error::Refusal;
 
 /// A request that has nothing to say; its body is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoRequest;
+pub struct EmptyRequest;
 
-impl ParseRequest for NoRequest {
-    fn parse(_tokens: &str, _body: &[u8]) -> Result<NoRequest, Refusal> {
-        Ok(NoRequest)
+impl ParseRequest for EmptyRequest {
+    fn parse(_tokens: &str, _body: &[u8]) -> Result<EmptyRequest, Refusal> {
+        Ok(EmptyRequest)
     }
 }
 

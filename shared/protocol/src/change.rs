@@ -89,7 +89,7 @@ pub struct Change {
 
 impl Change {
     /// Whether `subject` is one of changes at all.
-    pub fn is_on(subject: &str) -> bool {
+    pub fn is_change_subject(subject: &str) -> bool {
         subject.starts_with("change.")
     }
 

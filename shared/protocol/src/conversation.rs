@@ -45,7 +45,7 @@ impl Conversation {
     }
 
     /// Whose it is; a room is nobody's.
-    pub fn people(&self) -> Vec<&str> {
+    pub fn participants(&self) -> Vec<&str> {
         match self {
             Conversation::Room(_) => Vec::new(),
             Conversation::Direct(one, other) => vec![one.as_str(), other.as_str()],

@@ -22,14 +22,14 @@ pub struct DeleteRequest {
     /// Where the message is, from the subject.
     pub conversation: Conversation,
     /// Which one.
-    pub which: Which,
+    pub key: MessageKey,
     /// Soft unless said otherwise.
     pub mode: Mode,
 }
 
 /// How a request names a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which {
+pub enum MessageKey {
     /// By its position.
     Seq(Seq),
     /// By its id; the asker's own, before anybody else's.
@@ -55,12 +55,12 @@ impl DeleteRequest {
                 )));
             }
         };
-        let which = match (body::sequence(&body, "seq")?, id) {
+        let key = match (body::sequence(&body, "seq")?, id) {
             (Some(Seq::ZERO), None) => {
                 return Err(Refusal::bad_request("seq must be a message's: at least 1"));
             }
-            (Some(seq), None) => Which::Seq(seq),
-            (None, Some(id)) => Which::Id(id),
+            (Some(seq), None) => MessageKey::Seq(seq),
+            (None, Some(id)) => MessageKey::Id(id),
             (None, None) => {
                 return Err(Refusal::bad_request("seq or id of the message is missing"));
             }
@@ -75,7 +75,7 @@ impl DeleteRequest {
         Ok(DeleteRequest {
             user,
             conversation,
-            which,
+            key,
             mode,
         })
     }
@@ -119,13 +119,13 @@ mod tests {
         let parse = |body: &str| DeleteRequest::parse("ann.general", body.as_bytes());
         let request = parse(r#"{"seq":7,"user":"mallory","text":[]}"#).unwrap();
         assert_eq!(
-            (request.user.as_str(), request.which, request.mode),
-            ("ann", Which::Seq(Seq::new(7).unwrap()), Mode::Soft)
+            (request.user.as_str(), request.key, request.mode),
+            ("ann", MessageKey::Seq(Seq::new(7).unwrap()), Mode::Soft)
         );
         let request = parse(r#"{"id":"a","seq":null,"mode":"hard"}"#).unwrap();
         assert_eq!(
-            (request.which, request.mode),
-            (Which::Id("a".to_owned()), Mode::Hard)
+            (request.key, request.mode),
+            (MessageKey::Id("a".to_owned()), Mode::Hard)
         );
         let long = format!(r#"{{"id":"{}"}}"#, "i".repeat(129));
         for (body, mend) in [

@@ -1,7 +1,7 @@
 //! Every endpoint there is, bound to the types it carries.
 
 use crate::audit::{Audit, AuditRequest, ReplayRequest, Replayed};
-use crate::bootstrap::{Applied, Check, NoRequest};
+use crate::bootstrap::{Applied, Check, EmptyRequest};
 use crate::conversation::Direct;
 use crate::dead_letters::{
     DeadLetterPage, DropDeadLetter, DroppedDeadLetter, ListDeadLetters, Retried, RetryDeadLetter,
@@ -10,8 +10,10 @@ use crate::dead_letters::{
 use crate::delete::{DeleteRequest, Deleted};
 use crate::history::{HistoryRequest, Page};
 use crate::name::{Room, User};
-use crate::receipt::{DeliveredRequest, InboxRequest, Marked, ReadRequest, Unread, UnreadRequest};
-use crate::retention::{Budget, EraseRequest, Erased, Retained, RetentionRequest};
+use crate::receipt::{
+    DeliveredRequest, InboxRequest, ReadRequest, ReceiptAck, Unread, UnreadRequest,
+};
+use crate::retention::{Budget, EraseRequest, Erased, RetentionReport, RetentionRequest};
 use crate::send::{SendAck, SendRequest};
 use crate::sync::{SyncPage, SyncRequest};
 use base::endpoint::Endpoint;
@@ -88,7 +90,7 @@ pub const DM_INBOX: Endpoint<InboxRequest, SyncPage> = Endpoint::new(
 )
 .of_user();
 /// A user's client holds everything up to here.
-pub const DELIVERED: Endpoint<DeliveredRequest, Marked> = Endpoint::new(
+pub const DELIVERED: Endpoint<DeliveredRequest, ReceiptAck> = Endpoint::new(
     "delivered",
     "chat.delivered.",
     "chat.delivered.>",
@@ -96,19 +98,19 @@ pub const DELIVERED: Endpoint<DeliveredRequest, Marked> = Endpoint::new(
 )
 .of_user();
 /// A user has read a room up to here.
-pub const READ: Endpoint<ReadRequest, Marked> = Endpoint::new(
+pub const READ: Endpoint<ReadRequest, ReceiptAck> = Endpoint::new(
     "read",
     "chat.read.",
     "chat.read.>",
-    "Marks a room as read: chat.read.{user}.{room}",
+    "Cursors a room as read: chat.read.{user}.{room}",
 )
 .of_user();
 /// A user has read a conversation up to here. `*.>` and not `>` for the reason [`DM_SEND`] gives.
-pub const DM_READ: Endpoint<Direct<ReadRequest>, Marked> = Endpoint::new(
+pub const DM_READ: Endpoint<Direct<ReadRequest>, ReceiptAck> = Endpoint::new(
     "dm-read",
     "dm.read.",
     "dm.read.*.>",
-    "Marks a conversation as read: dm.read.{user}.{peer}",
+    "Cursors a conversation as read: dm.read.{user}.{peer}",
 )
 .of_user();
 /// How much a user has not read.
@@ -120,14 +122,14 @@ pub const UNREAD: Endpoint<UnreadRequest, Unread> = Endpoint::new(
 )
 .of_user();
 /// What differs between the shipped data and the servers.
-pub const BOOTSTRAP_CHECK: Endpoint<NoRequest, Check> = Endpoint::new(
+pub const BOOTSTRAP_CHECK: Endpoint<EmptyRequest, Check> = Endpoint::new(
     "check",
     "bootstrap.check",
     "bootstrap.check",
     "What differs between the shipped streams and the servers'",
 );
 /// Mends it.
-pub const BOOTSTRAP_APPLY: Endpoint<NoRequest, Applied> = Endpoint::new(
+pub const BOOTSTRAP_APPLY: Endpoint<EmptyRequest, Applied> = Endpoint::new(
     "apply",
     "bootstrap.apply",
     "bootstrap.apply",
@@ -177,14 +179,14 @@ pub const BOOTSTRAP_REPLAY: Endpoint<ReplayRequest, Replayed> = Endpoint::new(
 );
 
 /// Trims the log and sweeps what has expired, or says what there is to do.
-pub const RETENTION_RUN: Endpoint<RetentionRequest, Retained> = Endpoint::new(
+pub const RETENTION_RUN: Endpoint<RetentionRequest, RetentionReport> = Endpoint::new(
     "run",
     "retention.run",
     "retention.run",
     "Trims the log and sweeps what has expired, or says what there is to do",
 );
 /// How much of the log's disk budget is used.
-pub const RETENTION_STATUS: Endpoint<NoRequest, Budget> = Endpoint::new(
+pub const RETENTION_STATUS: Endpoint<EmptyRequest, Budget> = Endpoint::new(
     "status",
     "retention.status",
     "retention.status",

@@ -159,9 +159,9 @@ impl ReceiptEvent {
 
 /// Up to where the log is told with an event that has these headers: to the event's own place, or as a receipt says, which has none.
 /// `None` for what is no event of ours.
-pub fn told<'a>(header: impl Fn(&'static str) -> Option<&'a str>) -> Option<Seq> {
+pub fn published_through<'a>(header: impl Fn(&'static str) -> Option<&'a str>) -> Option<Seq> {
     header(header::SEQUENCE)
-        .or_else(|| header(header::TOLD))
+        .or_else(|| header(header::PUBLISHED_THROUGH))
         .and_then(sequence)
 }
 
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn an_event_says_up_to_where_the_log_is_told() {
         let told_by = |headers: &[(&str, &'static str)]| {
-            told(|name| {
+            published_through(|name| {
                 headers
                     .iter()
                     .find(|(found, _)| *found == name)
@@ -293,11 +293,11 @@ mod tests {
         assert_eq!(
             told_by(&[
                 (header::SEQUENCE, "0000000000000000017"),
-                (header::TOLD, "3")
+                (header::PUBLISHED_THROUGH, "3")
             ]),
             Some(17)
         );
-        assert_eq!(told_by(&[(header::TOLD, "3")]), Some(3));
+        assert_eq!(told_by(&[(header::PUBLISHED_THROUGH, "3")]), Some(3));
         assert_eq!(
             (told_by(&[]), told_by(&[(header::SEQUENCE, "x")])),
             (None, None)

@@ -14,7 +14,7 @@ pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
 /// CloudEvents' extension `sequence`: the position in the log, with leading zeros.
 pub const SEQUENCE: &str = "ce-sequence";
 /// On the event of a receipt, which has no position of its own: everything of the log was told up to here.
-pub const TOLD: &str = "Scrollback-Told";
+pub const PUBLISHED_THROUGH: &str = "Scrollback-Told";
 /// ADR-32: the sentence for the caller.
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";
 /// ADR-32: the code, as a number.

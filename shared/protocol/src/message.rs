@@ -60,7 +60,7 @@ pub struct Incoming {
     /// Unix milliseconds: the client's word where believable, else when the log received it.
     pub timestamp: i64,
     /// The body claimed another room or sender than the subject; the subject won.
-    pub contradicted: bool,
+    pub mismatched: bool,
 }
 
 impl Incoming {
@@ -87,7 +87,7 @@ impl Incoming {
             StreamSubject::Direct { from, to } => (from.to_owned(), Some(to.to_owned())),
             StreamSubject::Chat(_) | StreamSubject::Admin => (body.user.clone(), None),
         };
-        let contradicted = !said_room || user != body.user;
+        let mismatched = !said_room || user != body.user;
         let id = body
             .id
             .or_else(|| message_id.map(str::to_owned))
@@ -95,7 +95,7 @@ impl Incoming {
         if let Some(id) = &id {
             check_text(id, MAX_ID_BYTES, Reason::IdTooLong, Reason::NulInId)?;
         }
-        let timestamp = believable(body.timestamp, received_ms);
+        let timestamp = plausible_timestamp(body.timestamp, received_ms);
         Ok(Incoming {
             seq,
             room,
@@ -104,7 +104,7 @@ impl Incoming {
             id,
             text: body.text,
             timestamp,
-            contradicted,
+            mismatched,
         })
     }
 
@@ -134,7 +134,7 @@ impl Incoming {
 }
 
 /// What a client says about the time, or `received_ms` when it says nothing or something absurd. Unix milliseconds.
-pub fn believable(said: Option<i64>, received_ms: i64) -> i64 {
+pub fn plausible_timestamp(said: Option<i64>, received_ms: i64) -> i64 {
     said.filter(|ms| (EARLIEST_TIMESTAMP_MS..=received_ms.saturating_add(DAY_MS)).contains(ms))
         .unwrap_or(received_ms)
 }
@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn a_message_is_read() {
         let message = parse(r#"{"user":"ann","text":"hi","timestamp":1600000000000,"room":"general","id":"a1","more":{"x":[1]}}"#).unwrap();
-        assert!(!message.contradicted);
+        assert!(!message.mismatched);
         assert_eq!(message.timestamp, 1_600_000_000_000);
         assert_eq!(
             serde_json::to_string(&message.into_message()).unwrap(),
@@ -495,17 +495,17 @@ mod tests {
         assert!(
             !parse(r#"{"user":"a","text":"","room":"chat.general"}"#)
                 .unwrap()
-                .contradicted
+                .mismatched
         );
         assert!(
             parse(r#"{"user":"a","text":"","room":"other"}"#)
                 .unwrap()
-                .contradicted
+                .mismatched
         );
         assert!(
             parse(r#"{"user":"a","text":"","room":5}"#)
                 .unwrap()
-                .contradicted
+                .mismatched
         );
         let direct = parse_as("dm.bob.alice", None, br#"{"user":"mallory","text":"x"}"#).unwrap();
         assert_eq!(
@@ -516,7 +516,7 @@ mod tests {
             ),
             ("bob", Some("alice"), "dm.alice.bob")
         );
-        assert!(direct.contradicted);
+        assert!(direct.mismatched);
     }
 
     #[test]

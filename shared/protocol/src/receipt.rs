@@ -93,7 +93,7 @@ fn through(body: &[u8]) -> Result<Seq, Refusal> {
 
 /// Where a mark stands now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Marked {
+pub struct ReceiptAck {
     /// Up to here.
     pub through: Seq,
     /// This request moved it.
@@ -140,14 +140,14 @@ pub struct UnreadRoom {
 
 /// How far a recipient has got in a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Marks {
+pub struct Cursors {
     /// Confirmed up to here.
     pub delivered: Seq,
     /// Read up to here.
     pub read: Seq,
 }
 
-impl Marks {
+impl Cursors {
     /// How far the message at `seq` came: who has read it, has it.
     pub fn status(self, seq: Seq) -> Status {
         if seq <= self.read {
@@ -160,7 +160,7 @@ impl Marks {
     }
 
     /// Gives a direct message the status that its recipient's marks, as `of` knows them, say; other messages have none.
-    pub fn show(message: &mut Message, of: impl FnOnce(&str) -> Marks) {
+    pub fn set_status(message: &mut Message, of: impl FnOnce(&str) -> Cursors) {
         if let Some(to) = &message.to {
             message.status = Some(of(to).status(message.seq));
         }
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn who_has_read_a_message_has_it() {
         let seq = |seq| Seq::new(seq).unwrap();
-        let marks = Marks {
+        let marks = Cursors {
             delivered: seq(2),
             read: seq(4),
         };
@@ -282,7 +282,7 @@ mod tests {
                 Status::Sent
             ]
         );
-        let marks = Marks {
+        let marks = Cursors {
             delivered: seq(4),
             read: seq(2),
         };

@@ -45,7 +45,7 @@ fn dry_run(body: &Map<String, Value>) -> Result<bool, Refusal> {
 /// What was done, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Retained {
+pub struct RetentionReport {
     /// Messages that left the log's beginning.
     pub trimmed: u64,
     /// Messages that had expired and left the index.

@@ -85,7 +85,7 @@ pub fn direct_subject(from: &User, to: &User) -> String {
 }
 
 /// Every direct message to a user, whoever sends it.
-pub fn directs_to(user: &User) -> String {
+pub fn direct_subjects_to(user: &User) -> String {
     format!("dm.*.{user}")
 }
 
@@ -106,7 +106,7 @@ pub fn subject_template(subject: &str) -> &'static str {
 }
 
 /// The subjects of the log that carry the deletions of direct messages from or to `user`.
-pub fn direct_changes_of(user: &User) -> Vec<String> {
+pub fn direct_change_subjects(user: &User) -> Vec<String> {
     vec![
         crate::change::change_subject(&format!("dm.{user}.*")),
         crate::change::change_subject(&format!("dm.*.{user}")),
@@ -119,7 +119,7 @@ pub fn live_subject(stream_subject: &str) -> String {
 }
 
 /// Whether the log takes in what is published to `subject`. Wildcards in `subject` are letters like others.
-pub fn is_in_log(subject: &str) -> bool {
+pub fn is_in_stream(subject: &str) -> bool {
     let tokens: Vec<&str> = subject.split('.').collect();
     let matches = |pattern: &str| {
         let wanted: Vec<&str> = pattern.split('.').collect();
@@ -152,7 +152,7 @@ mod tests {
             "change.chat.general",
             "change.x",
         ] {
-            assert!(is_in_log(taken), "{taken}");
+            assert!(is_in_stream(taken), "{taken}");
         }
         for foreign in [
             "",
@@ -168,7 +168,7 @@ mod tests {
             ">",
             "*.*",
         ] {
-            assert!(!is_in_log(foreign), "{foreign}");
+            assert!(!is_in_stream(foreign), "{foreign}");
         }
     }
 

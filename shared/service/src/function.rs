@@ -145,7 +145,7 @@ impl<S: Send + Sync + 'static> Function<S> {
                 name: endpoint.name.to_owned(),
                 subject: endpoint.subscription.to_owned(),
                 queue_group: QUEUE_GROUP.to_owned(),
-                metadata: [("about".to_owned(), endpoint.about.to_owned())].into(),
+                metadata: [("about".to_owned(), endpoint.description.to_owned())].into(),
             },
             meter: Meter::new(endpoint.name),
             user_after: endpoint.names_user.then_some(endpoint.prefix),

@@ -228,5 +228,8 @@ async fn get(nats: &Connection, request: &Value) -> Found {
             .get(name)
             .map(|value| value.as_str())
     };
-    Ok(Some((message.seq.get(), protocol::event::told(value))))
+    Ok(Some((
+        message.seq.get(),
+        protocol::event::published_through(value),
+    )))
 }

@@ -14,7 +14,7 @@ use protocol::change::event_subject;
 use protocol::endpoints::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, DM_SEND};
 use protocol::event::{Event, ReceiptEvent};
 use protocol::message::{Message, Status};
-use protocol::receipt::Marked;
+use protocol::receipt::ReceiptAck;
 use protocol::send::SendAck;
 use protocol::sync::SyncPage;
 
@@ -160,12 +160,12 @@ impl Two<'_> {
     async fn told(
         &self,
         events: &mut Events,
-        marked: &Marked,
+        marked: &ReceiptAck,
         through: Seq,
         event: fn(ReceiptEvent) -> Event,
     ) -> Result<(), Fatal> {
         if *marked
-            != (Marked {
+            != (ReceiptAck {
                 through,
                 moved: true,
             })

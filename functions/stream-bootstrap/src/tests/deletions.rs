@@ -30,7 +30,7 @@ async fn changes(admin: &Client) -> Vec<Change> {
         .unwrap();
     let mut found = Vec::new();
     for Entry { seq, subject, .. } in entries(admin).await {
-        if Change::is_on(&subject) {
+        if Change::is_change_subject(&subject) {
             let message = stream.get_raw_message(seq).await.unwrap();
             found.push(
                 Change::parse(&subject, &message.payload, Seq::new(seq).unwrap(), 0).unwrap(),

@@ -21,7 +21,7 @@ async fn last_event(admin: &Client) -> Option<(&'static str, u64)> {
         .await
         .ok()?;
     let value = |name| Some((name, last.headers.get(name)?.as_str().parse().unwrap()));
-    value(header::SEQUENCE).or_else(|| value(header::TOLD))
+    value(header::SEQUENCE).or_else(|| value(header::PUBLISHED_THROUGH))
 }
 
 async fn told(admin: &Client, wanted: (&'static str, u64)) {
@@ -78,7 +78,7 @@ async fn a_log_goes_on_above_what_is_told() {
     )
     .await;
     assert_eq!(marked["moved"], true, "{marked}");
-    told(&admin, (header::TOLD, 4)).await;
+    told(&admin, (header::PUBLISHED_THROUGH, 4)).await;
     assert!(relay.terminate().await.success() && receipts.terminate().await.success());
     lose_log_and_database(&admin, &database).await;
     api(&admin, "STREAM.CREATE.CHAT_MESSAGES", log_with(json!({}))).await;
