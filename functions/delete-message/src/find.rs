@@ -9,9 +9,9 @@ use jetstream::stream::{Limit, StreamMessage};
 use protocol::change::{Change, Deletion};
 use protocol::conversation::Conversation;
 use protocol::delete::{DeleteRequest, MessageKey};
-use protocol::message::{Incoming, derived_id};
+use protocol::message::derived_id;
 use service::ctx::Ctx;
-use timeline::message::id_of;
+use timeline::message::parse;
 use timeline::tail::changes;
 
 /// Messages looked at together in the log.
@@ -187,15 +187,7 @@ async fn by_id(
 
 fn read(ctx: &Ctx<Shared>, message: &StreamMessage) -> Option<Found> {
     let limits = ctx.chat.limits();
-    let read = Incoming::parse(
-        &message.subject,
-        id_of(message),
-        &message.payload,
-        message.seq,
-        message.received_ms,
-        limits,
-    )
-    .ok()?;
+    let read = parse(message, limits).ok()?;
     let (derived, received_ms) = (read.id.is_none(), message.received_ms);
     Some(Found {
         message: read.into_message(),

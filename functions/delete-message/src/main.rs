@@ -3,7 +3,7 @@
 
 use protocol::subject::STREAM;
 use timeline::chat::Chat;
-use timeline::message::id_of;
+use timeline::message::parse_of_any_length;
 
 mod find;
 mod found;
@@ -27,7 +27,6 @@ use protocol::conversation::{Conversation, Direct};
 use protocol::delete::{DeleteRequest, Deleted, DeletedStatus};
 use protocol::endpoints::{DELETE, DM_DELETE};
 use protocol::header;
-use protocol::message::{Incoming, Limits};
 use protocol::name::User;
 use serde::Deserialize;
 use service::ctx::Ctx;
@@ -177,18 +176,7 @@ async fn append_deletion(ctx: &Ctx<Shared>, ask: &DeleteRequest, found: &Found) 
 async fn erase(ctx: &Ctx<Shared>, found: &Found) -> Result<()> {
     // Whatever the limits are today: a text that was once too long is a text.
     let is = |stored: &jetstream::stream::StreamMessage| {
-        let limits = Limits {
-            text_bytes: stored.payload.len(),
-        };
-        let read = Incoming::parse(
-            &stored.subject,
-            id_of(stored),
-            &stored.payload,
-            stored.seq,
-            stored.received_ms,
-            limits,
-        );
-        read.is_ok_and(|read| {
+        parse_of_any_length(stored).is_ok_and(|read| {
             read.user == found.message.user
                 && read.shown_id() == found.message.id
                 && read.id.is_none() == found.derived

@@ -19,7 +19,7 @@ use protocol::message::{Incoming, Limits};
 use protocol::retention::{EraseRequest, Erased};
 use protocol::subject::{CHANGES, STREAM};
 use service::ctx::Ctx;
-use timeline::message::id_of;
+use timeline::message::parse;
 
 /// Rows read together.
 const ROWS: usize = 1_000;
@@ -379,15 +379,7 @@ impl Part<'_> {
 
 /// A message as `persist-message` reads it: what it sets aside gets no tombstone.
 fn read(message: &StreamMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
-    let read = Incoming::parse(
-        &message.subject,
-        id_of(message),
-        &message.payload,
-        message.seq,
-        message.received_ms,
-        limits,
-    );
-    read.ok().filter(|_| !malformed)
+    parse(message, limits).ok().filter(|_| !malformed)
 }
 
 fn of_log(incoming: Incoming, received_ms: i64) -> Theirs {

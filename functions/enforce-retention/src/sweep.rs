@@ -13,10 +13,9 @@ use crate::swept::Swept;
 use crate::{Own, clock};
 use base::error::Result;
 use base::seq::Seq;
-use protocol::message::{Incoming, Limits};
 use protocol::retention::{DEFAULT_ROOMS, DIRECT_ROOMS};
 use service::ctx::Ctx;
-use timeline::message::id_of;
+use timeline::message::parse_of_any_length;
 
 /// The advisory lock of the one copy that sweeps; any number nobody else uses: "sweep" in ASCII.
 const LOCK: i64 = 0x0073_7765_6570;
@@ -362,18 +361,8 @@ async fn delete(
     // Before the commit: should the log be away, the copies are known still when it is back.
     for ((seq, sender), id) in seqs.into_iter().zip(senders).zip(ids) {
         let is = |found: &jetstream::stream::StreamMessage| {
-            let limits = Limits {
-                text_bytes: found.payload.len(),
-            };
-            let read = Incoming::parse(
-                &found.subject,
-                id_of(found),
-                &found.payload,
-                found.seq,
-                found.received_ms,
-                limits,
-            );
-            read.is_ok_and(|message| message.user == sender && message.id.as_ref() == Some(&id))
+            parse_of_any_length(found)
+                .is_ok_and(|message| message.user == sender && message.id.as_ref() == Some(&id))
         };
         ctx.chat.stream().erase(Seq::from_i64(seq), is).await?;
     }

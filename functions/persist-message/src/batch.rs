@@ -9,7 +9,7 @@ use postgres::error::DatabaseError;
 use protocol::change::{Change, Mode};
 use protocol::message::{Incoming, Limits};
 use protocol::reason::Reason;
-use timeline::message::id_of;
+use timeline::message::parse;
 
 /// The unique key a reused sequence runs into.
 const SEQUENCE_KEY: &str = "messages_pkey";
@@ -110,18 +110,7 @@ impl Batch {
                     Change::parse(&message.subject, &message.payload, seq, received_ms)
                         .map(Read::Change)
                 }
-                None => {
-                    let id = id_of(message);
-                    Incoming::parse(
-                        &message.subject,
-                        id,
-                        &message.payload,
-                        seq,
-                        received_ms,
-                        limits,
-                    )
-                    .map(Read::Message)
-                }
+                None => parse(message, limits).map(Read::Message),
             };
             let (original, traceparent) = (Original::of(delivery), sampled_traceparent(headers));
             match read {

@@ -6,7 +6,7 @@ use crate::batch::Key;
 use base::seq::Seq;
 use jetstream::stream::{StreamError, StreamReader};
 use protocol::message::{Incoming, Limits};
-use timeline::message::id_of;
+use timeline::message::parse;
 
 /// Erased together. The log overwrites and flushes one after the other, some milliseconds each: more at once would only wait there, and let
 /// others wait.
@@ -65,16 +65,7 @@ async fn erase_one(
     limits: Limits,
 ) -> Result<bool, StreamError> {
     log.erase(erasure.seq, |found| {
-        let (id, seq) = (id_of(found), found.seq);
-        let message = Incoming::parse(
-            &found.subject,
-            id,
-            &found.payload,
-            seq,
-            found.received_ms,
-            limits,
-        );
-        message.is_ok_and(|message| erasure.is(&message))
+        parse(found, limits).is_ok_and(|message| erasure.is(&message))
     })
     .await
 }

@@ -153,7 +153,7 @@ fn message((_, seq, subject, headers, payload, received_at): &Row) -> Option<Inc
     let limits = Limits {
         text_bytes: payload.len(),
     };
-    let message_id = headers.as_ref().and_then(timeline::message::message_id);
+    let message_id = headers.as_ref().and_then(timeline::message::message_id_in);
     Incoming::parse(
         subject,
         message_id,

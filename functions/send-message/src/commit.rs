@@ -19,6 +19,7 @@ use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use service::ctx::Ctx;
 use timeline::chat::Chat;
+use timeline::message::parse;
 
 /// JetStream takes no more in one batch.
 const MAX_BATCH: usize = 1_000;
@@ -512,7 +513,7 @@ impl Line {
             return Ok(message.says(room, text));
         }
         if let Some(raw) = self.ctx.stream().at(stored.seq).await? {
-            let incoming = known::parse(&raw.message, self.ctx.limits());
+            let incoming = parse(&raw.message, self.ctx.limits()).ok();
             return Ok(incoming.is_some_and(|incoming| message.is(&incoming)));
         }
         let key = message.key();

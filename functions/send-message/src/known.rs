@@ -23,7 +23,7 @@ use protocol::js_api;
 use protocol::message::{Incoming, Limits};
 use service::ctx::Ctx;
 use timeline::chat::Chat;
-use timeline::message::id_of;
+use timeline::message::parse;
 
 /// Every subject of the log.
 const EVERYTHING: &str = ">";
@@ -254,21 +254,8 @@ fn names(message: &StreamMessage, limits: Limits) -> Option<(Key, Seq)> {
         .deletion;
         return (!deletion.derived).then_some(((deletion.user, deletion.id), deletion.target));
     }
-    let Incoming { user, id, seq, .. } = parse(message, limits)?;
+    let Incoming { user, id, seq, .. } = parse(message, limits).ok()?;
     Some(((user, id?), seq))
-}
-
-/// A message of the log as `persist-message` reads it; `None` when it becomes a dead letter.
-pub fn parse(message: &StreamMessage, limits: Limits) -> Option<Incoming> {
-    Incoming::parse(
-        &message.subject,
-        id_of(message),
-        &message.payload,
-        message.seq,
-        message.received_ms,
-        limits,
-    )
-    .ok()
 }
 
 impl StoredBefore {

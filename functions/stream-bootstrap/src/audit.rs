@@ -13,9 +13,9 @@ use base::seq::Seq;
 use jetstream::stream::{Limit, StreamMessage, StreamReader};
 use protocol::audit::{Audit, AuditCounts, AuditRequest, Offender};
 use protocol::change::Change;
-use protocol::message::{Incoming, Limits};
+use protocol::message::Limits;
 use service::ctx::Ctx;
-use timeline::message::id_of;
+use timeline::message::parse;
 
 /// Messages looked up together.
 const CHUNK: usize = 1_000;
@@ -161,14 +161,7 @@ impl Found {
                 Some(age),
             )
         } else {
-            match Incoming::parse(
-                subject,
-                id_of(&message),
-                payload,
-                seq,
-                received_ms,
-                NO_LIMITS,
-            ) {
+            match parse(&message, NO_LIMITS) {
                 Ok(incoming) => {
                     let age = (incoming.room.clone(), received_ms);
                     let (id, derived) = (incoming.shown_id(), incoming.id.is_none());

@@ -19,7 +19,7 @@ use protocol::header;
 use protocol::message::{Incoming, Limits};
 use protocol::reason::Reason;
 use timeline::append_again::{Again, append_again};
-use timeline::message::id_of;
+use timeline::message::parse;
 
 /// Letters read at once; each may weigh `max_payload`.
 const CHUNK: i64 = 16;
@@ -303,14 +303,7 @@ async fn settle(
     limits: Limits,
 ) -> Result<bool, Trouble> {
     let message = letter.message();
-    let Ok(parsed) = Incoming::parse(
-        &message.subject,
-        id_of(&message),
-        &message.payload,
-        message.seq,
-        message.received_ms,
-        limits,
-    ) else {
+    let Ok(parsed) = parse(&message, limits) else {
         remove(connection, letter).await?;
         return Ok(false);
     };
@@ -384,15 +377,7 @@ async fn stored_messages(
     limits: Limits,
 ) -> Result<Vec<i64>, sqlx::Error> {
     let read = |message: &&StreamMessage| {
-        let parsed = Incoming::parse(
-            &message.subject,
-            id_of(message),
-            &message.payload,
-            message.seq,
-            message.received_ms,
-            limits,
-        )
-        .ok()?;
+        let parsed = parse(message, limits).ok()?;
         Some((parsed, instant(message.received_ms)))
     };
     let rows: Vec<(Incoming, OffsetDateTime)> = messages.iter().filter_map(read).collect();

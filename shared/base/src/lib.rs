@@ -8,3 +8,4 @@ pub mod redact;
 pub mod seq;
 pub mod span;
 pub mod subject;
+pub mod time;

@@ -4,6 +4,7 @@
 pub mod database;
 pub mod encoding;
 pub mod error;
+pub mod lock;
 mod presence;
 pub mod settings;
 pub mod span;

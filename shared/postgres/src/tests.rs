@@ -11,6 +11,8 @@ use crate::error::{Class, DatabaseError};
 use crate::settings::Settings;
 use testing::{SOON, World, eventually};
 
+mod lock;
+
 const NAME: &str = "under-test";
 /// What the functions grant a query.
 const LIMIT: Duration = Duration::from_secs(5);

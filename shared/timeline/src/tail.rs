@@ -5,12 +5,12 @@ use std::collections::HashMap;
 
 use futures::future::try_join_all;
 
-use crate::message::id_of;
+use crate::message::parse;
 use crate::union::{Cutoffs, Key, Side};
 use base::seq::Seq;
 use jetstream::stream::{Limit, StreamError, StreamMessage, StreamReader};
 use protocol::change::Change;
-use protocol::message::{Incoming, Limits, Message};
+use protocol::message::{Limits, Message};
 use protocol::subject::CHANGES;
 
 /// A tail that is not longer is read as a whole: then nothing in it is missed, and a message that stands
@@ -234,7 +234,7 @@ impl Tail {
             ..Tail::default()
         };
         for message in messages {
-            let Some(incoming) = parse(&message, limits) else {
+            let Ok(incoming) = parse(&message, limits) else {
                 continue;
             };
             if let Some(id) = &incoming.id {
@@ -367,7 +367,7 @@ async fn newest_of(
         good += window
             .messages
             .iter()
-            .filter(|message| parse(message, limits).is_some())
+            .filter(|message| parse(message, limits).is_ok())
             .count();
         bytes += window
             .messages
@@ -399,7 +399,7 @@ async fn oldest_of(
         complete = window.complete || window.messages.is_empty();
         next = window.messages.last().map_or(next, |last| last.seq.next());
         for message in window.messages {
-            if parse(&message, limits).is_some() {
+            if parse(&message, limits).is_ok() {
                 good += 1;
             }
             // What will be a dead letter costs memory, too.
@@ -412,17 +412,4 @@ async fn oldest_of(
         complete,
         from,
     })
-}
-
-fn parse(message: &StreamMessage, limits: Limits) -> Option<Incoming> {
-    let id = id_of(message);
-    Incoming::parse(
-        &message.subject,
-        id,
-        &message.payload,
-        message.seq,
-        message.received_ms,
-        limits,
-    )
-    .ok()
 }
