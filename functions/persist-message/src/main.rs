@@ -171,7 +171,8 @@ async fn handle(
     }
     meter.count("duplicates", outcome.duplicates);
     meter.count("redelivered", redelivered);
-    meter.count("mismatched", mismatched);
+    // Operators know it by this name.
+    meter.count("contradicted", mismatched);
     meter.count("changes", outcome.changed);
     meter.handled(deliveries.len() as u64, begun.elapsed());
     true
