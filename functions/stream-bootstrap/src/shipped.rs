@@ -8,7 +8,7 @@ use crate::compare::{Config, is_nothing};
 use crate::object::{Kind, Object};
 use base::error::Fatal;
 use base::subject::overlap;
-use protocol::endpoints::REQUEST_SUBJECTS;
+use protocol::endpoints::request_subjects;
 use protocol::subject::{STREAM, WORKER};
 
 /// File name and content. A test holds these lists against the directories.
@@ -161,8 +161,8 @@ pub fn subjects(config: &Config) -> Vec<String> {
 /// The requests that a stream with these subjects would answer in a function's place, a sentence each.
 pub fn swallowed(stream: &str, subjects: &[String]) -> Vec<String> {
     let pairs = subjects.iter().flat_map(|subject| {
-        REQUEST_SUBJECTS
-            .iter()
+        request_subjects()
+            .into_iter()
             .map(move |request| (subject, request))
     });
     pairs

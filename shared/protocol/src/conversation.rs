@@ -1,6 +1,7 @@
 //! What requests are about: a room, or the conversation of two people.
 
-use crate::name::{Room, User, two};
+use crate::name::{Room, User, split_names};
+use base::endpoint::SubjectTemplate;
 use base::error::Refusal;
 
 /// A room, or the one conversation two people have, whoever asks.
@@ -69,15 +70,21 @@ pub(crate) fn direct_name(first: &str, second: &str) -> String {
 pub struct Direct<Q>(pub Q);
 
 /// `{user}.{peer}`: who asks, and what about.
-pub(crate) fn user_and_peer(names: &str, form: &str) -> Result<(User, Conversation), Refusal> {
-    let (user, peer) = two(names, form)?;
+pub(crate) fn user_and_peer(
+    names: &str,
+    template: &SubjectTemplate,
+) -> Result<(User, Conversation), Refusal> {
+    let (user, peer) = split_names(names, template)?;
     let (user, peer) = (User::parse(user)?, User::parse(peer)?);
     Ok((user.clone(), Conversation::direct(user, peer)))
 }
 
 /// `{user}.{room}`: who asks, and what about.
-pub(crate) fn user_and_room(names: &str, form: &str) -> Result<(User, Conversation), Refusal> {
-    let (user, room) = two(names, form)?;
+pub(crate) fn user_and_room(
+    names: &str,
+    template: &SubjectTemplate,
+) -> Result<(User, Conversation), Refusal> {
+    let (user, room) = split_names(names, template)?;
     Ok((User::parse(user)?, Conversation::Room(Room::parse(room)?)))
 }
 

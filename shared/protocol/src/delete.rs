@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::body;
 use crate::change::Mode;
 use crate::conversation::{Conversation, Direct, user_and_peer, user_and_room};
+use crate::endpoints;
 use crate::message::MAX_ID_BYTES;
 use crate::name::User;
 use base::endpoint::ParseRequest;
@@ -83,13 +84,13 @@ impl DeleteRequest {
 
 impl ParseRequest for DeleteRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        DeleteRequest::read(user_and_room(names, "chat.delete.{user}.{room}")?, body)
+        DeleteRequest::read(user_and_room(names, &endpoints::DELETE.template)?, body)
     }
 }
 
 impl ParseRequest for Direct<DeleteRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        DeleteRequest::read(user_and_peer(names, "dm.delete.{user}.{peer}")?, body).map(Direct)
+        DeleteRequest::read(user_and_peer(names, &endpoints::DM_DELETE.template)?, body).map(Direct)
     }
 }
 

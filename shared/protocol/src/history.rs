@@ -2,6 +2,7 @@
 
 use crate::body;
 use crate::conversation::{Conversation, Direct, user_and_peer};
+use crate::endpoints;
 use crate::message::Message;
 use crate::name::Room;
 use base::endpoint::ParseRequest;
@@ -74,7 +75,7 @@ impl ParseRequest for HistoryRequest {
 
 impl ParseRequest for Direct<HistoryRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        let (_, conversation) = user_and_peer(names, "dm.history.{user}.{peer}")?;
+        let (_, conversation) = user_and_peer(names, &endpoints::DM_HISTORY.template)?;
         let mut request = HistoryRequest::read(conversation, body)?;
         request.receipts = body::flag(&body::object(body, EXAMPLE)?, "receipts")?;
         Ok(Direct(request))

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use base::endpoint::SubjectTemplate;
 use base::error::Refusal;
 
 /// The longest room or user a request subject may name, in bytes.
@@ -95,10 +96,14 @@ impl fmt::Display for User {
 }
 
 /// The two names a subject ends with.
-pub(crate) fn two<'a>(names: &'a str, form: &str) -> Result<(&'a str, &'a str), Refusal> {
+pub(crate) fn split_names<'a>(
+    names: &'a str,
+    template: &SubjectTemplate,
+) -> Result<(&'a str, &'a str), Refusal> {
     let wrong = || {
         Refusal::bad_request(format!(
-            "the subject must be {form}, each name 1 to 64 of A-Z a-z 0-9 _ -"
+            "the subject must be {}, each name 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 _ -",
+            template.text
         ))
     };
     names

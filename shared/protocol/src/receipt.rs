@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::body;
 use crate::conversation::{Conversation, Direct, user_and_peer, user_and_room};
+use crate::endpoints;
 use crate::message::{Message, Status};
 use crate::name::User;
 use base::endpoint::ParseRequest;
@@ -65,7 +66,7 @@ pub struct ReadRequest {
 
 impl ParseRequest for ReadRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        let (user, conversation) = user_and_room(names, "chat.read.{user}.{room}")?;
+        let (user, conversation) = user_and_room(names, &endpoints::READ.template)?;
         Ok(ReadRequest {
             user,
             conversation,
@@ -76,7 +77,7 @@ impl ParseRequest for ReadRequest {
 
 impl ParseRequest for Direct<ReadRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        let (user, conversation) = user_and_peer(names, "dm.read.{user}.{peer}")?;
+        let (user, conversation) = user_and_peer(names, &endpoints::DM_READ.template)?;
         Ok(Direct(ReadRequest {
             user,
             conversation,

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::endpoints;
 use crate::message::{Keys, MAX_ID_BYTES, Scalar};
-use crate::name::{Room, User, two};
+use crate::name::{Room, User, split_names};
 use crate::reason::Reason;
 use base::endpoint::ParseRequest;
 use base::error::Refusal;
@@ -33,7 +34,7 @@ pub struct Draft {
 
 impl ParseRequest for SendRequest<Room> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        let (user, room) = two(names, "chat.send.{user}.{room}")?;
+        let (user, room) = split_names(names, &endpoints::SEND.template)?;
         let (user, to) = (User::parse(user)?, Room::parse(room)?);
         if to.as_str() == Room::ADMIN {
             return Err(Refusal::forbidden(
@@ -50,7 +51,7 @@ impl ParseRequest for SendRequest<Room> {
 
 impl ParseRequest for SendRequest<User> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        let (user, peer) = two(names, "dm.send.{user}.{peer}")?;
+        let (user, peer) = split_names(names, &endpoints::DM_SEND.template)?;
         Ok(SendRequest {
             user: User::parse(user)?,
             to: User::parse(peer)?,

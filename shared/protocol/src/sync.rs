@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::body;
 use crate::change::ChangeEntry;
 use crate::conversation::{Conversation, Direct, user_and_peer};
+use crate::endpoints;
 use crate::message::Message;
 use crate::name::Room;
 use base::endpoint::ParseRequest;
@@ -50,7 +51,7 @@ impl ParseRequest for SyncRequest {
 
 impl ParseRequest for Direct<SyncRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        let (_, conversation) = user_and_peer(names, "dm.sync.{user}.{peer}")?;
+        let (_, conversation) = user_and_peer(names, &endpoints::DM_SYNC.template)?;
         SyncRequest::read(conversation, body).map(Direct)
     }
 }

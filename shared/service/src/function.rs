@@ -143,16 +143,16 @@ impl<S: Send + Sync + 'static> Function<S> {
         self.endpoints.push(Box::new(move |ctx| Registered {
             info: EndpointInfo {
                 name: endpoint.name.to_owned(),
-                subject: endpoint.subscription.to_owned(),
+                subject: endpoint.template.subscription(),
                 queue_group: QUEUE_GROUP.to_owned(),
-                metadata: [("about".to_owned(), endpoint.description.to_owned())].into(),
+                metadata: [("about".to_owned(), endpoint.about())].into(),
             },
             meter: Meter::new(endpoint.name),
-            user_after: endpoint.names_user.then_some(endpoint.prefix),
+            user_after: endpoint.template.prefix_of_user(),
             handler: Some(Arc::new(move |subject: String, payload: Bytes| {
                 let (ctx, handler) = (ctx.clone(), handler.clone());
                 async move {
-                    let ask = Q::parse(endpoint.names(&subject), &payload)?;
+                    let ask = Q::parse(endpoint.template.names_of(&subject), &payload)?;
                     let reply = handler(ctx, Request { body: ask }).await?;
                     Ok((reply.body, reply.headers))
                 }
