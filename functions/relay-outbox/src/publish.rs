@@ -130,11 +130,6 @@ impl Publisher {
         Publisher { nats, at: None }
     }
 
-    /// Looks again before anything is published.
-    pub fn forget(&mut self) {
-        self.at = None;
-    }
-
     /// The log is told up to `seq`, with what has no event.
     pub fn reached(&mut self, seq: Seq) {
         if let Some(at) = &mut self.at {

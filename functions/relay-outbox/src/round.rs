@@ -15,6 +15,7 @@ use base::seq::Seq;
 use protocol::change::Mode;
 use protocol::event::{DeletedEvent, Event, StoredEvent};
 use service::ctx::Ctx;
+use service::job::{Done, Next};
 use timeline::chat::Chat;
 
 /// The advisory lock of the one copy that relays; any number nobody else uses: "outbox" in ASCII.
@@ -71,49 +72,24 @@ const NOTE: &str = "
     insert into relayed (seq) values ($1)
     on conflict (only_row) do update set seq = greatest(relayed.seq, excluded.seq)";
 
-/// What a round did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Round {
-    /// Events.
-    pub published: u64,
-    /// What to do now.
-    pub next: Next,
-}
-
-/// What to do after a round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
-    /// There may be more: another round at once.
-    Again,
-    /// Something is stored and not yet below the floor: look again soon.
-    Waiting,
-    /// The outbox is empty.
-    Idle,
-    /// Another copy is at it.
-    Elsewhere,
-}
-
-impl Next {
-    const fn after_nothing(self) -> Round {
-        Round {
-            published: 0,
-            next: self,
-        }
-    }
+/// A round that published nothing.
+const fn nothing(next: Next) -> Done {
+    Done { handled: 0, next }
 }
 
 /// Of each position in the taken rows, when it was stored, and the sender's trace.
 type Pending = BTreeMap<i64, (OffsetDateTime, Option<String>)>;
 
-/// One round, if no other copy is in the middle of one.
+/// One round, if no other replica is in the middle of one.
 ///
 /// # Errors
 /// A server does not answer, or refuses. The outbox is as before then; what was published all the same, the next round
 /// finds in the stream.
-pub async fn round(ctx: &Ctx<Chat>, publisher: &mut Publisher) -> Result<Round, Trouble> {
+pub async fn round(ctx: &Ctx<Chat>, publisher: &mut Publisher) -> Result<Done, Trouble> {
     // Before the outbox is read: everything up to here was committed before, so what the outbox shows is all there is.
     let floor = ctx.stream().stored_through_now().await?;
-    let mut outcome = Ok(Next::Elsewhere.after_nothing());
+    // Unless this replica gets the lock, another one is at it.
+    let mut outcome = Ok(nothing(Next::Idle));
     let ended = ctx
         .database()
         .run_once(ROUND_LIMIT, async |connection: &mut PgConnection| {
@@ -142,22 +118,22 @@ async fn relay(
     connection: &mut PgConnection,
     publisher: &mut Publisher,
     floor: Seq,
-) -> Result<Round, Trouble> {
+) -> Result<Done, Trouble> {
     type Standing = (i64, Option<i64>, Option<i64>);
     let (relayed, message, receipt): Standing =
         sqlx::query_as(STANDING).fetch_one(&mut *connection).await?;
     if message.is_none() && receipt.is_none() {
-        return Ok(Next::Idle.after_nothing());
+        return Ok(nothing(Next::Idle));
     }
     let due = |first: Option<i64>| first.is_some_and(|first| Seq::from_i64(first) <= floor);
     if !due(message) && !due(receipt) {
-        return Ok(Next::Waiting.after_nothing());
+        return Ok(nothing(Next::Soon));
     }
     let watermark = publisher.watermark(Seq::from_i64(relayed)).await?;
     let (messages, through) = match due(message) {
         true => relay_messages(connection, publisher, watermark, floor).await?,
         // Nothing is left to tell of what lies below the floor.
-        false => (Next::Waiting.after_nothing(), Some(floor)),
+        false => (nothing(Next::Soon), Some(floor)),
     };
     let receipts = match through {
         Some(through) if due(receipt) => {
@@ -170,8 +146,8 @@ async fn relay(
     } else {
         messages.next
     };
-    Ok(Round {
-        published: messages.published + receipts,
+    Ok(Done {
+        handled: messages.handled + receipts,
         next,
     })
 }
@@ -182,10 +158,10 @@ async fn relay_messages(
     publisher: &mut Publisher,
     watermark: Seq,
     floor: Seq,
-) -> Result<(Round, Option<Seq>), Trouble> {
+) -> Result<(Done, Option<Seq>), Trouble> {
     let swept = sweep(connection, watermark).await?;
     if swept == SWEEP.unsigned_abs() {
-        return Ok((Next::Again.after_nothing(), None));
+        return Ok((nothing(Next::Again), None));
     }
     let left: Option<i64> = sqlx::query_scalar(LEFT)
         .bind(watermark.as_i64())
@@ -198,12 +174,8 @@ async fn relay_messages(
     let pending = pending(connection, watermark, through).await?;
     let Some((last, _)) = pending.last_key_value() else {
         // What is taken begins below the floor and goes on above it.
-        let next = if swept > 0 {
-            Next::Again
-        } else {
-            Next::Waiting
-        };
-        return Ok((next.after_nothing(), Some(through)));
+        let next = if swept > 0 { Next::Again } else { Next::Soon };
+        return Ok((nothing(next), Some(through)));
     };
     let last = Seq::from_i64(*last);
     let outgoing = events(connection, &pending).await?;
@@ -215,8 +187,8 @@ async fn relay_messages(
     sweep(connection, last).await?;
     publisher.reached(last);
     Ok((
-        Round {
-            published: outgoing.len() as u64,
+        Done {
+            handled: outgoing.len() as u64,
             next: Next::Again,
         },
         Some(through),

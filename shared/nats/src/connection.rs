@@ -187,6 +187,20 @@ impl Connection {
         self.refused.recent()
     }
 
+    /// Fails after a permission violation: what the function needs will not work before somebody
+    /// changes this user's permissions, so trying again is of no use.
+    ///
+    /// # Errors
+    /// Names the violation.
+    pub fn check_permissions(&self) -> Result<(), Fatal> {
+        self.refused().map_or(Ok(()), |violation| {
+            Err(Fatal::new(format!(
+                "NATS refuses this user what it needs: {violation}; \
+                 check this user's permissions in the server's configuration"
+            )))
+        })
+    }
+
     /// Asks JetStream's JSON API.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Settings, Vars};
 use crate::ctx::{Clock, Ctx, Shared};
+use crate::job::{self, Description, Job};
 use crate::meter::Meter;
 use crate::request::{Reply, Request};
 use crate::requests;
@@ -190,6 +191,18 @@ impl<S: Send + Sync + 'static> Function<S> {
             Box::new(move |ctx, meter| work(ctx, meter).boxed()),
         ));
         self
+    }
+
+    /// Repeats a job from start to stop; its description shows it in STATS beside the endpoints.
+    #[must_use]
+    pub fn job<J: Job<S>>(self) -> Self {
+        let Description {
+            name,
+            subject,
+            about,
+            ..
+        } = J::DESCRIPTION;
+        self.work(name, subject, about, job::repeat::<S, J>)
     }
 
     /// The process: arguments, log, start, signals, stop.

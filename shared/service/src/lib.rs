@@ -5,6 +5,7 @@ mod collector;
 pub mod config;
 pub mod ctx;
 pub mod function;
+pub mod job;
 mod log_filter;
 pub mod meter;
 pub mod request;
