@@ -1,4 +1,5 @@
-//! What became of every message the log holds: each one looked up where the promise says that it is.
+//! The audit: what became of every message the stream holds. Each one is looked up where our
+//! guarantees say that it is.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -6,89 +7,89 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
-use crate::State;
-use crate::letters::instant;
-use crate::trouble::Trouble;
+use crate::error::Error;
+use crate::handler::State;
 use base::seq::Seq;
+use base::time::from_unix_ms;
 use jetstream::stream::{Limit, StreamMessage, StreamReader};
 use protocol::audit::{Audit, AuditCounts, AuditRequest, Offender};
 use protocol::change::Change;
-use protocol::message::Limits;
 use service::ctx::Ctx;
-use timeline::message::parse;
+use timeline::message::parse_of_any_length;
 
 /// Messages looked up together.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_TIME: Duration = Duration::from_secs(20);
-/// Of the request's deadline, in percent: the rest is for the last chunk and the way back.
+/// Percent of the request's deadline after which no new chunk starts. The rest is for the chunk
+/// under way and for the reply.
 const PART_OF_DEADLINE: u32 = 60;
-/// Any text: what was stored under another limit is stored.
-const NO_LIMITS: Limits = Limits {
-    text_bytes: 1 << 30,
-};
 
-const ROWS: &str = "
-    select seq, sender, id, derived, received_at, deleted from messages where seq between $1 and $2";
+const MESSAGES: &str = "
+    select seq, sender, id, derived, received_at, deleted from messages
+     where seq between $1 and $2";
 
 const CHANGES: &str = "
     select seq, target, sender, id from changes where seq between $1 and $2";
 
-/// Whatever became of a letter afterwards, the first one says why.
-const LETTERS: &str = "
-    select distinct on (seq) seq, reason from dead_letters where seq between $1 and $2 order by seq, id";
+/// If a message was dead-lettered more than once, the first dead letter has the reason.
+const DEAD_LETTERS: &str = "
+    select distinct on (seq) seq, reason from dead_letters
+     where seq between $1 and $2 order by seq, id";
 
-/// What was received at this time, in Unix milliseconds, or before has expired, by room.
+/// For each room: messages received at this time (Unix milliseconds) or earlier have expired.
 const CUTOFFS: &str = "
     select name, cutoff_ms(name) from unnest($1::text[]) as name";
 
-/// Each id is a search of its own: no other plan is possible, whatever the statistics say.
+/// The lateral join makes each id an index search of its own, whatever the statistics say.
 pub const ELSEWHERE: &str = "
-    select asked.seq
-      from unnest($1::bigint[], $2::text[], $3::text[]) as asked (seq, sender, id)
+    select candidate.seq
+      from unnest($1::bigint[], $2::text[], $3::text[]) as candidate (seq, sender, id)
      cross join lateral (select from messages
-                          where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, false)
-                            and messages.seq <> asked.seq limit 1) as stored";
+                          where (messages.sender, messages.id, messages.derived)
+                                = (candidate.sender, candidate.id, false)
+                            and messages.seq <> candidate.seq limit 1) as stored";
 
-/// Looks at the log from `asked.from` on until most of the request's time is used.
+/// Audits the stream from `request.from` on, until most of the request's time is used.
 ///
 /// # Errors
-/// The log or the database does not answer.
-pub async fn audit(ctx: &Ctx<State>, asked: AuditRequest) -> Result<Audit, Trouble> {
-    let begun = Instant::now();
+/// The stream or the database does not answer.
+pub async fn audit(ctx: &Ctx<State>, request: AuditRequest) -> Result<Audit, Error> {
+    let started = Instant::now();
     let deadline = ctx.settings().request_deadline();
-    let enough = deadline * PART_OF_DEADLINE / 100;
-    let (first, last) = ctx.chat.stream().range().await?;
-    let from = asked.from.max(first);
-    let mut page = Page {
+    let time_limit = deadline * PART_OF_DEADLINE / 100;
+    let stream = ctx.chat.stream();
+    let (first, last) = stream.range().await?;
+    let from = request.from.max(first);
+    let mut tally = Tally {
         counts: AuditCounts::default(),
         offenders: Vec::new(),
-        room: asked.offenders,
+        max_offenders: request.offenders,
     };
     let mut next = from;
     while next <= last {
-        let messages = read(ctx.chat.stream(), next, last).await?;
+        let messages = read_chunk(stream, next, last).await?;
         let Some(end) = messages.last().map(|found| found.message.seq) else {
             next = last.next();
             break;
         };
-        // Before the index is looked at: what lies at or below this floor was committed before.
-        let floor = ctx.chat.stream().stored_through().await?;
+        // Before PostgreSQL is read: everything up to here was committed before this moment.
+        let stored_through = stream.stored_through().await?;
         let left = deadline
-            .saturating_sub(begun.elapsed())
+            .saturating_sub(started.elapsed())
             .max(Duration::from_millis(1));
-        let index = ctx
+        let stored = ctx
             .chat
             .database()
             .run(left, async |connection| {
-                Index::read(connection, &messages).await
+                Stored::load(connection, &messages).await
             })
             .await?;
         messages
             .iter()
-            .for_each(|found| page.count(found, &index, floor));
+            .for_each(|found| tally.count(found, &stored, stored_through));
         next = end.next();
-        if begun.elapsed() >= enough {
+        if started.elapsed() >= time_limit {
             break;
         }
     }
@@ -96,29 +97,30 @@ pub async fn audit(ctx: &Ctx<State>, asked: AuditRequest) -> Result<Audit, Troub
         from,
         through: next.previous().min(last),
         more: next <= last,
-        counts: page.counts,
-        offenders: page.offenders,
+        counts: tally.counts,
+        offenders: tally.offenders,
     })
 }
 
-/// The next messages up to `last`. What is appended meanwhile is for another part, or an audit would never end while
-/// people talk.
-async fn read(log: &StreamReader, from: Seq, last: Seq) -> Result<Vec<Found>, Trouble> {
-    let found = log
+/// The next messages up to `last`. Messages appended meanwhile are left for another audit;
+/// otherwise it would never end while users write.
+async fn read_chunk(stream: &StreamReader, from: Seq, last: Seq) -> Result<Vec<Found>, Error> {
+    let found = stream
         .every(from, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
         .await?;
     Ok(found
         .into_iter()
         .filter(|(message, _)| message.seq <= last)
-        .map(Found::read)
+        .map(|(message, malformed)| Found::parse(message, malformed))
         .collect())
 }
 
-/// A message of the log, as far as the index would know it.
+/// A message of the stream, and what PostgreSQL should know of it.
 struct Found {
     message: StreamMessage,
     content: Content,
-    /// Whose it is and when the log received it; of a deletion, when it received the message. `None` for what cannot be stored.
+    /// The room, and when the stream received the message; of a deletion, when the stream received
+    /// its target. `None` for a message that cannot be stored.
     age: Option<(String, i64)>,
 }
 
@@ -133,49 +135,20 @@ enum Content {
         sender: String,
         id: String,
     },
-    /// Nothing that can be stored: a dead letter, if the promise holds.
-    Unfit,
+    /// It cannot be stored, so it should be a dead letter.
+    Unparseable,
 }
 
 impl Found {
-    fn read((message, malformed): (StreamMessage, bool)) -> Found {
-        let StreamMessage {
-            seq,
-            ref subject,
-            ref payload,
-            received_ms,
-            ..
-        } = message;
-        let (content, age) = if malformed {
-            (Content::Unfit, None)
-        } else if let Ok(Change { deletion, room, .. }) =
-            Change::parse(subject, payload, seq, received_ms)
-        {
-            let age = (room, deletion.received);
-            (
-                Content::Change {
-                    target: deletion.target.as_i64(),
-                    sender: deletion.user,
-                    id: deletion.id,
-                },
-                Some(age),
-            )
+    fn parse(message: StreamMessage, malformed: bool) -> Found {
+        let parsed = if malformed {
+            None
         } else {
-            match parse(&message, NO_LIMITS) {
-                Ok(incoming) => {
-                    let age = (incoming.room.clone(), received_ms);
-                    let (id, derived) = (incoming.shown_id(), incoming.id.is_none());
-                    (
-                        Content::Message {
-                            id,
-                            derived,
-                            sender: incoming.user,
-                        },
-                        Some(age),
-                    )
-                }
-                Err(_) => (Content::Unfit, None),
-            }
+            parse_change(&message).or_else(|| parse_message(&message))
+        };
+        let (content, age) = match parsed {
+            Some((content, age)) => (content, Some(age)),
+            None => (Content::Unparseable, None),
         };
         Found {
             message,
@@ -183,6 +156,35 @@ impl Found {
             age,
         }
     }
+}
+
+type Parsed = (Content, (String, i64));
+
+fn parse_change(message: &StreamMessage) -> Option<Parsed> {
+    let change = Change::parse(
+        &message.subject,
+        &message.payload,
+        message.seq,
+        message.received_ms,
+    );
+    let Change { deletion, room, .. } = change.ok()?;
+    let content = Content::Change {
+        target: deletion.target.as_i64(),
+        sender: deletion.user,
+        id: deletion.id,
+    };
+    Some((content, (room, deletion.received)))
+}
+
+fn parse_message(message: &StreamMessage) -> Option<Parsed> {
+    // A message that was stored under another limit is stored.
+    let incoming = parse_of_any_length(message).ok()?;
+    let content = Content::Message {
+        id: incoming.shown_id(),
+        derived: incoming.id.is_none(),
+        sender: incoming.user,
+    };
+    Some((content, (incoming.room, message.received_ms)))
 }
 
 /// A row of `messages`.
@@ -194,109 +196,65 @@ struct Row {
     deleted: bool,
 }
 
-/// What PostgreSQL has between two positions, as far as it is needed.
-struct Index {
+/// What PostgreSQL has between two sequences, as far as the audit needs it.
+struct Stored {
     rows: HashMap<i64, Row>,
+    /// Target, sender and id of each change.
     changes: HashMap<i64, (i64, String, String)>,
-    letters: BTreeMap<i64, String>,
+    /// The reason of each dead letter.
+    dead_letters: BTreeMap<i64, String>,
+    /// Sequences of messages whose sender and id are stored at another sequence.
     elsewhere: HashSet<i64>,
-    /// By room; without those in which nothing expires.
+    /// By room, without the rooms in which nothing expires.
     cutoffs: HashMap<String, i64>,
 }
 
-impl Index {
-    async fn read(connection: &mut PgConnection, messages: &[Found]) -> Result<Index, sqlx::Error> {
-        let ends = [messages.first(), messages.last()]
-            .map(|found| found.map_or(0, |found| found.message.seq.as_i64()));
-        let rows: Vec<(i64, String, String, bool, OffsetDateTime, bool)> = sqlx::query_as(ROWS)
-            .bind(ends[0])
-            .bind(ends[1])
-            .fetch_all(&mut *connection)
-            .await?;
-        let row = |(seq, sender, id, derived, received_at, deleted)| {
-            (
-                seq,
-                Row {
-                    sender,
-                    id,
-                    derived,
-                    received_at,
-                    deleted,
-                },
-            )
-        };
-        let mut index = Index {
-            rows: rows.into_iter().map(row).collect(),
+impl Stored {
+    async fn load(
+        connection: &mut PgConnection,
+        messages: &[Found],
+    ) -> Result<Stored, sqlx::Error> {
+        let seq = |found: Option<&Found>| found.map_or(0, |found| found.message.seq.as_i64());
+        let first = seq(messages.first());
+        let last = seq(messages.last());
+        let mut stored = Stored {
+            rows: load_rows(connection, first, last).await?,
             changes: HashMap::new(),
-            letters: BTreeMap::new(),
+            dead_letters: BTreeMap::new(),
             elsewhere: HashSet::new(),
             cutoffs: HashMap::new(),
         };
-        // Nearly always that is all.
-        let left: Vec<&Found> = messages
+        let without_row: Vec<&Found> = messages
             .iter()
-            .filter(|found| index.stored(found).is_none())
+            .filter(|found| stored.row(found).is_none())
             .collect();
-        if left.is_empty() {
-            return Ok(index);
+        // Nearly always every message has its row.
+        if without_row.is_empty() {
+            return Ok(stored);
         }
         let changes: Vec<(i64, i64, String, String)> = sqlx::query_as(CHANGES)
-            .bind(ends[0])
-            .bind(ends[1])
+            .bind(first)
+            .bind(last)
             .fetch_all(&mut *connection)
             .await?;
-        let letters: Vec<(i64, String)> = sqlx::query_as(LETTERS)
-            .bind(ends[0])
-            .bind(ends[1])
+        let dead_letters: Vec<(i64, String)> = sqlx::query_as(DEAD_LETTERS)
+            .bind(first)
+            .bind(last)
             .fetch_all(&mut *connection)
             .await?;
-        let named: Vec<(i64, &str, &str)> = left
-            .iter()
-            .filter_map(|found| match &found.content {
-                Content::Message {
-                    sender,
-                    id,
-                    derived: false,
-                } => Some((found.message.seq.as_i64(), sender.as_str(), id.as_str())),
-                _ => None,
-            })
-            .collect();
-        let elsewhere: Vec<i64> = sqlx::query_scalar(ELSEWHERE)
-            .bind(named.iter().map(|(seq, _, _)| *seq).collect::<Vec<i64>>())
-            .bind(
-                named
-                    .iter()
-                    .map(|(_, sender, _)| *sender)
-                    .collect::<Vec<&str>>(),
-            )
-            .bind(named.iter().map(|(_, _, id)| *id).collect::<Vec<&str>>())
-            .fetch_all(&mut *connection)
-            .await?;
-        let mut rooms: Vec<&str> = left
-            .iter()
-            .filter_map(|found| Some(found.age.as_ref()?.0.as_str()))
-            .collect();
-        rooms.sort_unstable();
-        rooms.dedup();
-        let cutoffs: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS)
-            .bind(rooms)
-            .fetch_all(connection)
-            .await?;
-        index.cutoffs = cutoffs
-            .into_iter()
-            .filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?)))
-            .collect();
-        index.changes = changes
+        stored.changes = changes
             .into_iter()
             .map(|(seq, target, sender, id)| (seq, (target, sender, id)))
             .collect();
-        index.letters = letters.into_iter().collect();
-        index.elsewhere = elsewhere.into_iter().collect();
-        Ok(index)
+        stored.dead_letters = dead_letters.into_iter().collect();
+        stored.elsewhere = load_elsewhere(connection, &without_row).await?;
+        stored.cutoffs = load_cutoffs(connection, &without_row).await?;
+        Ok(stored)
     }
 
-    /// The message's own row. The time of receipt tells it from one of the same sender in the same place of a lost log.
-    fn stored(&self, found: &Found) -> Option<&Row> {
+    /// The message's own row. A lost stream may have had another message of the same sender at this
+    /// sequence; the time of receipt tells them apart.
+    fn row(&self, found: &Found) -> Option<&Row> {
         let Content::Message {
             sender,
             id,
@@ -307,10 +265,10 @@ impl Index {
         };
         let row = self.rows.get(&found.message.seq.as_i64())?;
         let same = row.sender == *sender && row.id == *id && row.derived == *derived;
-        (same && row.received_at == instant(found.message.received_ms)).then_some(row)
+        (same && row.received_at == from_unix_ms(found.message.received_ms)).then_some(row)
     }
 
-    /// Its room keeps messages for less long than this.
+    /// Whether it is older than its room keeps messages.
     fn has_expired(&self, found: &Found) -> bool {
         let Some((room, received_ms)) = &found.age else {
             return false;
@@ -331,18 +289,89 @@ impl Index {
     }
 }
 
-struct Page {
-    counts: AuditCounts,
-    offenders: Vec<Offender>,
-    /// For so many offenders.
-    room: usize,
+async fn load_rows(
+    connection: &mut PgConnection,
+    first: i64,
+    last: i64,
+) -> Result<HashMap<i64, Row>, sqlx::Error> {
+    let rows: Vec<(i64, String, String, bool, OffsetDateTime, bool)> = sqlx::query_as(MESSAGES)
+        .bind(first)
+        .bind(last)
+        .fetch_all(connection)
+        .await?;
+    let by_seq = |(seq, sender, id, derived, received_at, deleted)| {
+        let row = Row {
+            sender,
+            id,
+            derived,
+            received_at,
+            deleted,
+        };
+        (seq, row)
+    };
+    Ok(rows.into_iter().map(by_seq).collect())
 }
 
-impl Page {
-    fn count(&mut self, found: &Found, index: &Index, floor: Seq) {
+async fn load_elsewhere(
+    connection: &mut PgConnection,
+    messages: &[&Found],
+) -> Result<HashSet<i64>, sqlx::Error> {
+    let mut seqs = Vec::new();
+    let mut senders = Vec::new();
+    let mut ids = Vec::new();
+    for found in messages {
+        if let Content::Message {
+            sender,
+            id,
+            derived: false,
+        } = &found.content
+        {
+            seqs.push(found.message.seq.as_i64());
+            senders.push(sender.as_str());
+            ids.push(id.as_str());
+        }
+    }
+    let elsewhere: Vec<i64> = sqlx::query_scalar(ELSEWHERE)
+        .bind(seqs)
+        .bind(senders)
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    Ok(elsewhere.into_iter().collect())
+}
+
+async fn load_cutoffs(
+    connection: &mut PgConnection,
+    messages: &[&Found],
+) -> Result<HashMap<String, i64>, sqlx::Error> {
+    let mut rooms: Vec<&str> = messages
+        .iter()
+        .filter_map(|found| Some(found.age.as_ref()?.0.as_str()))
+        .collect();
+    rooms.sort_unstable();
+    rooms.dedup();
+    let cutoffs: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS)
+        .bind(rooms)
+        .fetch_all(connection)
+        .await?;
+    Ok(cutoffs
+        .into_iter()
+        .filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?)))
+        .collect())
+}
+
+/// The counts of one request.
+struct Tally {
+    counts: AuditCounts,
+    offenders: Vec<Offender>,
+    max_offenders: usize,
+}
+
+impl Tally {
+    fn count(&mut self, found: &Found, stored: &Stored, stored_through: Seq) {
         let seq = found.message.seq;
         let counts = &mut self.counts;
-        if let Some(row) = index.stored(found) {
+        if let Some(row) = stored.row(found) {
             *(if row.deleted {
                 &mut counts.deleted
             } else {
@@ -350,34 +379,34 @@ impl Page {
             }) += 1;
             return;
         }
-        if index.has_change(found) {
+        if stored.has_change(found) {
             counts.changes += 1;
             return;
         }
-        if let Some(reason) = index.letters.get(&seq.as_i64()) {
+        if let Some(reason) = stored.dead_letters.get(&seq.as_i64()) {
             *counts.dead_letters.entry(reason.clone()).or_default() += 1;
             return;
         }
         let mut missing = false;
-        if index.elsewhere.contains(&seq.as_i64()) {
+        if stored.elsewhere.contains(&seq.as_i64()) {
             counts.duplicates += 1;
-        } else if seq > floor {
+        } else if seq > stored_through {
             counts.waiting += 1;
-        } else if index.has_expired(found) {
+        } else if stored.has_expired(found) {
             counts.expired += 1;
         } else {
             counts.missing += 1;
             missing = true;
         }
-        // Whatever became of the message itself, nobody may find another one in its place.
-        let taken =
-            index.rows.contains_key(&seq.as_i64()) || index.changes.contains_key(&seq.as_i64());
-        let what = match (taken, missing) {
+        // Whatever became of this message, no other message may be stored at its sequence.
+        let is_taken =
+            stored.rows.contains_key(&seq.as_i64()) || stored.changes.contains_key(&seq.as_i64());
+        let what = match (is_taken, missing) {
             (true, _) => "another message is stored here",
             (false, true) => "acknowledged, and neither stored nor a dead letter",
             (false, false) => return,
         };
-        if self.offenders.len() < self.room {
+        if self.offenders.len() < self.max_offenders {
             self.offenders.push(Offender {
                 seq,
                 subject: found.message.subject.clone(),

@@ -1,21 +1,21 @@
-//! Looking at everything, and applying everything, one copy at a time.
+//! Checks everything and applies everything, one replica at a time.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
-use tokio::time::timeout;
 
 use crate::compare::Config;
-use crate::events::Foreign;
-use crate::shipped::{Shipped, subjects, swallowed};
-use crate::trouble::Trouble;
-use crate::{fence, letters, replay, schema};
+use crate::desired::{Desired, captured_requests, subjects};
+use crate::error::Error;
+use crate::foreign_events::ForeignEvents;
+use crate::{reappend, replay, schema, sequence_guard};
 use base::error::Fatal;
 use base::seq::Seq;
 use base::subject::overlap;
 use nats::connection::Connection;
+use postgres::lock::with_session_lock;
 use protocol::audit::Replayed;
 use protocol::bootstrap::{Check, Difference};
 use protocol::js_api;
@@ -23,34 +23,34 @@ use protocol::reason::Reason;
 use service::ctx::Ctx;
 use timeline::chat::Chat;
 
-/// The first one that appends atomically and keeps what it acknowledged.
+/// The first version that appends batches atomically and keeps what it acknowledged.
 const OLDEST_SERVER: [u64; 3] = [2, 14, 3];
-/// After this without a connection, the database counts as away.
+/// A database that does not answer within this counts as down.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 /// Below the deadline of a request.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);
-/// Walking a restored log of some million messages takes minutes; migrating large tables, too.
+/// Scanning a restored stream of some million messages takes minutes, and so does migrating large
+/// tables.
 const APPLY_LIMIT: Duration = Duration::from_secs(3_600);
-/// Answering takes longer only when the connection is cut.
-const UNLOCK_LIMIT: Duration = Duration::from_secs(5);
-/// The advisory lock that one applying copy holds; any number nobody else uses: "scrollb" in ASCII.
+/// The advisory lock of the replica that applies; a number that nobody else uses: "scrollb" in
+/// ASCII.
 pub const LOCK: i64 = 0x0073_6372_6f6c_6c62;
 
-/// What the handlers work with.
+/// Compares the servers with the desired state, and applies it.
 #[derive(Debug)]
 pub struct Bootstrap {
     ctx: Ctx<Chat>,
-    shipped: Shipped,
-    foreign: Foreign,
+    desired: Desired,
+    foreign_events: ForeignEvents,
 }
 
 impl Bootstrap {
-    /// `shipped` on the servers of `ctx`.
-    pub fn new(ctx: Ctx<Chat>, shipped: Shipped) -> Bootstrap {
+    /// For the servers of `ctx`.
+    pub fn new(ctx: Ctx<Chat>, desired: Desired) -> Bootstrap {
         Bootstrap {
             ctx,
-            shipped,
-            foreign: Foreign::default(),
+            desired,
+            foreign_events: ForeignEvents::default(),
         }
     }
 
@@ -58,156 +58,158 @@ impl Bootstrap {
     ///
     /// # Errors
     /// A server does not answer.
-    pub async fn check(&self) -> Result<Check, Trouble> {
+    pub async fn check(&self) -> Result<Check, Error> {
         let nats = self.ctx.nats();
         let mut found = Vec::new();
         found.extend(old_server(nats));
-        for object in self.shipped.objects() {
+        for object in self.desired.objects() {
             found.extend(object.check(nats).await?);
         }
-        found.extend(self.foreign.check(nats).await?);
-        let swallowed = streams(nats)
+        found.extend(self.foreign_events.check(nats).await?);
+        let captured = streams(nats)
             .await?
             .iter()
-            .flat_map(Stream::swallowed)
+            .flat_map(Stream::captured_requests)
             .collect::<Vec<String>>();
-        let (standing, stored, waiting) = self
+        let database = self
             .ctx
             .database()
-            .run(CHECK_LIMIT, look_at_database)
+            .run(CHECK_LIMIT, database_status)
             .await?;
-        found.extend(standing.differences);
-        if waiting > 0 {
+        found.extend(database.schema.differences);
+        if database.waiting > 0 {
             found.push(Difference {
                 object: "table dead_letters".to_owned(),
                 field: Reason::BelowFence.to_string(),
                 wanted: 0.into(),
-                actual: waiting.into(),
+                actual: database.waiting.into(),
             });
         }
-        let fence = match stored {
-            Some(stored) => fence::look(nats, stored).await?,
+        let guard = match database.highest_stored {
+            Some(stored) => sequence_guard::status(nats, stored).await?,
             None => None,
         };
-        let holds = fence.is_none_or(|fence| fence.last >= fence.stored);
-        let ok = found.is_empty() && swallowed.is_empty() && standing.missing.is_empty() && holds;
+        let migrations = database.schema.missing;
+        let guard_holds = guard.is_none_or(|guard| guard.last >= guard.stored);
+        let ok = found.is_empty() && captured.is_empty() && migrations.is_empty() && guard_holds;
         Ok(Check {
             ok,
             differences: found,
-            swallowed,
-            migrations: standing.missing,
-            fence,
+            swallowed: captured,
+            migrations,
+            fence: guard,
         })
     }
 
-    /// Applies everything; says what was done. [`Trouble::Busy`] when another copy is at it.
+    /// Applies everything if something differs; returns what was done.
     ///
     /// # Errors
-    /// A server does not answer, or refuses.
-    pub async fn apply(&self) -> Result<Vec<String>, Trouble> {
-        self.alone(async |connection| self.apply_locked(connection).await)
+    /// As [`apply`](Bootstrap::apply).
+    pub async fn reconcile(&self) -> Result<Vec<String>, Error> {
+        if self.check().await?.ok {
+            Ok(Vec::new())
+        } else {
+            self.apply().await
+        }
+    }
+
+    /// Applies everything; returns what was done.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another replica applies; or a server does not answer, or refuses.
+    pub async fn apply(&self) -> Result<Vec<String>, Error> {
+        self.with_lock(async |connection| self.apply_locked(connection).await)
             .await
     }
 
-    /// Applies everything, so that a database that was lost has its tables again, and delivers the log again from
-    /// `from` on. Letters that wait for room in the log do not stand in the way.
+    /// Applies everything, so that a lost database has its tables again, and then delivers the
+    /// stream again from `from` on. Dead letters that wait for space in the stream do not prevent
+    /// it.
     ///
     /// # Errors
-    /// As [`apply`](Bootstrap::apply); `from` is beyond the log.
-    pub async fn replay(&self, from: Seq) -> Result<(Vec<String>, Replayed), Trouble> {
-        self.alone(async |connection| {
+    /// As [`apply`](Bootstrap::apply); or `from` is beyond the stream.
+    pub async fn replay(&self, from: Seq) -> Result<(Vec<String>, Replayed), Error> {
+        self.with_lock(async |connection| {
             let done = match self.apply_locked(connection).await {
-                Err(Trouble::LettersWait(_)) => Vec::new(),
+                Err(Error::DeadLettersWaiting(_)) => Vec::new(),
                 outcome => outcome?,
             };
-            Ok((
-                done,
-                replay::replay(self.ctx.stream(), self.ctx.nats(), connection, from).await?,
-            ))
+            let replayed =
+                replay::replay(self.ctx.stream(), self.ctx.nats(), connection, from).await?;
+            Ok((done, replayed))
         })
         .await
     }
 
-    /// Runs `work` on a connection that holds the lock. [`Trouble::Busy`] when another copy holds it.
-    async fn alone<T>(
+    /// Runs `work` on a connection that holds the lock; [`Error::Busy`] if another replica holds
+    /// it.
+    async fn with_lock<T>(
         &self,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
-        // Asked first with a short limit: waiting for a connection may take half a minute, without a word.
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        // A short ping first, because waiting for a connection may take half a minute in silence.
         self.ctx.database().run(PING_LIMIT, ping).await?;
-        let mut outcome = Err(Trouble::Busy);
-        let released =
-            self.ctx
-                .database()
-                .run_once(APPLY_LIMIT, async |connection: &mut PgConnection| {
-                    let locked: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
-                        .bind(LOCK)
-                        .fetch_one(&mut *connection)
-                        .await?;
-                    if locked {
-                        outcome = work(connection).await;
-                    }
-                    // What failed may be the session, such as one to a former primary: it is closed, which gives the lock up, and
-                    // not used again.
-                    if matches!(outcome, Err(Trouble::Database(_))) {
-                        return Err(sqlx::Error::WorkerCrashed);
-                    }
-                    unlock(connection).await
-                });
-        match (released.await, outcome) {
-            (Err(error), Err(Trouble::Busy)) => Err(error.into()),
-            (_, outcome) => outcome,
-        }
+        with_session_lock(self.ctx.database(), LOCK, APPLY_LIMIT, work)
+            .await?
+            .ok_or(Error::Busy)
     }
 
-    /// On the connection that holds the lock: when that breaks, another copy may begin, and we notice at the next statement.
-    async fn apply_locked(&self, connection: &mut PgConnection) -> Result<Vec<String>, Trouble> {
-        let (nats, limits) = (self.ctx.nats(), self.ctx.limits());
+    /// Runs on the connection that holds the lock. If that connection breaks, another replica may
+    /// start, and our next statement fails.
+    async fn apply_locked(&self, connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+        let nats = self.ctx.nats();
+        let limits = self.ctx.limits();
         if let Some(Difference { wanted, actual, .. }) = old_server(nats) {
-            return Err(Trouble::Refused(format!(
+            return Err(Error::Refused(format!(
                 "nats-server {actual} is too old: {wanted} is needed"
             )));
         }
-        // Ours is about to be made as shipped, and what is shipped swallows nothing.
-        let foreign = |stream: &&Stream| {
-            !self
-                .shipped
-                .streams()
-                .any(|object| object.kind.to_string() == stream.label())
-        };
-        let streams = streams(nats).await?;
-        let foreign: Vec<&Stream> = streams.iter().filter(foreign).collect();
-        let mut refusals = foreign.iter().flat_map(|stream| stream.swallowed());
-        if let Some(sentence) = refusals.next().or_else(|| self.taken_by(&foreign)) {
-            return Err(Trouble::Refused(sentence));
+        if let Some(conflict) = self.conflict(&streams(nats).await?) {
+            return Err(Error::Refused(conflict));
         }
         let mut done = schema::migrate(connection).await?;
-        // Before the fence: it has to find the last event.
-        done.extend(self.foreign.remove(nats).await?);
-        for object in self.shipped.objects() {
-            if fence::is_log(object) {
+        // Before the sequence guard, which has to find the last event.
+        done.extend(self.foreign_events.remove(nats).await?);
+        for object in self.desired.objects() {
+            if sequence_guard::is_chat_stream(object) {
                 done.extend(
-                    fence::keep(self.ctx.stream(), nats, connection, object, limits).await?,
+                    sequence_guard::enforce(self.ctx.stream(), nats, connection, object, limits)
+                        .await?,
                 );
             }
             done.extend(object.apply(nats).await?);
         }
-        done.extend(letters::append(self.ctx.stream(), nats, connection, limits).await?);
+        done.extend(reappend::reappend(self.ctx.stream(), nats, connection, limits).await?);
         Ok(done)
     }
 
-    /// Which of our subjects another stream takes in, in one sentence. The server refuses ours then, and names neither.
-    fn taken_by(&self, foreign: &[&Stream]) -> Option<String> {
-        self.shipped.streams().find_map(|ours| {
+    /// Which other stream captures requests or one of our subjects, in one sentence. Our own
+    /// streams do not count: they are about to get the desired subjects, which capture no requests.
+    fn conflict(&self, streams: &[Stream]) -> Option<String> {
+        let is_ours = |stream: &Stream| {
+            self.desired
+                .streams()
+                .any(|object| object.kind.to_string() == stream.label())
+        };
+        let others: Vec<&Stream> = streams.iter().filter(|stream| !is_ours(stream)).collect();
+        let mut captured = others.iter().flat_map(|stream| stream.captured_requests());
+        captured.next().or_else(|| self.overlapping(&others))
+    }
+
+    /// Which of our subjects another stream captures, in one sentence. The server would refuse our
+    /// stream and name neither.
+    fn overlapping(&self, others: &[&Stream]) -> Option<String> {
+        self.desired.streams().find_map(|ours| {
             let wanted = subjects(&ours.config);
-            foreign.iter().find_map(|stream| {
-                let taken = subjects(&stream.config);
-                let taken = taken
+            others.iter().find_map(|other| {
+                let captured = subjects(&other.config);
+                let captured = captured
                     .iter()
-                    .find(|taken| wanted.iter().any(|wanted| overlap(wanted, taken)))?;
+                    .find(|captured| wanted.iter().any(|wanted| overlap(wanted, captured)))?;
                 Some(format!(
-                    "{} takes in {taken}, which belongs to {}: narrow its subjects, or delete it",
-                    stream.label(),
+                    "{} takes in {captured}, which belongs to {}: narrow its subjects, or delete \
+                     it",
+                    other.label(),
                     ours.kind
                 ))
             })
@@ -219,26 +221,28 @@ async fn ping(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("select").execute(connection).await.map(|_| ())
 }
 
-/// Ours, and sqlx's own, which it keeps when a migration fails.
-async fn unlock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let unlock = sqlx::query("select pg_advisory_unlock_all()").execute(connection);
-    timeout(UNLOCK_LIMIT, unlock)
-        .await
-        .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
-        .map(|_| ())
+/// What a check needs from PostgreSQL.
+struct DatabaseStatus {
+    schema: schema::Status,
+    /// `None` while the tables do not exist.
+    highest_stored: Option<Seq>,
+    /// Dead letters that wait to be appended again.
+    waiting: i64,
 }
 
-async fn look_at_database(
-    connection: &mut PgConnection,
-) -> Result<(schema::Standing, Option<Seq>, i64), sqlx::Error> {
-    let standing = schema::standing(connection).await?;
-    let stored = fence::stored(connection).await?;
-    let waiting = if stored.is_some() {
-        letters::waiting(connection).await?
+async fn database_status(connection: &mut PgConnection) -> Result<DatabaseStatus, sqlx::Error> {
+    let schema = schema::status(connection).await?;
+    let highest_stored = sequence_guard::highest_stored(connection).await?;
+    let waiting = if highest_stored.is_some() {
+        reappend::count_waiting(connection).await?
     } else {
         0
     };
-    Ok((standing, stored, waiting))
+    Ok(DatabaseStatus {
+        schema,
+        highest_stored,
+        waiting,
+    })
 }
 
 fn old_server(nats: &Connection) -> Option<Difference> {
@@ -269,7 +273,7 @@ fn is_older(version: &str) -> bool {
     parts[..] < OLDEST_SERVER[..]
 }
 
-/// A stream of the account.
+/// A stream of the account, ours or not.
 #[derive(Debug, Deserialize)]
 struct Stream {
     config: Config,
@@ -286,13 +290,13 @@ impl Stream {
         )
     }
 
-    fn swallowed(&self) -> Vec<String> {
-        swallowed(&self.label(), &subjects(&self.config))
+    fn captured_requests(&self) -> Vec<String> {
+        captured_requests(&self.label(), &subjects(&self.config))
     }
 }
 
 /// Every stream of the account, page by page.
-async fn streams(nats: &Connection) -> Result<Vec<Stream>, Trouble> {
+async fn streams(nats: &Connection) -> Result<Vec<Stream>, Error> {
     #[derive(Deserialize)]
     struct Page {
         total: usize,
@@ -315,7 +319,8 @@ async fn streams(nats: &Connection) -> Result<Vec<Stream>, Trouble> {
 /// The function's own settings.
 #[derive(Debug, Deserialize)]
 pub struct Own {
-    /// `BOOTSTRAP_CONFIG`: a directory with `streams/` and `consumers/`, instead of what is shipped.
+    /// `BOOTSTRAP_CONFIG`: a directory with `streams/` and `consumers/`, instead of what is
+    /// shipped.
     pub bootstrap_config: Option<std::path::PathBuf>,
     /// `BOOTSTRAP_INTERVAL_MS`: how often everything is looked at.
     #[serde(default = "default_interval_ms")]
@@ -352,7 +357,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_server_is_told_by_its_version() {
+    fn an_old_server_is_recognised_by_its_version() {
         for old in ["2.14.2", "2.9.22", "1.99.99", "2.14", ""] {
             assert!(is_older(old), "{old}");
         }

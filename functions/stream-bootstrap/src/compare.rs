@@ -1,16 +1,17 @@
-//! What differs between a configuration as shipped and as a server reports it.
+//! Compares a desired configuration with the one a server reports.
 
 use serde_json::{Map, Value};
 
 use protocol::bootstrap::Difference;
 
-/// A configuration of JetStream: field by field, as its API has them.
+/// A JetStream configuration: its fields as the JSON API names them.
 pub type Config = Map<String, Value>;
 
-/// What the server adds to `metadata` by itself.
-const SERVERS_OWN: &str = "_nats.";
+/// Prefix of the keys that the server itself adds to `metadata`.
+const SERVER_KEYS: &str = "_nats.";
 
-/// Each field of `wanted` that is another in `actual`. What the server has beside these is its own business.
+/// Each field of `wanted` that has another value in `actual`. Fields that only `actual` has are not
+/// compared.
 pub fn differences(object: &str, wanted: &Config, actual: &Config) -> Vec<Difference> {
     let differs = |(field, wanted): (&String, &Value)| {
         let actual = actual.get(field).unwrap_or(&Value::Null);
@@ -24,21 +25,21 @@ pub fn differences(object: &str, wanted: &Config, actual: &Config) -> Vec<Differ
     wanted.iter().filter_map(differs).collect()
 }
 
-/// `actual` with every field of `wanted` laid over it.
+/// `actual`, with every field of `wanted` written over it.
 pub fn overlaid(actual: &Config, wanted: &Config) -> Config {
     let mut merged = actual.clone();
     merged.extend(wanted.clone());
     merged
 }
 
-/// The server leaves out what is zero, false or empty.
+/// The server does not report a field that is zero, false or empty, so those equal a missing field.
 fn same(wanted: &Value, actual: &Value) -> bool {
     match (wanted, actual) {
         (Value::Object(wanted), Value::Object(actual)) => {
             let mut keys = wanted
                 .keys()
                 .chain(actual.keys())
-                .filter(|key| !key.starts_with(SERVERS_OWN));
+                .filter(|key| !key.starts_with(SERVER_KEYS));
             keys.all(|key| {
                 same(
                     wanted.get(key).unwrap_or(&Value::Null),
@@ -46,12 +47,12 @@ fn same(wanted: &Value, actual: &Value) -> bool {
                 )
             })
         }
-        _ => wanted == actual || is_nothing(wanted) && is_nothing(actual),
+        _ => wanted == actual || is_unset(wanted) && is_unset(actual),
     }
 }
 
-/// What the server leaves out.
-pub fn is_nothing(value: &Value) -> bool {
+/// Whether this is a value that the server does not report: zero, false or empty.
+pub fn is_unset(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(value) => !value,
@@ -60,7 +61,7 @@ pub fn is_nothing(value: &Value) -> bool {
         Value::Array(values) => values.is_empty(),
         Value::Object(fields) => fields
             .iter()
-            .all(|(key, value)| key.starts_with(SERVERS_OWN) || is_nothing(value)),
+            .all(|(key, value)| key.starts_with(SERVER_KEYS) || is_unset(value)),
     }
 }
 
@@ -84,7 +85,12 @@ mod tests {
 
     #[test]
     fn a_field_differs_when_its_value_does() {
-        let actual = json!({"max_bytes": 10, "subjects": ["a", "b"], "republish": {"src": ">", "dest": "live.>"}, "first_seq": 7});
+        let actual = json!({
+            "max_bytes": 10,
+            "subjects": ["a", "b"],
+            "republish": {"src": ">", "dest": "live.>"},
+            "first_seq": 7,
+        });
         assert!(
             fields(
                 &json!({"max_bytes": 10, "republish": {"src": ">", "dest": "live.>"}}),
@@ -108,8 +114,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_leaves_out_is_zero() {
-        let wanted = json!({"max_age": 0, "allow_msg_ttl": false, "description": "", "metadata": {}, "placement": null});
+    fn a_field_the_server_does_not_report_is_zero() {
+        let wanted = json!({
+            "max_age": 0, "allow_msg_ttl": false, "description": "", "metadata": {},
+            "placement": null,
+        });
         assert!(fields(&wanted, &json!({})).is_empty());
         assert_eq!(
             fields(&wanted, &json!({"max_age": 5, "allow_msg_ttl": true})),
@@ -118,19 +127,20 @@ mod tests {
     }
 
     #[test]
-    fn inside_an_object_everything_counts_but_the_servers_own() {
+    fn inside_an_object_everything_is_compared_but_the_servers_own_keys() {
         let wanted =
             json!({"republish": {"src": ">", "dest": "live.>"}, "metadata": {"owner": "me"}});
-        let actual = json!({"republish": {"src": ">", "dest": "live.>", "headers_only": true}, "metadata": {"owner": "me", "_nats.ver": "2"}});
+        let actual = json!({
+            "republish": {"src": ">", "dest": "live.>", "headers_only": true},
+            "metadata": {"owner": "me", "_nats.ver": "2"},
+        });
         assert_eq!(fields(&wanted, &actual), ["republish"]);
     }
 
     #[test]
-    fn laid_over_the_servers_own_fields_stay() {
-        let (actual, wanted) = (
-            json!({"a": 1, "b": {"c": 1}, "first_seq": 9}),
-            json!({"a": 2, "b": {"d": 1}}),
-        );
+    fn fields_only_the_server_has_are_kept() {
+        let actual = json!({"a": 1, "b": {"c": 1}, "first_seq": 9});
+        let wanted = json!({"a": 2, "b": {"d": 1}});
         let merged = overlaid(actual.as_object().unwrap(), wanted.as_object().unwrap());
         assert_eq!(
             Value::Object(merged),

@@ -1,4 +1,5 @@
-//! A stream or a consumer: looked at, made, and changed field by field, through JetStream's JSON API.
+//! A stream or a consumer: reads, creates and updates it field by field, through JetStream's JSON
+//! API.
 
 use std::fmt;
 
@@ -6,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::compare::{Config, differences, overlaid};
-use crate::trouble::Trouble;
+use crate::error::Error;
 use nats::connection::{ApiError, Connection};
 use protocol::bootstrap::Difference;
 
@@ -36,35 +37,35 @@ impl fmt::Display for Kind {
     }
 }
 
-/// An object as it is to be.
+/// An object in its desired state.
 #[derive(Debug, Clone)]
 pub struct Object {
-    /// Which.
+    /// Which one.
     pub kind: Kind,
     /// Its fields.
     pub config: Config,
 }
 
-/// What the server says about an object, as far as we read it.
+/// What we read of the server's description of an object.
 #[derive(Debug, Deserialize)]
-struct Told {
+struct Info {
     config: Config,
-    /// Of a consumer: nothing is delivered now.
+    /// Of a consumer: its deliveries are paused.
     #[serde(default)]
     paused: bool,
 }
 
 impl Object {
-    /// As the server has it; `None` when it is not there.
+    /// The server's configuration of the object; `None` if it does not exist.
     ///
     /// # Errors
     /// JetStream does not answer.
     pub async fn actual(&self, nats: &Connection) -> Result<Option<Config>, ApiError> {
-        Ok(self.look(nats).await?.map(|told| told.config))
+        Ok(self.info(nats).await?.map(|info| info.config))
     }
 
-    async fn look(&self, nats: &Connection) -> Result<Option<Told>, ApiError> {
-        let (subject, missing) = match &self.kind {
+    async fn info(&self, nats: &Connection) -> Result<Option<Info>, ApiError> {
+        let (subject, not_found) = match &self.kind {
             Kind::Stream { name } => (
                 jetstream::api::stream("INFO", name),
                 vec![ApiError::NO_STREAM],
@@ -74,20 +75,20 @@ impl Object {
                 vec![ApiError::NO_CONSUMER, ApiError::NO_STREAM],
             ),
         };
-        match nats.api::<Told>(&subject, &json!({})).await {
-            Ok(told) => Ok(Some(told)),
-            Err(error) if missing.iter().any(|code| error.is(*code)) => Ok(None),
+        match nats.api::<Info>(&subject, &json!({})).await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if not_found.iter().any(|code| error.is(*code)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// What differs; one difference `(missing)` when the object is not there.
+    /// What differs; a single difference `(missing)` if the object does not exist.
     ///
     /// # Errors
     /// JetStream does not answer.
     pub async fn check(&self, nats: &Connection) -> Result<Vec<Difference>, ApiError> {
-        Ok(match self.look(nats).await? {
-            Some(Told { config, paused }) => {
+        Ok(match self.info(nats).await? {
+            Some(Info { config, paused }) => {
                 let mut found = differences(&self.kind.to_string(), &self.config, &config);
                 if paused {
                     found.push(self.pause(&config));
@@ -103,8 +104,8 @@ impl Object {
         })
     }
 
-    /// Whoever held the deliveries back, nothing is stored until then. Not mended: it ends by itself, and a fence or a
-    /// replay needs it.
+    /// A paused consumer stores nothing until then. This is reported but not changed, because the
+    /// pause ends by itself, and the sequence guard and a replay need it.
     fn pause(&self, config: &Config) -> Difference {
         Difference {
             object: self.kind.to_string(),
@@ -114,11 +115,11 @@ impl Object {
         }
     }
 
-    /// Makes it or changes what differs; says what was done.
+    /// Creates the object, or updates what differs; returns what was done.
     ///
     /// # Errors
-    /// [`Trouble::Refused`] names the fields the server refuses, with its words.
-    pub async fn apply(&self, nats: &Connection) -> Result<Vec<String>, Trouble> {
+    /// [`Error::Refused`] names the fields that the server refuses, with the server's message.
+    pub async fn apply(&self, nats: &Connection) -> Result<Vec<String>, Error> {
         let Some(actual) = self.actual(nats).await? else {
             self.create(nats).await?;
             return Ok(vec![format!("{} was created", self.kind)]);
@@ -137,49 +138,50 @@ impl Object {
         match self
             .update(nats, &overlaid(&actual, &self.config))
             .await
-            .map_err(Trouble::from)
+            .map_err(Error::from)
         {
-            Ok(told) => self.settled(&told)?,
-            Err(trouble) if trouble.passes() => return Err(trouble),
-            Err(Trouble::Nats(ApiError::Refused { description, .. })) => {
+            Ok(updated) => self.verify(&updated)?,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(Error::Nats(ApiError::Refused { description, .. })) => {
                 self.apply_one_by_one(nats, actual, found, &description)
                     .await?;
             }
-            Err(trouble) => return Err(trouble),
+            Err(error) => return Err(error),
         }
         Ok(done)
     }
 
-    /// Makes it as it is to be.
+    /// Creates the object.
     ///
     /// # Errors
-    /// [`Trouble::Refused`] with the server's words.
-    pub async fn create(&self, nats: &Connection) -> Result<(), Trouble> {
+    /// [`Error::Refused`] with the server's message.
+    pub async fn create(&self, nats: &Connection) -> Result<(), Error> {
         let (subject, body) = match &self.kind {
             Kind::Stream { name } => (
                 jetstream::api::stream("CREATE", name),
-                Value::Object(said(&self.config)),
+                Value::Object(without_null(&self.config)),
             ),
             Kind::Consumer { .. } => self.consumer_request(&self.config),
         };
-        match nats.api::<Told>(&subject, &body).await {
-            Ok(told) => self.settled(&told.config),
-            Err(error) if Trouble::from(error.clone()).passes() => Err(error.into()),
-            Err(error) => Err(Trouble::Refused(format!(
+        match nats.api::<Info>(&subject, &body).await {
+            Ok(info) => self.verify(&info.config),
+            Err(error) if Error::from(error.clone()).is_transient() => Err(error.into()),
+            Err(error) => Err(Error::Refused(format!(
                 "{} cannot be created: {error}",
                 self.kind
             ))),
         }
     }
 
-    /// The whole update was refused. Which field? Those that stand alone are applied, the others named.
+    /// The server refused the whole update, so we try its fields one by one: those it accepts are
+    /// applied, the others are named.
     async fn apply_one_by_one(
         &self,
         nats: &Connection,
         mut actual: Config,
         found: Vec<Difference>,
         whole: &str,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Error> {
         let mut refused = Vec::new();
         for Difference {
             field,
@@ -188,9 +190,9 @@ impl Object {
             ..
         } in found
         {
-            let alone = Config::from_iter([(field.clone(), wanted.clone())]);
-            match self.update(nats, &overlaid(&actual, &alone)).await {
-                Ok(told) => actual = told,
+            let single = Config::from_iter([(field.clone(), wanted.clone())]);
+            match self.update(nats, &overlaid(&actual, &single)).await {
+                Ok(updated) => actual = updated,
                 Err(ApiError::Refused { description, .. }) => {
                     refused.push(format!(
                         "{field} (wanted {wanted}, is {was}; the server says: {description})"
@@ -199,26 +201,27 @@ impl Object {
                 Err(error) => return Err(error.into()),
             }
         }
-        match (refused.is_empty(), self.settled(&actual)) {
-            (true, settled) => settled,
-            (false, _) => Err(Trouble::Refused(format!(
-                "{}: the server refuses to change {}; change the shipped value, or make the object anew ({whole})",
+        match (refused.is_empty(), self.verify(&actual)) {
+            (true, verified) => verified,
+            (false, _) => Err(Error::Refused(format!(
+                "{}: the server refuses to change {}; change the desired value, or delete and \
+                 recreate the object ({whole})",
                 self.kind,
                 refused.join(", ")
             ))),
         }
     }
 
-    /// The configuration the server has after the update.
+    /// Updates the object; returns the configuration the server has afterwards.
     async fn update(&self, nats: &Connection, config: &Config) -> Result<Config, ApiError> {
         let (subject, body) = match &self.kind {
             Kind::Stream { name } => (
                 jetstream::api::stream("UPDATE", name),
-                Value::Object(said(config)),
+                Value::Object(without_null(config)),
             ),
             Kind::Consumer { .. } => self.consumer_request(config),
         };
-        Ok(nats.api::<Told>(&subject, &body).await?.config)
+        Ok(nats.api::<Info>(&subject, &body).await?.config)
     }
 
     fn consumer_request(&self, config: &Config) -> (String, Value) {
@@ -231,25 +234,26 @@ impl Object {
         )
     }
 
-    /// A server may take a request and leave out a field it does not know.
-    fn settled(&self, told: &Config) -> Result<(), Trouble> {
-        match differences(&self.kind.to_string(), &self.config, told).first() {
+    /// A server may accept a request and ignore a field that it does not know.
+    fn verify(&self, actual: &Config) -> Result<(), Error> {
+        match differences(&self.kind.to_string(), &self.config, actual).first() {
             None => Ok(()),
             Some(Difference {
                 field,
                 wanted,
                 actual,
                 ..
-            }) => Err(Trouble::Refused(format!(
-                "{}: the server took the change and still has {field} {actual} instead of {wanted}; is it an older version, or a limit of the account?",
+            }) => Err(Error::Refused(format!(
+                "{}: the server took the change and still has {field} {actual} instead of \
+                 {wanted}; is it an older version, or a limit of the account?",
                 self.kind
             ))),
         }
     }
 }
 
-/// Without what is not to be there: `null` is no value of most fields.
-fn said(config: &Config) -> Config {
+/// Without the fields that should be unset: for most fields the server does not accept `null`.
+fn without_null(config: &Config) -> Config {
     config
         .iter()
         .filter(|(_, value)| !value.is_null())

@@ -1,4 +1,4 @@
-//! Delivering the log again, to be stored again.
+//! Replay: delivers the stream again, so that it is stored again.
 
 use std::time::Duration;
 
@@ -6,68 +6,73 @@ use serde::Deserialize;
 use serde_json::json;
 use sqlx::postgres::PgConnection;
 
-use crate::fence;
-use crate::trouble::Trouble;
+use crate::error::Error;
+use crate::sequence_guard;
 use base::seq::Seq;
 use jetstream::stream::StreamReader;
 use nats::connection::Connection;
 use protocol::audit::Replayed;
 use protocol::js_api;
 
-/// Nothing is delivered for so long, should we die before we resume. Longer than the reset takes, by far.
+/// How long the consumer stays paused if this process dies before it resumes it. The reset takes
+/// far less.
 const PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Deserialize)]
 struct Consumer {
-    ack_floor: Floor,
+    ack_floor: AckFloor,
 }
 
 #[derive(Debug, Deserialize)]
-struct Floor {
+struct AckFloor {
     stream_seq: u64,
 }
 
-/// Begins the shared consumer anew at `from` (0: where the log begins). Never behind what is not acknowledged or not
-/// stored: what nobody stored yet would be skipped.
+/// Resets the shared consumer to `from` (0: the stream's first sequence), but not to a sequence
+/// higher than the first one that is not acknowledged or not stored: messages that are not stored
+/// yet would be skipped.
 ///
-/// Nothing is delivered meanwhile, and what was delivered before gets the time to be acknowledged. An acknowledgement
-/// that comes after the reset is ignored by the server as long as the message was not delivered again (`sseq >= o.sseq`
-/// in nats-server's consumer.go), but counts for the second delivery once it was: for a message whose first
-/// delivery went into a database that is gone, and whose second one nobody has stored yet.
+/// The consumer is paused meanwhile, so that messages delivered before can be acknowledged. The
+/// server ignores an acknowledgement that arrives after the reset only while the message is not
+/// delivered again (`sseq >= o.sseq` in nats-server's consumer.go). Later it counts for the second
+/// delivery, although the first one may have been stored in a database that is lost, and the second
+/// one is not stored yet.
 ///
 /// # Errors
-/// [`Trouble::Refused`] when `from` is beyond the log's last sequence; a server does not answer.
+/// [`Error::Refused`] if `from` is beyond the stream's last sequence; or a server does not answer.
 pub async fn replay(
-    log: &StreamReader,
+    stream: &StreamReader,
     nats: &Connection,
     connection: &mut PgConnection,
     from: Seq,
-) -> Result<Replayed, Trouble> {
-    let (_, last) = log.range().await?;
+) -> Result<Replayed, Error> {
+    let (_, last) = stream.range().await?;
     if from > last {
-        return Err(Trouble::Refused(format!(
-            "from {from} is beyond the log's last sequence, {last}; 0 means from its first"
+        return Err(Error::Refused(format!(
+            "from {from} is beyond the stream's last sequence, {last}; 0 means from its first"
         )));
     }
-    let paused = fence::pause(nats, PAUSE).await?;
-    let outcome = reset(log, nats, connection, from).await;
+    let paused = sequence_guard::pause_consumer(nats, PAUSE).await?;
+    let outcome = reset(stream, nats, connection, from).await;
     if paused {
-        fence::resume(nats).await?;
+        sequence_guard::resume_consumer(nats).await?;
     }
     outcome
 }
 
 async fn reset(
-    log: &StreamReader,
+    stream: &StreamReader,
     nats: &Connection,
     connection: &mut PgConnection,
     from: Seq,
-) -> Result<Replayed, Trouble> {
-    let stored = fence::stored(connection).await?.unwrap_or(Seq::ZERO);
-    let (first, through) = log.range().await?;
+) -> Result<Replayed, Error> {
+    let stored = sequence_guard::highest_stored(connection)
+        .await?
+        .unwrap_or(Seq::ZERO);
+    let (first, through) = stream.range().await?;
     let Consumer { ack_floor } = nats.api(js_api::CONSUMER_INFO, &json!({})).await?;
-    let floor = Seq::new(ack_floor.stream_seq).unwrap_or(Seq::MAX);
-    let from = from.min(floor.next()).min(stored.next()).max(first);
+    let ack_floor = Seq::new(ack_floor.stream_seq).unwrap_or(Seq::MAX);
+    let from = from.min(ack_floor.next()).min(stored.next()).max(first);
     let _: Consumer = nats
         .api(js_api::CONSUMER_RESET, &json!({ "seq": from.get().max(1) }))
         .await?;

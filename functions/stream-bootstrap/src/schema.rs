@@ -1,14 +1,15 @@
-//! Migrations of `migrations/`, embedded, each run once and never changed afterwards.
+//! The database schema: the files of `migrations/`, built into this program. Each runs once and
+//! never changes afterwards.
 
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::postgres::PgConnection;
 
-use crate::trouble::Trouble;
+use crate::error::Error;
 use protocol::bootstrap::Difference;
 
-/// File name and content. A test holds this list against the directory; sqlx's macro would do the same, and
-/// bring sqlx-macros into the build of every function.
+/// File name and content. A test compares this list with the directory. sqlx's macro would do the
+/// same, but it would add sqlx-macros to every function's build.
 const MIGRATIONS: [(&str, &str); 11] = [
     (
         "0001_messages.sql",
@@ -56,40 +57,45 @@ const MIGRATIONS: [(&str, &str); 11] = [
     ),
 ];
 
-/// How the database stands against the list.
+/// How the database compares with the list.
 #[derive(Debug, Default, PartialEq)]
-pub struct Standing {
-    /// Not yet run.
+pub struct Status {
+    /// Versions that have not run yet.
     pub missing: Vec<i64>,
-    /// Run, and not as they are shipped.
+    /// Migrations that ran with another text, or that this version does not know.
     pub differences: Vec<Difference>,
 }
 
-/// Drops a list of migrations that holds none.
-const FORGET: &str = "
+/// Drops sqlx's table of migrations if it is empty.
+const DROP_EMPTY_LIST: &str = "
     do $$ begin
-        if to_regclass('_sqlx_migrations') is not null and not exists (select from _sqlx_migrations) then
+        if to_regclass('_sqlx_migrations') is not null
+           and not exists (select from _sqlx_migrations)
+        then
             drop table _sqlx_migrations;
         end if;
     end $$";
 
-/// Runs what was not run yet; says what was done.
+/// Runs the migrations that have not run yet; returns what was done.
 ///
 /// # Errors
-/// [`Trouble::Refused`] when the database was migrated by another version, or a migration fails.
-pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Trouble> {
-    if let Some(sentence) = postgres::encoding::encoding_refusal(connection).await? {
-        return Err(Trouble::Refused(sentence));
+/// [`Error::Refused`] if another version migrated the database, or a migration fails.
+pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+    if let Some(message) = postgres::encoding::encoding_refusal(connection).await? {
+        return Err(Error::Refused(message));
     }
-    let missing = standing(connection).await?.missing;
-    // A migration may take as long as it needs, and wait for locks longer than a request may.
+    let missing = status(connection).await?.missing;
+    // A migration may run as long as it needs, and wait longer for a lock than a request may.
     sqlx::raw_sql("set statement_timeout = 0; set lock_timeout = '60s'")
         .execute(&mut *connection)
         .await?;
     let outcome = migrator().run_direct(None, connection, false).await;
     if outcome.is_err() {
-        // sqlx makes its table before anything else: a database that is not ours is left as it was.
-        sqlx::raw_sql(FORGET).execute(&mut *connection).await?;
+        // sqlx creates its table before anything else; a database that is not ours must not keep
+        // it.
+        sqlx::raw_sql(DROP_EMPTY_LIST)
+            .execute(&mut *connection)
+            .await?;
     }
     let reset = sqlx::raw_sql("reset statement_timeout; reset lock_timeout")
         .execute(&mut *connection)
@@ -102,15 +108,15 @@ pub async fn migrate(connection: &mut PgConnection) -> Result<Vec<String>, Troub
         .collect())
 }
 
-/// Looks, and changes nothing.
+/// Compares the database with the list; changes nothing.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn standing(connection: &mut PgConnection) -> Result<Standing, sqlx::Error> {
-    let made: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error> {
+    let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
         .fetch_one(&mut *connection)
         .await?;
-    let run: Vec<(i64, Vec<u8>)> = if made {
+    let run: Vec<(i64, Vec<u8>)> = if exists {
         sqlx::query_as("select version, checksum from _sqlx_migrations order by version")
             .fetch_all(connection)
             .await?
@@ -118,14 +124,14 @@ pub async fn standing(connection: &mut PgConnection) -> Result<Standing, sqlx::E
         Vec::new()
     };
     let known = migrator();
-    let mut standing = Standing::default();
+    let mut status = Status::default();
     for migration in known.iter() {
         match run
             .iter()
             .find(|(version, _)| *version == migration.version)
         {
-            None => standing.missing.push(migration.version),
-            Some((_, checksum)) if *checksum != *migration.checksum => standing
+            None => status.missing.push(migration.version),
+            Some((_, checksum)) if *checksum != *migration.checksum => status
                 .differences
                 .push(difference(migration.version, "checksum")),
             Some(_) => {}
@@ -134,10 +140,10 @@ pub async fn standing(connection: &mut PgConnection) -> Result<Standing, sqlx::E
     let unknown = run
         .iter()
         .filter(|(version, _)| !known.version_exists(*version));
-    standing
+    status
         .differences
         .extend(unknown.map(|(version, _)| difference(*version, "(unknown)")));
-    Ok(standing)
+    Ok(status)
 }
 
 fn difference(version: i64, field: &str) -> Difference {
@@ -180,24 +186,26 @@ fn parts(name: &'static str) -> (i64, String) {
     )
 }
 
-fn refused(error: MigrateError) -> Trouble {
+fn refused(error: MigrateError) -> Error {
     match error {
         MigrateError::Execute(error) => error.into(),
-        MigrateError::ExecuteMigration(error, version) => match Trouble::from(error) {
-            trouble if trouble.passes() => trouble,
-            trouble => Trouble::Refused(format!(
-                "migration {version} failed and left nothing behind: {trouble}"
+        MigrateError::ExecuteMigration(error, version) => match Error::from(error) {
+            error if error.is_transient() => error,
+            error => Error::Refused(format!(
+                "migration {version} failed and left nothing behind: {error}"
             )),
         },
-        MigrateError::VersionMissing(version) => Trouble::Refused(format!(
-            "the database has migration {version}, which this version does not know: a newer one ran here, so start that one; or \
-             another program keeps its migrations here, so give Scrollback a schema of its own (create schema chat \
-             authorization ROLE; alter role ROLE set search_path = chat)"
+        MigrateError::VersionMissing(version) => Error::Refused(format!(
+            "the database has migration {version}, which this version does not know: if a newer \
+             version ran here, start that one; if another program keeps its migrations here, \
+             give Scrollback a schema of its own (create schema chat authorization ROLE; \
+             alter role ROLE set search_path = chat)"
         )),
-        MigrateError::VersionMismatch(version) => Trouble::Refused(format!(
-            "migration {version} was run here with another text: a migration never changes once it ran; put the file back and add a new one"
+        MigrateError::VersionMismatch(version) => Error::Refused(format!(
+            "migration {version} was run here with another text: a migration never changes after \
+             it ran; restore the file and add a new one"
         )),
-        other => Trouble::Refused(format!("migrations: {other}")),
+        other => Error::Refused(format!("migrations: {other}")),
     }
 }
 

@@ -1,17 +1,17 @@
-//! What an audit says: of every kind of message, of a damaged index, of what no client can read.
+//! Audits of every kind of message, of a damaged database, and of messages that no client can read.
 
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use super::fence::{body, publish, received_ms};
+use super::sequence_guard::{body, publish, received_ms};
 use super::{SOON, api, ask, start, start_with};
 use protocol::audit::Audit;
 use protocol::endpoints::BOOTSTRAP_AUDIT;
 use service::function::Running;
 use testing::{RawClient, World, eventually};
 
-/// Servers with everything applied, and a copy that answers.
+/// Servers with everything applied, and a replica that answers.
 pub(super) async fn world() -> (World, Running, Client, PgPool) {
     let world = World::builder().administrator().start().await;
     let running = start(&world).await.unwrap();
@@ -19,7 +19,7 @@ pub(super) async fn world() -> (World, Running, Client, PgPool) {
     (world, running, admin, database)
 }
 
-/// One part of the log.
+/// Audits one part of the stream.
 pub(super) async fn audit(world: &World, request: Value) -> Audit {
     let reply = ask(
         &world.client("operator").await,
@@ -30,7 +30,7 @@ pub(super) async fn audit(world: &World, request: Value) -> Audit {
     serde_json::from_value(reply.clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
-/// The worker has nothing left to do.
+/// Waits until the worker has nothing left to do.
 pub(super) async fn settled(admin: &Client) {
     eventually("everything is acknowledged", SOON, async || {
         let info = api(
@@ -64,11 +64,15 @@ async fn every_message_is_counted_as_what_became_of_it() {
     publish(&admin, "chat.other", &[], &with_id).await;
     publish(&admin, "chat.general", &[], "no json").await;
     let deletion = json!({
-        "type": "delete", "target": 2, "id": "seq:2", "derived": true, "user": "ann", "to": "bob", "timestamp": 1,
-        "received": received_ms(&admin, 2).await, "mode": "soft", "by": "ann",
+        "type": "delete", "target": 2, "id": "seq:2", "derived": true, "user": "ann", "to": "bob",
+        "timestamp": 1, "received": received_ms(&admin, 2).await, "mode": "soft", "by": "ann",
     });
     publish(&admin, "change.dm.ann.bob", &[], &deletion.to_string()).await;
-    for text in ["removed", "lost from the index", "overwritten in the index"] {
+    for text in [
+        "removed",
+        "lost from the database",
+        "overwritten in the database",
+    ] {
         publish(&admin, "chat.general", &[], &body("ann", text)).await;
     }
     let worker = world.spawn("persist-message").await;
@@ -92,8 +96,8 @@ async fn every_message_is_counted_as_what_became_of_it() {
 
     let found = audit(&world, json!({})).await;
     let counts = json!({
-        "stored": 1, "deleted": 1, "changes": 1, "duplicates": 1, "deadLetters": {"id_conflict": 1, "not_json": 1}, "expired": 0, "waiting": 1,
-        "missing": 2,
+        "stored": 1, "deleted": 1, "changes": 1, "duplicates": 1,
+        "deadLetters": {"id_conflict": 1, "not_json": 1}, "expired": 0, "waiting": 1, "missing": 2,
     });
     assert_eq!(serde_json::to_value(&found.counts).unwrap(), counts);
     assert_eq!(
@@ -103,7 +107,7 @@ async fn every_message_is_counted_as_what_became_of_it() {
     assert_eq!(offenders(&found), [(7, GONE), (8, TAKEN)]);
     assert_eq!(found.offenders[0].subject, "chat.general");
 
-    // A part of it, and no more names than asked for.
+    // Only a part of the stream, and no more offenders than requested.
     let found = audit(&world, json!({"from": 7, "offenders": 1})).await;
     assert_eq!(
         (found.from.get(), found.counts.total(), found.counts.missing),
@@ -131,11 +135,11 @@ async fn every_message_is_counted_as_what_became_of_it() {
     running.stop().await.unwrap();
 }
 
-/// The lost log had a message of the same sender, without an id either, in the same place.
+/// The lost stream had another message of the same sender at this sequence, without an id too.
 #[tokio::test]
-async fn the_row_of_a_lost_log_is_another_message() {
+async fn the_row_of_a_lost_stream_is_another_message() {
     let (world, running, admin, database) = world().await;
-    publish(&admin, "chat.general", &[], &body("ann", "of this log")).await;
+    publish(&admin, "chat.general", &[], &body("ann", "of this stream")).await;
     let worker = world.spawn("persist-message").await;
     settled(&admin).await;
     assert_eq!(audit(&world, json!({})).await.counts.stored, 1);
@@ -152,7 +156,7 @@ async fn the_row_of_a_lost_log_is_another_message() {
     running.stop().await.unwrap();
 }
 
-/// A direct get breaks on these, and the way around it must not leave them out.
+/// A direct get fails on these, and the fallback must not leave them out.
 #[tokio::test]
 async fn what_no_client_can_read_is_counted_too() {
     let (world, running, admin, database) = world().await;
@@ -184,7 +188,7 @@ async fn what_no_client_can_read_is_counted_too() {
         (4, 4, 4)
     );
 
-    // Said to be stored, and nobody did.
+    // Acknowledged, although nobody stored them.
     api(
         &admin,
         "CONSUMER.RESET.CHAT_MESSAGES.persist-message",
@@ -198,7 +202,7 @@ async fn what_no_client_can_read_is_counted_too() {
     .execute(&database)
     .await
     .unwrap();
-    // A floor may be known for a moment.
+    // The ack floor may be cached for a moment.
     let found = eventually("the floor is seen", SOON, async || {
         let found = audit(&world, json!({})).await;
         (found.counts.waiting == 1).then_some(found)
@@ -216,10 +220,10 @@ async fn what_no_client_can_read_is_counted_too() {
 }
 
 #[tokio::test]
-async fn a_long_log_comes_in_parts() {
+async fn a_long_stream_comes_in_parts() {
     const MESSAGES: u64 = 6_000;
     let world = World::builder().administrator().start().await;
-    // Time for a part of it.
+    // Enough time for a part of the stream.
     let running = start_with(&world, &[("REQUEST_DEADLINE_MS", "150")])
         .await
         .unwrap();
@@ -231,7 +235,7 @@ async fn a_long_log_comes_in_parts() {
             .unwrap();
     }
     admin.flush().await.unwrap();
-    eventually("the log has them", SOON, async || {
+    eventually("the stream has them", SOON, async || {
         let state = api(&admin, "STREAM.INFO.CHAT_MESSAGES", json!({})).await["state"].clone();
         (state["last_seq"] == MESSAGES).then_some(())
     })
@@ -239,7 +243,7 @@ async fn a_long_log_comes_in_parts() {
     let operator = world.client("operator").await;
     let (mut parts, mut total, mut next) = (0, 0, 1);
     loop {
-        // A busy machine may not get through one chunk in time.
+        // A busy machine may not finish even one chunk in time.
         let found: Audit = eventually("a part is audited", SOON, async || {
             let reply = ask(
                 &operator,
@@ -268,14 +272,14 @@ async fn a_long_log_comes_in_parts() {
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_refused() {
+async fn a_wrong_request_is_refused() {
     let (world, running, admin, _) = world().await;
     let operator = world.client("operator").await;
     for request in [json!({"from": -1}), json!({"offenders": 101}), json!([1])] {
         let reply = ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), request).await;
         assert_eq!(reply["error"]["code"], 400, "{reply}");
     }
-    // Of no log there is nothing to say; that is no audit without offenders.
+    // Without a stream the audit fails; "no offenders" would be wrong.
     api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
     let reply = ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), json!({})).await;
     assert_eq!(reply["error"]["code"], 409, "{reply}");

@@ -1,20 +1,30 @@
-//! Deletions and the fence: a deleted text stays deleted, whichever of the two the lost log had stored.
+//! Deletions and the sequence guard: a deleted text stays deleted, whether PostgreSQL has stored
+//! the message, its deletion, both or neither.
 
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use super::fence::{Entry, body, entries, lift, publish, received_ms, store, texts, without_log};
-use super::{api, log_with, start};
+use super::sequence_guard::{
+    Entry, advance, body, entries, publish, received_ms, store, texts, without_stream,
+};
+use super::{api, start, stream_with};
 use base::seq::Seq;
 use protocol::change::Change;
 use protocol::subject::GUARD_SUBJECT;
 
-/// What delete-message appends when `sender` deletes the message at `target`; without an `id` of its own.
+/// What delete-message appends when `sender` deletes the message at `target`. Without `id`, the
+/// message has no client-supplied one.
 async fn deletion(admin: &Client, target: u64, sender: &str, id: Option<&str>) -> String {
     let mut deletion = json!({
-        "type": "delete", "target": target, "id": id.map_or_else(|| format!("seq:{target}"), str::to_owned), "user": sender,
-        "timestamp": 1, "received": received_ms(admin, target).await, "mode": "soft", "by": sender,
+        "type": "delete",
+        "target": target,
+        "id": id.map_or_else(|| format!("seq:{target}"), str::to_owned),
+        "user": sender,
+        "timestamp": 1,
+        "received": received_ms(admin, target).await,
+        "mode": "soft",
+        "by": sender,
     });
     if id.is_none() {
         deletion["derived"] = json!(true);
@@ -22,7 +32,7 @@ async fn deletion(admin: &Client, target: u64, sender: &str, id: Option<&str>) -
     deletion.to_string()
 }
 
-/// The deletions in the log.
+/// The deletions in the stream.
 async fn changes(admin: &Client) -> Vec<Change> {
     let stream = async_nats::jetstream::new(admin.clone())
         .get_stream("CHAT_MESSAGES")
@@ -50,16 +60,21 @@ async fn targets(admin: &Client) -> Vec<(u64, String, i64)> {
         .collect()
 }
 
-async fn with_log() -> (testing::World, Client, PgPool) {
-    let (world, admin, database) = without_log().await;
-    api(&admin, "STREAM.CREATE.CHAT_MESSAGES", log_with(json!({}))).await;
+async fn with_stream() -> (testing::World, Client, PgPool) {
+    let (world, admin, database) = without_stream().await;
+    api(
+        &admin,
+        "STREAM.CREATE.CHAT_MESSAGES",
+        stream_with(json!({})),
+    )
+    .await;
     (world, admin, database)
 }
 
-/// In one chunk with its message, and several chunks later.
+/// Both a deletion in the same chunk as its message, and one several chunks later.
 #[tokio::test]
 async fn a_deletion_follows_its_message() {
-    let (world, admin, _) = with_log().await;
+    let (world, admin, _) = with_stream().await;
     publish(&admin, "chat.general", &[], &body("ann", "deleted soon")).await;
     let of_first = deletion(&admin, 1, "ann", None).await;
     publish(&admin, "change.chat.general", &[], &of_first).await;
@@ -85,12 +100,12 @@ async fn a_deletion_follows_its_message() {
         publish(&admin, "change.chat.general", &[], &deletion).await;
     }
     start(&world).await.unwrap().stop().await.unwrap();
-    let log = entries(&admin).await;
+    let stream = entries(&admin).await;
     assert_eq!(
-        texts(&log)[2..4],
+        texts(&stream)[2..4],
         [(503, "with an id"), (504, "deleted late")]
     );
-    assert_eq!(log.len(), 46);
+    assert_eq!(stream.len(), 46);
     let mut followed = Vec::new();
     for (target, id) in [(501, "seq:501"), (503, "a-3"), (504, "seq:504")] {
         followed.push((target, id.to_owned(), received_ms(&admin, target).await));
@@ -106,20 +121,20 @@ async fn a_deletion_follows_its_message() {
     );
 }
 
-/// The copy that died had appended the message, and not removed its letter yet.
+/// The replica that died had appended the message, and had not removed its dead letter yet.
 #[tokio::test]
 async fn a_deletion_follows_a_message_that_went_ahead() {
-    let (world, admin, database) = with_log().await;
+    let (world, admin, database) = with_stream().await;
     publish(&admin, "chat.general", &[], &body("ann", "deleted")).await;
     let deletion = deletion(&admin, 1, "ann", None).await;
     let received = received_ms(&admin, 1).await;
     api(
         &admin,
         "STREAM.UPDATE.CHAT_MESSAGES",
-        log_with(json!({"subjects": [GUARD_SUBJECT]})),
+        stream_with(json!({"subjects": [GUARD_SUBJECT]})),
     )
     .await;
-    letter(
+    dead_letter(
         &database,
         1,
         "chat.general",
@@ -127,14 +142,21 @@ async fn a_deletion_follows_a_message_that_went_ahead() {
         received,
     )
     .await;
-    letter(&database, 2, "change.chat.general", &deletion, received).await;
-    lift(&admin).await;
-    let digest: String =
-        sqlx::query_scalar("select encode(sha256(sha256(headers) || sha256(payload)), 'hex') from dead_letters where seq = 1")
-            .fetch_one(&database)
-            .await
-            .unwrap();
-    api(&admin, "STREAM.UPDATE.CHAT_MESSAGES", log_with(json!({}))).await;
+    dead_letter(&database, 2, "change.chat.general", &deletion, received).await;
+    advance(&admin).await;
+    let digest: String = sqlx::query_scalar(
+        "select encode(sha256(sha256(headers) || sha256(payload)), 'hex')
+               from dead_letters where seq = 1",
+    )
+    .fetch_one(&database)
+    .await
+    .unwrap();
+    api(
+        &admin,
+        "STREAM.UPDATE.CHAT_MESSAGES",
+        stream_with(json!({})),
+    )
+    .await;
     let headers = [
         ("Nats-Msg-Id", format!("fence:1:{digest}")),
         ("Scrollback-Original-Id", String::new()),
@@ -155,11 +177,12 @@ async fn a_deletion_follows_a_message_that_went_ahead() {
     assert_eq!(entries(&admin).await.len(), 2);
 }
 
-async fn letter(database: &PgPool, seq: i64, subject: &str, payload: &str, received_ms: i64) {
-    let letter = "
+async fn dead_letter(database: &PgPool, seq: i64, subject: &str, payload: &str, received_ms: i64) {
+    let dead_letter = "
         insert into dead_letters (seq, subject, headers, payload, reason, received_at)
-        values ($1, $2, '', convert_to($3, 'utf8'), 'below_fence', 'epoch'::timestamptz + $4 * interval '1 ms')";
-    sqlx::query(letter)
+        values ($1, $2, '', convert_to($3, 'utf8'), 'below_fence',
+                'epoch'::timestamptz + $4 * interval '1 ms')";
+    sqlx::query(dead_letter)
         .bind(seq)
         .bind(subject)
         .bind(payload)
@@ -169,25 +192,26 @@ async fn letter(database: &PgPool, seq: i64, subject: &str, payload: &str, recei
         .unwrap();
 }
 
-/// Two lost logs had a message of the same sender in the same place, and one of them is deleted.
+/// Two lost streams had a message of the same sender at the same sequence, and one of the two is
+/// deleted.
 #[tokio::test]
-async fn a_deletion_follows_the_message_of_its_own_log() {
-    let (world, admin, database) = with_log().await;
+async fn a_deletion_follows_the_message_of_its_own_stream() {
+    let (world, admin, database) = with_stream().await;
     publish(&admin, "chat.general", &[], &body("ann", "deleted")).await;
     let (received, deletion) = (
         received_ms(&admin, 1).await,
         deletion(&admin, 1, "ann", None).await,
     );
     api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
-    letter(
+    dead_letter(
         &database,
         1,
         "chat.general",
-        &body("ann", "of an earlier log"),
+        &body("ann", "of an earlier stream"),
         received - 1,
     )
     .await;
-    letter(
+    dead_letter(
         &database,
         1,
         "chat.general",
@@ -195,11 +219,11 @@ async fn a_deletion_follows_the_message_of_its_own_log() {
         received,
     )
     .await;
-    letter(&database, 2, "change.chat.general", &deletion, received).await;
+    dead_letter(&database, 2, "change.chat.general", &deletion, received).await;
     start(&world).await.unwrap().stop().await.unwrap();
     assert_eq!(
         texts(&entries(&admin).await)[..2],
-        [(501, "of an earlier log"), (502, "deleted")]
+        [(501, "of an earlier stream"), (502, "deleted")]
     );
     assert_eq!(
         targets(&admin).await,
@@ -210,7 +234,8 @@ async fn a_deletion_follows_the_message_of_its_own_log() {
 async fn store_change(database: &PgPool, seq: i64, target: i64, id: &str, received_ms: i64) {
     let row = "
         insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
-        select $1, id, $2, 'ann', $3, 'soft', 'ann', 'epoch'::timestamptz + $4 * interval '1 ms' from rooms where name = 'general'";
+        select $1, id, $2, 'ann', $3, 'soft', 'ann', 'epoch'::timestamptz + $4 * interval '1 ms'
+          from rooms where name = 'general'";
     sqlx::query(row)
         .bind(seq)
         .bind(target)
@@ -223,19 +248,19 @@ async fn store_change(database: &PgPool, seq: i64, target: i64, id: &str, receiv
 
 #[tokio::test]
 async fn what_is_known_to_be_deleted_is_not_appended_again() {
-    let (world, admin, database) = with_log().await;
+    let (world, admin, database) = with_stream().await;
     publish(
         &admin,
         "chat.general",
         &[],
-        &body("ann", "deleted, says a change"),
+        &body("ann", "deleted by a change"),
     )
     .await;
     publish(
         &admin,
         "chat.general",
         &[],
-        &json!({"user": "ann", "text": "deleted, says a tombstone", "id": "a-2"}).to_string(),
+        &json!({"user": "ann", "text": "deleted by a tombstone", "id": "a-2"}).to_string(),
     )
     .await;
     publish(
@@ -245,8 +270,14 @@ async fn what_is_known_to_be_deleted_is_not_appended_again() {
         &body("ann", "in the place of one that was deleted"),
     )
     .await;
-    publish(&admin, "chat.other", &[], &body("ann", "said elsewhere")).await;
-    publish(&admin, "chat.general", &[], &body("bob", "said by another")).await;
+    publish(&admin, "chat.other", &[], &body("ann", "in another room")).await;
+    publish(
+        &admin,
+        "chat.general",
+        &[],
+        &body("bob", "by another sender"),
+    )
+    .await;
     let stored = deletion(&admin, 1, "ann", None).await;
     publish(&admin, "change.chat.general", &[], &stored).await;
     let reused = deletion(&admin, 2, "ann", Some("a-2")).await;
@@ -259,22 +290,22 @@ async fn what_is_known_to_be_deleted_is_not_appended_again() {
         .execute(&database)
         .await
         .unwrap();
-    // The lost log's deletions, in places this log used again.
+    // Deletions of the lost stream, at sequences that this stream used again.
     store_change(&database, 7, 3, "seq:3", received_ms(&admin, 7).await - 1).await;
     for target in [4, 5] {
         store_change(&database, 490 + target, target, &format!("seq:{target}"), 0).await;
     }
 
     start(&world).await.unwrap().stop().await.unwrap();
-    let log = entries(&admin).await;
+    let stream = entries(&admin).await;
     let left = [
         (501, "in the place of one that was deleted"),
-        (502, "said elsewhere"),
-        (503, "said by another"),
+        (502, "in another room"),
+        (503, "by another sender"),
     ];
-    assert_eq!(texts(&log)[..3], left);
+    assert_eq!(texts(&stream)[..3], left);
     assert_eq!(
-        (log.len(), log[3].subject.as_str()),
+        (stream.len(), stream[3].subject.as_str()),
         (4, "change.chat.general")
     );
     assert_eq!(changes(&admin).await[0].deletion.id, "a-2");
@@ -282,7 +313,7 @@ async fn what_is_known_to_be_deleted_is_not_appended_again() {
 
 #[tokio::test]
 async fn changes_and_duplicates_are_stored_too() {
-    let (world, admin, database) = without_log().await;
+    let (world, admin, database) = without_stream().await;
     for (statement, next) in [
         (
             "insert into duplicates (seq, sender, id) values (600, 'ann', 'a-1')",

@@ -1,4 +1,4 @@
-//! An audit costs what it looks at, however much is stored, and whatever the statistics say.
+//! An audit costs as much as it reads, however much is stored, and whatever the statistics say.
 
 use sqlx::AssertSqlSafe;
 

@@ -1,11 +1,12 @@
-//! Replaying: into an emptied or a restored index, beside publishers, with two workers, again.
+//! Replays into an emptied or a restored database, while messages arrive, with two workers, and
+//! twice.
 
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use super::audit::{audit, settled, world};
-use super::fence::{body, publish};
+use super::sequence_guard::{body, publish};
 use super::{SOON, api, ask, check, start_with};
 use protocol::audit::Replayed;
 use protocol::endpoints::BOOTSTRAP_REPLAY;
@@ -69,21 +70,21 @@ async fn rows(database: &PgPool) -> Vec<(i64, String)> {
         .unwrap()
 }
 
-async fn letters(database: &PgPool) -> i64 {
+async fn dead_letters(database: &PgPool) -> i64 {
     sqlx::query_scalar("select count(*) from dead_letters")
         .fetch_one(database)
         .await
         .unwrap()
 }
 
-/// The messages of `from..to`, said first to last, are there once each.
+/// Checks that all messages below `to` are stored once each.
 async fn whole(world: &World, database: &PgPool, to: u64) {
-    let said: Vec<(i64, String)> = (1..to)
+    let expected: Vec<(i64, String)> = (1..to)
         .filter(|number| number % 10 != 0)
         .map(|number| (number as i64, number.to_string()))
         .collect();
-    assert_eq!(rows(database).await, said);
-    assert_eq!(letters(database).await, (to as i64 - 1) / 10);
+    assert_eq!(rows(database).await, expected);
+    assert_eq!(dead_letters(database).await, (to as i64 - 1) / 10);
     let found = audit(world, json!({})).await;
     assert_eq!(
         (
@@ -96,7 +97,7 @@ async fn whole(world: &World, database: &PgPool, to: u64) {
     );
 }
 
-/// How many messages the worker got since it began anew.
+/// How many messages the worker got since the consumer was reset.
 async fn delivered(admin: &Client) -> u64 {
     let info = api(
         admin,
@@ -108,7 +109,7 @@ async fn delivered(admin: &Client) -> u64 {
 }
 
 #[tokio::test]
-async fn an_emptied_index_is_filled_again_while_people_talk() {
+async fn an_emptied_database_is_filled_again_while_users_write() {
     let (world, running, admin, database) = world().await;
     let (one, two) = tokio::join!(
         world.spawn("persist-message"),
@@ -142,12 +143,12 @@ async fn an_emptied_index_is_filled_again_while_people_talk() {
 }
 
 #[tokio::test]
-async fn a_restored_index_gets_what_came_after() {
+async fn a_restored_database_gets_what_came_after() {
     let (world, running, admin, database) = world().await;
     let worker = world.spawn("persist-message").await;
     say(&admin, 1, MESSAGES + 1).await;
     settled(&admin).await;
-    // A backup of when sequence 400 was the last.
+    // As from a backup made when sequence 400 was the last.
     for asked in [401, 500, MESSAGES] {
         sqlx::raw_sql(
             "delete from messages where seq > 400; delete from dead_letters where seq > 400",
@@ -160,7 +161,7 @@ async fn a_restored_index_gets_what_came_after() {
             MESSAGES - 400
         );
         let replayed = replay(&world, json!({"from": asked})).await;
-        // However far ahead is asked for: what the index lacks is not skipped.
+        // What PostgreSQL lacks is not skipped, although the request asks for a later start.
         assert_eq!(
             (
                 replayed.from.get(),
@@ -174,7 +175,7 @@ async fn a_restored_index_gets_what_came_after() {
         assert_eq!(delivered(&admin).await, MESSAGES - 400);
         whole(&world, &database, MESSAGES + 1).await;
     }
-    // Twice, over an index that lacks nothing.
+    // Twice, although nothing is missing.
     for from in [1, 250] {
         assert_eq!(replay(&world, json!({"from": from})).await.from.get(), from);
         settled(&admin).await;
@@ -193,7 +194,7 @@ async fn what_nobody_stored_yet_is_not_skipped() {
     settled(&admin).await;
     worker.kill().await;
     say(&admin, 10, 20).await;
-    // One worker was ahead of another that died.
+    // As if one worker had been ahead of another one that died.
     sqlx::raw_sql(
         "insert into dead_letters (seq, subject, headers, payload, reason, received_at)
          values (18, 'chat.general', '', '', 'not_json', now())",
@@ -208,7 +209,7 @@ async fn what_nobody_stored_yet_is_not_skipped() {
         (code, reason.as_str()),
         (
             409,
-            "from 20 is beyond the log's last sequence, 19; 0 means from its first"
+            "from 20 is beyond the stream's last sequence, 19; 0 means from its first"
         )
     );
     assert_eq!(refused(&world, json!({"from": "all"})).await.0, 400);
@@ -216,9 +217,9 @@ async fn what_nobody_stored_yet_is_not_skipped() {
 }
 
 #[tokio::test]
-async fn what_neither_holds_any_more_is_said() {
+async fn what_neither_holds_any_more_is_reported() {
     let (world, running, admin, database) = world().await;
-    // Nothing there at all: nothing to deliver, nothing lost.
+    // An empty stream: nothing to deliver, nothing lost.
     let replayed = replay(&world, json!({})).await;
     assert_eq!(
         (replayed.through.get(), replayed.stored.get(), replayed.lost),
@@ -256,7 +257,7 @@ async fn what_neither_holds_any_more_is_said() {
     running.stop().await.unwrap();
 }
 
-/// Takes one delivery as a worker would and keeps it; what acknowledges it.
+/// Pulls one message as a worker would, without acknowledging it; returns its reply subject.
 async fn take(worker: &mut RawClient) -> String {
     let inbox = worker.inbox();
     worker.subscribe(&inbox).await;
@@ -294,7 +295,8 @@ async fn floor(admin: &Client) -> (u64, u64) {
     )
 }
 
-/// Why the worker is held back: the server takes an acknowledgement of before the reset for one of the second delivery.
+/// Why the consumer is paused: the server counts an acknowledgement from before the reset for the
+/// second delivery.
 #[tokio::test]
 async fn an_old_acknowledgement_counts_for_the_new_delivery() {
     let (world, running, admin, _) = world().await;
@@ -343,7 +345,7 @@ async fn what_was_delivered_before_gets_time_to_be_acknowledged() {
         (&json!(1), &Value::Null),
         "{replayed}"
     );
-    // It is to be delivered again, and deliveries go on.
+    // It is delivered again, and the consumer is not paused any more.
     assert_eq!(floor(&admin).await, (0, 0));
     take(&mut worker).await;
     assert_eq!(floor(&admin).await, (0, 1));
@@ -351,7 +353,7 @@ async fn what_was_delivered_before_gets_time_to_be_acknowledged() {
 }
 
 #[tokio::test]
-async fn nobody_replays_beside_an_apply() {
+async fn no_replay_runs_beside_an_apply() {
     let world = World::builder().administrator().start().await;
     let running = start_with(&world, &[("REQUEST_DEADLINE_MS", "500")])
         .await
@@ -369,7 +371,7 @@ async fn nobody_replays_beside_an_apply() {
         .unwrap();
     assert_eq!(refused(&world, json!({})).await.0, 503);
     assert_eq!(floor(&admin).await, (9, 0));
-    // It goes on by itself, whoever stopped waiting for it.
+    // It finishes although the caller has stopped waiting.
     drop(other.detach());
     eventually("it was replayed", SOON, async || {
         (floor(&admin).await == (0, 0)).then_some(())

@@ -1,4 +1,4 @@
-//! A database that others use, too: it is left as it was, and the line says how to live beside them.
+//! A database that other programs use: it is left unchanged, and the error says how to share it.
 
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -35,12 +35,12 @@ async fn tables_of_another_program_stay_and_a_schema_of_its_own_works() {
         .unwrap();
     assert!(!made, "what did not succeed leaves nothing behind");
 
-    // An application that uses sqlx, too.
+    // Another application that uses sqlx.
     execute(
         &world,
         "create table _sqlx_migrations (version bigint primary key, description text not null,
-            installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
-            execution_time bigint not null);
+            installed_on timestamptz not null default now(), success boolean not null,
+            checksum bytea not null, execution_time bigint not null);
          insert into _sqlx_migrations values (20240101120000, 'shop', now(), true, '\\x00', 1)",
     )
     .await;
@@ -77,7 +77,11 @@ async fn a_database_that_cannot_hold_every_character_is_refused() {
     let world = bare().await;
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let name = format!("encoded_{}", encoding.to_lowercase());
-        execute(&world, &format!("create database {name} template template0 encoding '{encoding}' locale_provider libc locale 'C'")).await;
+        let create = format!(
+            "create database {name} template template0 encoding '{encoding}'
+                    locale_provider libc locale 'C'"
+        );
+        execute(&world, &create).await;
         let line = start_with(&world, &[("DATABASE_URL", &world.postgres().url(&name))])
             .await
             .unwrap_err()
@@ -98,7 +102,10 @@ async fn a_session_from_when_the_database_was_read_only_is_not_kept() {
     let running = start(&world).await.unwrap();
     execute(
         &world,
-        "do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$;
+        "do $$ begin
+             execute format('alter database %I set default_transaction_read_only = on',
+                            current_database());
+         end $$;
          select pg_terminate_backend(pid) from pg_stat_activity
           where datname = current_database() and application_name = 'stream-bootstrap'",
     )
@@ -112,7 +119,10 @@ async fn a_session_from_when_the_database_was_read_only_is_not_kept() {
     execute(
         &world,
         "set transaction read write;
-         do $$ begin execute format('alter database %I reset default_transaction_read_only', current_database()); end $$",
+         do $$ begin
+             execute format('alter database %I reset default_transaction_read_only',
+                            current_database());
+         end $$",
     )
     .await;
     apply(&world).await;

@@ -1,17 +1,18 @@
-//! Streams and consumers as data: `nats/streams`, `nats/consumers`, or a directory of the operator's.
+//! The desired state of streams and consumers: the files in `nats/streams` and `nats/consumers`, or
+//! those in a directory that the operator names.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::compare::{Config, is_nothing};
+use crate::compare::{Config, is_unset};
 use crate::object::{Kind, Object};
 use base::error::Fatal;
 use base::subject::overlap;
 use protocol::endpoints::request_subjects;
 use protocol::subject::{STREAM, WORKER};
 
-/// File name and content. A test holds these lists against the directories.
+/// File name and content. A test compares these lists with the directories.
 const STREAMS: [(&str, &str); 2] = [
     (
         "CHAT_EVENTS.json",
@@ -27,8 +28,9 @@ const CONSUMERS: [(&str, &str); 1] = [(
     include_str!("../../../nats/consumers/CHAT_MESSAGES.persist-message.json"),
 )];
 
-/// What no stream of ours may have, where its file says nothing about it; the server leaves out what is not set.
-const NEVER: [&str; 8] = [
+/// Fields that no stream of ours may have unless its file sets them. The server does not report
+/// fields that are unset, so each of these is compared with null.
+const UNSET_BY_DEFAULT: [&str; 8] = [
     "no_ack",
     "mirror",
     "sources",
@@ -39,8 +41,8 @@ const NEVER: [&str; 8] = [
     "discard_new_per_subject",
 ];
 
-/// What a file may not set, and what it would break.
-const BROKEN_PROMISES: [(&str, &str); 6] = [
+/// Fields that a file may not set, and which guarantee each of them would break.
+const FORBIDDEN: [(&str, &str); 6] = [
     (
         "persist_mode",
         "what is acknowledged would not be on the disk yet",
@@ -55,20 +57,20 @@ const BROKEN_PROMISES: [(&str, &str); 6] = [
     ),
 ];
 
-/// Everything that is to be there: streams first, then their consumers.
+/// Every stream and consumer that should exist: streams first, then their consumers.
 #[derive(Debug)]
-pub struct Shipped {
+pub struct Desired {
     objects: Vec<Object>,
 }
 
-impl Shipped {
-    /// From `directory`, where one is given; else as this version ships it.
+impl Desired {
+    /// Reads the files in `directory`, or those built into this version if there is none.
     ///
     /// # Errors
-    /// A file that cannot be read, is no JSON object or does not name what its file name names; the log or its
-    /// consumer is missing; a stream would answer requests in a function's place, would break a promise, or has
-    /// several replicas and nobody said that they may.
-    pub fn read(directory: Option<&Path>, allow_replicas: bool) -> Result<Shipped, Fatal> {
+    /// A file cannot be read, is not a JSON object, or its name differs from the name inside. The
+    /// chat stream or its consumer is missing. A stream would capture requests, would break a
+    /// guarantee, or has several replicas without `allow_replicas`.
+    pub fn read(directory: Option<&Path>, allow_replicas: bool) -> Result<Desired, Fatal> {
         let (streams, consumers) = match directory {
             None => (owned(&STREAMS), owned(&CONSUMERS)),
             Some(directory) => (
@@ -81,7 +83,16 @@ impl Shipped {
         let objects = streams
             .chain(consumers)
             .collect::<Result<Vec<Object>, Fatal>>()?;
-        let wanted = [
+        let desired = Desired { objects };
+        match desired.mistake(allow_replicas) {
+            Some(mistake) => Err(Fatal::new(format!("configuration: {mistake}"))),
+            None => Ok(desired),
+        }
+    }
+
+    /// The first thing that is wrong with this desired state, in one sentence.
+    fn mistake(&self, allow_replicas: bool) -> Option<String> {
+        let required = [
             Kind::Stream {
                 name: STREAM.to_owned(),
             },
@@ -90,29 +101,19 @@ impl Shipped {
                 name: WORKER.to_owned(),
             },
         ];
-        if let Some(missing) = wanted
-            .iter()
-            .find(|wanted| !objects.iter().any(|object| object.kind == **wanted))
-        {
-            return Err(Fatal::new(format!(
-                "configuration: BOOTSTRAP_CONFIG has no file for the {missing}"
-            )));
+        let exists = |kind: &Kind| self.objects.iter().any(|object| object.kind == *kind);
+        if let Some(missing) = required.iter().find(|kind| !exists(kind)) {
+            return Some(format!("BOOTSTRAP_CONFIG has no file for the {missing}"));
         }
-        let shipped = Shipped { objects };
-        if let Some(sentence) = shipped
-            .streams()
-            .find_map(|stream| broken_promise(stream, allow_replicas))
-        {
-            return Err(Fatal::new(format!("configuration: {sentence}")));
-        }
-        let sentence = shipped
-            .streams()
-            .flat_map(|object| swallowed(&object.kind.to_string(), &subjects(&object.config)))
-            .next();
-        match sentence {
-            Some(sentence) => Err(Fatal::new(format!("configuration: {sentence}"))),
-            None => Ok(shipped),
-        }
+        self.streams()
+            .find_map(|stream| broken_guarantee(stream, allow_replicas))
+            .or_else(|| {
+                self.streams()
+                    .flat_map(|object| {
+                        captured_requests(&object.kind.to_string(), &subjects(&object.config))
+                    })
+                    .next()
+            })
     }
 
     /// The streams.
@@ -128,20 +129,20 @@ impl Shipped {
     }
 }
 
-/// What a stream may not be like, in one sentence.
-fn broken_promise(stream: &Object, allow_replicas: bool) -> Option<String> {
+/// The guarantee that this stream's configuration would break, in one sentence.
+fn broken_guarantee(stream: &Object, allow_replicas: bool) -> Option<String> {
     let Object { kind, config } = stream;
     let value = |field: &str| config.get(field).unwrap_or(&Value::Null);
     let replicas = value("num_replicas").as_u64().unwrap_or(1);
     if replicas > 1 && !allow_replicas {
         return Some(format!(
-            "{kind} has num_replicas {replicas}: followers answer reads, so a page may lack what was acknowledged; \
-             set it to 1, or BOOTSTRAP_ALLOW_REPLICAS=true if you accept that"
+            "{kind} has num_replicas {replicas}: followers answer reads, so a page may lack what \
+             was acknowledged; set it to 1, or BOOTSTRAP_ALLOW_REPLICAS=true if you accept that"
         ));
     }
-    let (field, why) = BROKEN_PROMISES
+    let (field, why) = FORBIDDEN
         .iter()
-        .find(|(field, _)| !is_nothing(value(field)))?;
+        .find(|(field, _)| !is_unset(value(field)))?;
     Some(format!(
         "{kind} has {field} {}: {why}; leave it out",
         value(field)
@@ -158,8 +159,9 @@ pub fn subjects(config: &Config) -> Vec<String> {
         .collect()
 }
 
-/// The requests that a stream with these subjects would answer in a function's place, a sentence each.
-pub fn swallowed(stream: &str, subjects: &[String]) -> Vec<String> {
+/// The requests that a stream with these subjects would capture, one sentence for each. JetStream's
+/// acknowledgement would reach the caller before the function's answer.
+pub fn captured_requests(stream: &str, subjects: &[String]) -> Vec<String> {
     let pairs = subjects.iter().flat_map(|subject| {
         request_subjects()
             .into_iter()
@@ -168,7 +170,10 @@ pub fn swallowed(stream: &str, subjects: &[String]) -> Vec<String> {
     pairs
         .filter(|(subject, request)| overlap(subject, request))
         .map(|(subject, request)| {
-            format!("{stream} takes in {subject}, and so the request {request}: its acknowledgement would reach the caller before the answer; narrow that subject")
+            format!(
+                "{stream} takes in {subject}, and so the request {request}: its acknowledgement \
+                 would reach the caller before the answer; narrow that subject"
+            )
         })
         .collect()
 }
@@ -211,14 +216,14 @@ fn files(directory: &Path) -> Result<Vec<(String, String)>, Fatal> {
 fn stream(file: &str, text: &str) -> Result<Object, Fatal> {
     let mut config = object(file, text)?;
     let name = named(file, &config, "name", file.trim_end_matches(".json"))?;
-    // The server leaves it out.
+    // The default value; the server does not report it.
     if config
         .get("persist_mode")
         .is_some_and(|value| value == "default")
     {
         config.remove("persist_mode");
     }
-    for field in NEVER {
+    for field in UNSET_BY_DEFAULT {
         config.entry(field).or_insert(Value::Null);
     }
     Ok(Object {
@@ -257,7 +262,7 @@ fn object(file: &str, text: &str) -> Result<Config, Fatal> {
 
 fn named(file: &str, config: &Config, field: &str, name: &str) -> Result<String, Fatal> {
     match config.get(field).and_then(Value::as_str) {
-        Some(said) if said == name => Ok(name.to_owned()),
+        Some(value) if value == name => Ok(name.to_owned()),
         _ => Err(Fatal::new(format!(
             "configuration: {file} must say \"{field}\": \"{name}\", as the file is called"
         ))),
@@ -269,16 +274,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_in_nats_is_shipped() {
+    fn every_file_in_nats_is_built_in() {
         let nats = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
         assert_eq!(files(&nats.join("streams")).unwrap(), owned(&STREAMS));
         assert_eq!(files(&nats.join("consumers")).unwrap(), owned(&CONSUMERS));
     }
 
     #[test]
-    fn what_is_shipped_is_the_log_its_worker_and_the_events() {
-        let shipped = Shipped::read(None, false).unwrap();
-        let subjects: Vec<Vec<String>> = shipped
+    fn the_desired_state_is_the_chat_stream_its_worker_and_the_events() {
+        let desired = Desired::read(None, false).unwrap();
+        let subjects: Vec<Vec<String>> = desired
             .streams()
             .map(|stream| subjects(&stream.config))
             .collect();
@@ -291,7 +296,7 @@ mod tests {
                     .to_vec()
             ]
         );
-        let labels: Vec<String> = shipped
+        let labels: Vec<String> = desired
             .objects()
             .iter()
             .map(|object| object.kind.to_string())
@@ -309,13 +314,13 @@ mod tests {
     #[test]
     fn a_wrong_directory_is_named_in_one_line() {
         let folder =
-            std::env::temp_dir().join(format!("scrollback-shipped-{}", std::process::id()));
+            std::env::temp_dir().join(format!("scrollback-desired-{}", std::process::id()));
         for part in ["streams", "consumers"] {
             std::fs::create_dir_all(folder.join(part)).unwrap();
         }
         let stream = folder.join("streams/CHAT_MESSAGES.json");
         let consumer = folder.join("consumers/CHAT_MESSAGES.persist-message.json");
-        let line = || Shipped::read(Some(&folder), false).unwrap_err().to_string();
+        let line = || Desired::read(Some(&folder), false).unwrap_err().to_string();
         assert!(
             line().contains("no file for the stream CHAT_MESSAGES"),
             "{}",
@@ -350,7 +355,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(
-            Shipped::read(Some(&folder), false).unwrap().objects().len(),
+            Desired::read(Some(&folder), false).unwrap().objects().len(),
             2
         );
         for (field, named) in [
@@ -360,7 +365,7 @@ mod tests {
             ),
             (
                 r#""persist_mode": "async""#,
-                r#"stream CHAT_MESSAGES has persist_mode "async": what is acknowledged would not be on the disk"#,
+                r#"has persist_mode "async": what is acknowledged would not be on the disk"#,
             ),
             (r#""no_ack": true"#, "has no_ack true: nobody would hear"),
             (
@@ -381,7 +386,7 @@ mod tests {
             .unwrap();
             assert!(line().contains(named), "{}", line());
             assert_eq!(
-                Shipped::read(Some(&folder), true).is_ok(),
+                Desired::read(Some(&folder), true).is_ok(),
                 field.contains("replicas"),
                 "{field}"
             );

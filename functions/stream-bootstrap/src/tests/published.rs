@@ -1,16 +1,16 @@
-//! Log and database lost, the events kept: what is said next is told, too.
+//! Stream and database are lost, and the events are kept: later messages are published too.
 
 use async_nats::Client;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use super::fence::{body, entries, publish, texts};
-use super::{SOON, api, ask, bare, check, log_with, start};
+use super::sequence_guard::{body, entries, publish, texts};
+use super::{SOON, api, ask, bare, check, start, stream_with};
 use protocol::endpoints::READ;
 use protocol::header;
 use testing::{World, eventually};
 
-/// Up to where the last event says that the log is told, and how it says so.
+/// The header of the last event that says up to where the stream is published, and its value.
 async fn last_event(admin: &Client) -> Option<(&'static str, u64)> {
     let stream = async_nats::jetstream::new(admin.clone())
         .get_stream(protocol::subject::EVENTS_STREAM)
@@ -24,14 +24,14 @@ async fn last_event(admin: &Client) -> Option<(&'static str, u64)> {
     value(header::SEQUENCE).or_else(|| value(header::PUBLISHED_THROUGH))
 }
 
-async fn told(admin: &Client, wanted: (&'static str, u64)) {
-    eventually("it is told", SOON, async || {
+async fn published(admin: &Client, wanted: (&'static str, u64)) {
+    eventually("it is published", SOON, async || {
         (last_event(admin).await == Some(wanted)).then_some(())
     })
     .await;
 }
 
-async fn lose_log_and_database(admin: &Client, database: &PgPool) {
+async fn lose_stream_and_database(admin: &Client, database: &PgPool) {
     api(admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
     sqlx::raw_sql("drop schema public cascade; create schema public")
         .execute(database)
@@ -39,24 +39,24 @@ async fn lose_log_and_database(admin: &Client, database: &PgPool) {
         .unwrap();
 }
 
-/// A worker and a relay, until what the log has is told.
-async fn tell(world: &World, admin: &Client, wanted: u64) {
+/// Runs a worker and a relay until `wanted` is published.
+async fn publish_events(world: &World, admin: &Client, wanted: u64) {
     let (worker, relay) = tokio::join!(world.spawn("persist-message"), world.spawn("relay-outbox"));
-    told(admin, (header::SEQUENCE, wanted)).await;
+    published(admin, (header::SEQUENCE, wanted)).await;
     assert!(worker.terminate().await.success() && relay.terminate().await.success());
 }
 
 #[tokio::test]
-async fn a_log_goes_on_above_what_is_told() {
+async fn a_stream_continues_above_what_is_published() {
     let world = bare().await;
     let (admin, database) = (world.client("administrator").await, world.database().await);
     start(&world).await.unwrap().stop().await.unwrap();
     for text in ["one", "two", "three"] {
         publish(&admin, "chat.general", &[], &body("ann", text)).await;
     }
-    tell(&world, &admin, 3).await;
+    publish_events(&world, &admin, 3).await;
 
-    lose_log_and_database(&admin, &database).await;
+    lose_stream_and_database(&admin, &database).await;
     let running = start(&world).await.unwrap();
     assert_eq!(
         publish(&admin, "chat.general", &[], &body("ann", "four")).await,
@@ -65,9 +65,9 @@ async fn a_log_goes_on_above_what_is_told() {
     let found = check(&world).await;
     assert!(found.ok, "{found:?}");
     running.stop().await.unwrap();
-    tell(&world, &admin, 4).await;
+    publish_events(&world, &admin, 4).await;
 
-    // The last event is a receipt's, and somebody was faster than we and made the log by hand.
+    // The last event is a receipt, and somebody recreates the stream by hand before we do.
     let (relay, receipts) =
         tokio::join!(world.spawn("relay-outbox"), world.spawn("track-receipts"));
     let reader = world.client("publisher").await;
@@ -78,10 +78,15 @@ async fn a_log_goes_on_above_what_is_told() {
     )
     .await;
     assert_eq!(marked["moved"], true, "{marked}");
-    told(&admin, (header::PUBLISHED_THROUGH, 4)).await;
+    published(&admin, (header::PUBLISHED_THROUGH, 4)).await;
     assert!(relay.terminate().await.success() && receipts.terminate().await.success());
-    lose_log_and_database(&admin, &database).await;
-    api(&admin, "STREAM.CREATE.CHAT_MESSAGES", log_with(json!({}))).await;
+    lose_stream_and_database(&admin, &database).await;
+    api(
+        &admin,
+        "STREAM.CREATE.CHAT_MESSAGES",
+        stream_with(json!({})),
+    )
+    .await;
     assert_eq!(
         publish(&admin, "chat.general", &[], &body("ann", "five")).await,
         1
@@ -92,7 +97,7 @@ async fn a_log_goes_on_above_what_is_told() {
         6
     );
     assert_eq!(texts(&entries(&admin).await), [(5, "five"), (6, "six")]);
-    tell(&world, &admin, 6).await;
+    publish_events(&world, &admin, 6).await;
     let stored: Vec<i64> = sqlx::query_scalar("select seq from messages order by seq")
         .fetch_all(&database)
         .await
@@ -101,7 +106,7 @@ async fn a_log_goes_on_above_what_is_told() {
 }
 
 #[tokio::test]
-async fn a_check_says_that_the_log_is_below_what_is_told() {
+async fn a_check_reports_a_stream_below_what_is_published() {
     let world = bare().await;
     let admin = world.client("administrator").await;
     let running = start(&world).await.unwrap();

@@ -1,10 +1,12 @@
-//! Letters with an outcome: what was decided about them holds, whatever log comes back.
+//! Dead letters with an outcome: the decision stays valid, whatever stream comes back.
 
 use super::*;
 
 async fn settle(database: &PgPool, seq: i64, outcome: &str) {
     sqlx::query(
-        "update dead_letters set outcome = $2, outcome_at = now(), headers = case $2 when 'erased' then '' else headers end,
+        "update dead_letters
+            set outcome = $2, outcome_at = now(),
+                headers = case $2 when 'erased' then '' else headers end,
                 payload = case $2 when 'erased' then '' else payload end
           where seq = $1",
     )
@@ -16,19 +18,19 @@ async fn settle(database: &PgPool, seq: i64, outcome: &str) {
 }
 
 #[tokio::test]
-async fn letters_with_an_outcome_are_not_appended() {
+async fn dead_letters_with_an_outcome_are_not_appended() {
     let (world, admin, database) = three_unstored().await;
     close(&admin).await;
     for (seq, text) in [(1, "one"), (2, "two"), (3, "three")] {
-        take(&database, seq, text).await;
+        salvage(&database, seq, text).await;
     }
     settle(&database, 1, "dropped").await;
     settle(&database, 3, "erased").await;
-    lift(&admin).await;
+    advance(&admin).await;
     let running = start(&world).await.unwrap();
     assert_eq!(texts(&entries(&admin).await), [(501, "two")]);
     assert_eq!(
-        letters(&database).await,
+        dead_letters(&database).await,
         [1, 3].map(|seq| (seq, "below_fence".to_owned()))
     );
     let found = check(&world).await;
@@ -36,17 +38,20 @@ async fn letters_with_an_outcome_are_not_appended() {
     running.stop().await.unwrap();
 }
 
-/// A log made by hand, or restored, holds again what was dropped or erased.
+/// A stream that was created by hand or restored holds again what was dropped or erased.
 #[tokio::test]
-async fn what_was_decided_is_not_taken_from_a_log_again() {
+async fn a_dead_letter_with_an_outcome_is_not_salvaged_again() {
     let (world, admin, database) = three_unstored().await;
-    take(&database, 1, "one").await;
+    salvage(&database, 1, "one").await;
     settle(&database, 1, "dropped").await;
-    // A letter of another reason, erased; of the message itself only place and time are left.
-    // Where the third stands, another message stood in the lost log: this one was never erased.
+    // Dead letters with another reason, erased: only sequence and time of receipt are left. The
+    // third one was another message, of the lost stream; the message at that sequence now was not
+    // erased.
     let erased = "
-        insert into dead_letters (seq, subject, headers, payload, reason, received_at, outcome, outcome_at)
-        values ($1, 'chat.general', '', '', 'text_too_long', 'epoch'::timestamptz + $2 * interval '1 ms', 'erased', now())";
+        insert into dead_letters
+               (seq, subject, headers, payload, reason, received_at, outcome, outcome_at)
+        values ($1, 'chat.general', '', '', 'text_too_long',
+                'epoch'::timestamptz + $2 * interval '1 ms', 'erased', now())";
     for (seq, received_ms) in [(2_i64, received_ms(&admin, 2).await), (3, 0)] {
         sqlx::query(erased)
             .bind(seq)
@@ -63,27 +68,29 @@ async fn what_was_decided_is_not_taken_from_a_log_again() {
         (3, "text_too_long"),
     ];
     assert_eq!(
-        letters(&database).await,
+        dead_letters(&database).await,
         left.map(|(seq, reason)| (seq, reason.to_owned()))
     );
 }
 
-/// An operator or an author is faster than the log: the letter is held while it is being appended, or not appended.
+/// An operator or an author gives an outcome while dead letters are appended: the row is locked, so
+/// either the append happens first, or it does not happen.
 #[tokio::test]
 async fn an_outcome_given_meanwhile_is_waited_for() {
     let (world, admin, database) = three_unstored().await;
     close(&admin).await;
-    take(&database, 1, "one").await;
-    take(&database, 2, "two").await;
-    lift(&admin).await;
+    salvage(&database, 1, "one").await;
+    salvage(&database, 2, "two").await;
+    advance(&admin).await;
     let mut erasing = database.begin().await.unwrap();
-    sqlx::query("update dead_letters set outcome = 'erased', outcome_at = now(), payload = '' where seq = 2")
-        .execute(&mut *erasing)
-        .await
-        .unwrap();
+    let erase = "
+        update dead_letters set outcome = 'erased', outcome_at = now(), payload = '' where seq = 2";
+    sqlx::query(erase).execute(&mut *erasing).await.unwrap();
     let (running, ()) = tokio::join!(start(&world), async {
-        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        eventually("it waits for the letter", SOON, async || {
+        let waits = "
+            select count(*) from pg_stat_activity
+             where datname = current_database() and wait_event_type = 'Lock'";
+        eventually("it waits for the dead letter", SOON, async || {
             (sqlx::query_scalar::<_, i64>(waits)
                 .fetch_one(&database)
                 .await
@@ -95,6 +102,9 @@ async fn an_outcome_given_meanwhile_is_waited_for() {
         erasing.commit().await.unwrap();
     });
     assert_eq!(texts(&entries(&admin).await), [(501, "one")]);
-    assert_eq!(letters(&database).await, [(2, "below_fence".to_owned())]);
+    assert_eq!(
+        dead_letters(&database).await,
+        [(2, "below_fence".to_owned())]
+    );
     running.unwrap().stop().await.unwrap();
 }

@@ -1,8 +1,9 @@
-//! What stands in `CHAT_EVENTS` and is no event.
+//! Messages in `CHAT_EVENTS` that are not events.
 //!
-//! JetStream acknowledges a message to whatever reply subject its publisher named, also to one of the events' subjects.
-//! Readers of events skip what has no `ce-type`, and so does `relay-outbox`. But each of them takes room from events, and
-//! whoever looks for the last event has to pass them over: so they are removed.
+//! JetStream sends its publish acknowledgement to whatever reply subject the publisher named, which
+//! may be one of the events' subjects. Readers of events skip messages without `ce-type`, and so
+//! does `relay-outbox`. But each of them uses space, and a search for the last event has to pass
+//! over them. So they are removed.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,21 +16,24 @@ use protocol::bootstrap::Difference;
 use protocol::subject::EVENTS_STREAM;
 use timeline::published::foreign_events;
 
-/// Messages looked at in one go, the newest first. What lies further behind is harmless, and leaves the stream with its age.
-const LOOKED_AT: usize = 5_000;
-const ROUNDS: usize = 10;
+/// Messages inspected together, starting with the newest. Older ones are harmless, and leave the
+/// stream when they reach its maximum age.
+const CHUNK: usize = 5_000;
+const MAX_ROUNDS: usize = 10;
 /// Requests in flight.
 const CONCURRENCY: usize = 16;
+/// The `err_code` of `MSG.DELETE` for a message that another replica has removed.
+const NOT_FOUND: u64 = 10_057;
 
-/// Looks for messages that are no events.
+/// Finds messages that are not events.
 #[derive(Debug, Default)]
-pub struct Foreign {
-    /// Up to here the stream was looked at, and nothing was found.
-    clean: Mutex<u64>,
+pub struct ForeignEvents {
+    /// The stream holds only events up to this sequence.
+    clean_through: Mutex<u64>,
 }
 
-impl Foreign {
-    /// One difference when there are some.
+impl ForeignEvents {
+    /// One difference if there are any.
     ///
     /// # Errors
     /// JetStream does not answer.
@@ -43,14 +47,14 @@ impl Foreign {
         }))
     }
 
-    /// Removes them; says how many.
+    /// Removes them; returns how many in one sentence.
     ///
     /// # Errors
     /// JetStream does not answer.
     pub async fn remove(&self, nats: &Connection) -> Result<Option<String>, ApiError> {
         let mut removed = 0;
-        // Somebody may be adding to them all the time; the next look is in half a minute.
-        for _ in 0..ROUNDS {
+        // A publisher may keep adding more; the next run continues.
+        for _ in 0..MAX_ROUNDS {
             let found = self.find(nats).await?;
             if found.is_empty() {
                 break;
@@ -58,7 +62,7 @@ impl Foreign {
             removed += found.len();
             let deletions: Vec<BoxFuture<'_, _>> = found
                 .into_iter()
-                .map(|position| delete(nats, position).boxed())
+                .map(|seq| delete(nats, seq).boxed())
                 .collect();
             stream::iter(deletions)
                 .buffer_unordered(CONCURRENCY)
@@ -71,18 +75,24 @@ impl Foreign {
     }
 
     async fn find(&self, nats: &Connection) -> Result<Vec<u64>, ApiError> {
-        let clean = *self.clean.lock().unwrap_or_else(PoisonError::into_inner);
-        let (found, last) = foreign_events(nats, clean, LOOKED_AT).await?;
+        let clean_through = *self
+            .clean_through
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (found, last) = foreign_events(nats, clean_through, CHUNK).await?;
         if found.is_empty() {
-            *self.clean.lock().unwrap_or_else(PoisonError::into_inner) = last;
+            *self
+                .clean_through
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = last;
         }
         Ok(found)
     }
 }
 
-async fn delete(nats: &Connection, position: u64) -> Result<(), ApiError> {
-    // It holds nothing that has to be erased.
-    let request = json!({ "seq": position, "no_erase": true });
+async fn delete(nats: &Connection, seq: u64) -> Result<(), ApiError> {
+    // These messages contain nothing that has to be overwritten on the disk.
+    let request = json!({ "seq": seq, "no_erase": true });
     match nats
         .api::<Value>(
             &jetstream::api::stream("MSG.DELETE", EVENTS_STREAM),
@@ -95,6 +105,3 @@ async fn delete(nats: &Connection, position: u64) -> Result<(), ApiError> {
         Err(error) => Err(error),
     }
 }
-
-/// What `MSG.DELETE` says of a message that another copy has removed.
-const NOT_FOUND: u64 = 10_057;

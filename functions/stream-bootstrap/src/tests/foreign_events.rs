@@ -1,9 +1,10 @@
-//! What stands in `CHAT_EVENTS` and is no event: JetStream's acknowledgements of messages that named one of the events' subjects.
+//! Messages in `CHAT_EVENTS` that are not events: JetStream's acknowledgements of messages whose
+//! reply subject was one of the events' subjects.
 
 use async_nats::Client;
 use serde_json::{Value, json};
 
-use super::fence::{body, publish};
+use super::sequence_guard::{body, publish};
 use super::{api, apply, bare, check, start};
 use protocol::header;
 use testing::{RawClient, SOON, World, eventually};
@@ -13,7 +14,7 @@ async fn held(admin: &Client) -> u64 {
     info["state"]["messages"].as_u64().unwrap()
 }
 
-/// Publishes to the log, and has so many acknowledgements sent to a subject of the events.
+/// Publishes to the stream, and has `number` acknowledgements sent to a subject of the events.
 async fn acknowledge(world: &World, admin: &Client, number: usize) {
     let before = held(admin).await;
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;
@@ -63,7 +64,7 @@ async fn an_acknowledgement_among_the_events_is_found_and_removed() {
             &json!(700)
         )
     );
-    // They say nothing about how far the log is told.
+    // They do not change up to where the stream is published.
     assert_eq!(
         (
             found.ok,
@@ -79,7 +80,7 @@ async fn an_acknowledgement_among_the_events_is_found_and_removed() {
     assert_eq!(held(&admin).await, 1);
     assert!(check(&world).await.ok);
     running.stop().await.unwrap();
-    // With nothing but those in it, and at the start.
+    // Also at start, and when the stream holds nothing else.
     api(&admin, "STREAM.PURGE.CHAT_EVENTS", json!({})).await;
     acknowledge(&world, &admin, 3).await;
     start(&world).await.unwrap().stop().await.unwrap();
