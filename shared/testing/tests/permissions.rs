@@ -1,9 +1,26 @@
-//! Each function's user can do its work and nothing else. That it can do its work, every other test shows.
+//! Each function's user can do its work and nothing else. All other tests show that it can do its
+//! work; these show the rest.
+//!
+//! `SCROLLBACK_WRITE=1 cargo test -p testing --test permissions` writes into `nats/accounts.conf`
+//! what follows from the table of endpoints: the functions' subscriptions, and the user of a new
+//! function.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
+#[path = "permissions/accounts.rs"]
+mod accounts;
+mod table;
+
+use std::collections::BTreeSet;
+
+use protocol::endpoints::{ENDPOINTS, Role};
 use testing::{RawClient, World};
 
-/// What nobody but its owner may publish to.
-const FOREIGN: &[&str] = &[
+use accounts::Accounts;
+use table::{callable_by, example, functions};
+
+/// Subjects that are no requests: those of the stream, of events, of discovery, of the servers.
+const OTHER_SUBJECTS: &[&str] = &[
     "chat.general",
     "admin.alerts",
     "dm.alice.bob",
@@ -11,22 +28,6 @@ const FOREIGN: &[&str] = &[
     "live.chat.general",
     "events.v1.chat.general",
     "scrollback.outbox",
-    "chat.send.alice.general",
-    "dm.send.alice.bob",
-    "chat.history.general",
-    "dm.history.alice.bob",
-    "chat.sync.general",
-    "dm.sync.alice.bob",
-    "chat.delete.alice.general",
-    "dm.delete.alice.bob",
-    "chat.inbox.alice",
-    "chat.delivered.alice",
-    "chat.read.alice.general",
-    "dm.read.alice.bob",
-    "chat.unread.alice",
-    "bootstrap.apply",
-    "deadletters.retry",
-    "retention.erase",
     "$SRV.PING",
     "$SRV.PING.get-history.abc",
     "$SRV.PING.send-message.abc",
@@ -46,8 +47,8 @@ const FOREIGN: &[&str] = &[
     "$SYS.REQ.SERVER.PING",
 ];
 
-/// What a user may publish to of the above.
-fn own(user: &str) -> &'static [&'static str] {
+/// Which of [`OTHER_SUBJECTS`] a user may publish to.
+fn permitted(user: &str) -> &'static [&'static str] {
     match user {
         "stream-bootstrap" => &[
             "chat.general",
@@ -57,7 +58,7 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.CREATE.CHAT_MESSAGES",
             "$JS.API.STREAM.MSG.GET.CHAT_EVENTS",
-            // What is no event is removed.
+            // It removes messages that are no events.
             "$JS.API.STREAM.MSG.DELETE.CHAT_EVENTS",
             "$JS.API.CONSUMER.RESET.CHAT_MESSAGES.persist-message",
         ],
@@ -69,7 +70,7 @@ fn own(user: &str) -> &'static [&'static str] {
         ],
         "send-message" => &["chat.general", "dm.alice.bob", "$SRV.PING.send-message.abc"],
         "get-history" => &["$SRV.PING.get-history.abc"],
-        // The rescue of messages no client can read, and the erasing of deleted texts.
+        // It recovers messages that no client can parse, and erases deleted texts.
         "persist-message" => &[
             "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES",
             "scrollback.outbox",
@@ -88,29 +89,8 @@ fn own(user: &str) -> &'static [&'static str] {
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
             "$JS.API.STREAM.MSG.DELETE.CHAT_MESSAGES",
         ],
-        "publisher" => &[
-            "chat.general",
-            "admin.alerts",
-            "dm.alice.bob",
-            "chat.send.alice.general",
-            "dm.send.alice.bob",
-            "chat.history.general",
-            "dm.history.alice.bob",
-            "chat.sync.general",
-            "dm.sync.alice.bob",
-            "chat.delete.alice.general",
-            "dm.delete.alice.bob",
-            "chat.inbox.alice",
-            "chat.delivered.alice",
-            "chat.read.alice.general",
-            "dm.read.alice.bob",
-            "chat.unread.alice",
-        ],
+        "publisher" => &["chat.general", "admin.alerts", "dm.alice.bob"],
         "operator" => &[
-            "chat.history.general",
-            "bootstrap.apply",
-            "deadletters.retry",
-            "retention.erase",
             "$SRV.PING",
             "$SRV.PING.get-history.abc",
             "$SRV.PING.send-message.abc",
@@ -124,54 +104,57 @@ fn own(user: &str) -> &'static [&'static str] {
 #[tokio::test]
 async fn nobody_publishes_what_is_not_theirs() {
     let world = World::bare().await;
+    let requests: Vec<String> = ENDPOINTS.iter().map(example).collect();
     for user in world.nats().users() {
-        for &subject in FOREIGN {
+        let mut allowed: BTreeSet<String> = callable_by(user).map(example).collect();
+        allowed.extend(permitted(user).iter().map(|&subject| subject.to_owned()));
+        let others = OTHER_SUBJECTS.iter().copied();
+        for subject in requests.iter().map(String::as_str).chain(others) {
             let mut client = RawClient::connect(world.nats(), user).await;
             client.publish_raw(subject, None, None, b"").await;
             let refused = client.flush().await.is_err();
             assert_eq!(
                 refused,
-                !own(user).contains(&subject),
+                !allowed.contains(subject),
                 "{user} publishing to {subject}"
             );
         }
     }
 }
 
+/// Patterns that nobody may subscribe to, not even a function to its own requests: it hears those
+/// only as one of its queue group.
+fn forbidden_subscriptions() -> BTreeSet<String> {
+    let fixed = [
+        ">",
+        "_INBOX.>",
+        "chat.*",
+        "dm.*.*",
+        "$JS.>",
+        "$SRV.>",
+        "scrollback.>",
+    ];
+    let mut found: BTreeSet<String> = fixed.map(str::to_owned).into();
+    for row in ENDPOINTS {
+        found.extend([
+            row.permission(),
+            row.template.subscription(),
+            row.template.wildcard(),
+        ]);
+    }
+    found
+}
+
 #[tokio::test]
 async fn nobody_hears_what_is_not_theirs() {
     let world = World::bare().await;
-    let users: Vec<&String> = world.nats().users().iter().collect();
-    for user in &users {
-        let mut subjects: Vec<String> = [
-            ">",
-            "_INBOX.>",
-            "chat.*",
-            "dm.*.*",
-            "$JS.>",
-            "$SRV.>",
-            "chat.history.*",
-            "chat.send.>",
-            "chat.sync.>",
-            "chat.delete.>",
-            "chat.inbox.>",
-            "chat.delivered.>",
-            "chat.read.>",
-            "chat.unread.>",
-            "bootstrap.*",
-            "deadletters.>",
-            "retention.*",
-            "scrollback.>",
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        subjects.extend(
-            users
-                .iter()
-                .filter(|other| other != &user)
-                .map(|other| format!("_INBOX.{other}.>")),
-        );
-        if !matches!(user.as_str(), "publisher" | "operator") {
+    let users = world.nats().users();
+    for user in users {
+        let mut subjects = forbidden_subscriptions();
+        let others = users.iter().filter(|other| *other != user);
+        subjects.extend(others.map(|other| format!("_INBOX.{other}.>")));
+        let reads_live = [Role::User, Role::Operator].map(Role::nats_user);
+        if !reads_live.contains(&user.as_str()) {
             subjects.extend(["live.>", "events.v1.>"].map(str::to_owned));
         }
         for subject in subjects {
@@ -179,13 +162,39 @@ async fn nobody_hears_what_is_not_theirs() {
             client.subscribe(&subject).await;
             assert!(
                 client.flush().await.is_err(),
-                "{user} listening to {subject}"
+                "{user} subscribing to {subject}"
             );
         }
         let mut client = RawClient::connect(world.nats(), user).await;
         client.subscribe(&format!("_INBOX.{user}.>")).await;
         client.flush().await.unwrap();
     }
+}
+
+#[test]
+fn accounts_grant_what_the_table_says() {
+    let mut accounts = Accounts::read();
+    let users = functions();
+    let roles = [Role::User, Role::Operator].map(Role::nats_user);
+    if std::env::var_os("SCROLLBACK_WRITE").is_some() {
+        for function in &users {
+            accounts.renew_function(function);
+        }
+        accounts.write();
+    }
+    let mut differences = Vec::new();
+    for function in &users {
+        differences.extend(accounts.differences_of_function(function));
+    }
+    for user in roles {
+        differences.extend(accounts.differences_of_caller(user));
+    }
+    assert!(
+        differences.is_empty(),
+        "nats/accounts.conf differs from the table of endpoints:\n{}\n\
+         SCROLLBACK_WRITE=1 cargo test -p testing --test permissions writes what functions need",
+        differences.join("\n")
+    );
 }
 
 #[tokio::test]
