@@ -1,0 +1,143 @@
+//! Tables in documents that follow from the table of endpoints.
+//!
+//! `SCROLLBACK_WRITE=1 cargo test -p testing --test tables` renews them.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
+#[expect(dead_code, reason = "the examples are for other tests")]
+mod table;
+
+use protocol::endpoints::{ENDPOINTS, Row};
+
+use table::{functions, root};
+
+/// Holds what stands between two markers of a document against `current`, or renews it.
+fn hold(document: &str, name: &str, current: &str) {
+    let begin = format!("<!-- generated: {name} -->");
+    let end = format!("<!-- end: {name} -->");
+    let path = root().join(document);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"));
+    let between = text
+        .split_once(&begin)
+        .and_then(|(before, rest)| Some((before, rest.split_once(&end)?)));
+    let Some((before, (shown, after))) = between else {
+        panic!("{document} has no {begin} … {end}; add both where the table belongs");
+    };
+    if std::env::var_os("SCROLLBACK_WRITE").is_some() {
+        let renewed = format!("{before}{begin}\n{current}{end}{after}");
+        std::fs::write(&path, renewed).unwrap();
+        return;
+    }
+    assert!(
+        shown.trim() == current.trim(),
+        "{document} is old: SCROLLBACK_WRITE=1 cargo test -p testing --test tables"
+    );
+}
+
+fn markdown(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
+    let rule = format!("|{}\n", "---|".repeat(head.len()));
+    let rows: String = rows.map(|cells| line(&cells)).collect();
+    line(&head) + &rule + &rows
+}
+
+fn subject(row: &Row) -> String {
+    format!("`{}`", row.template.text)
+}
+
+fn roles(row: &Row) -> String {
+    let names: Vec<&str> = row.roles.iter().map(|role| role.as_str()).collect();
+    names.join(", ")
+}
+
+fn endpoints_of(function: &str) -> Vec<&'static Row> {
+    let rows = ENDPOINTS.iter();
+    rows.filter(|row| row.function == function).collect()
+}
+
+/// What a function does, as its `Cargo.toml` and the service API describe it.
+fn description(function: &str) -> String {
+    let manifest = format!("functions/{function}/Cargo.toml");
+    let text = std::fs::read_to_string(root().join(&manifest)).unwrap();
+    let mut lines = text.lines();
+    let line = lines.find_map(|line| line.strip_prefix("description = \""));
+    let line = line.unwrap_or_else(|| panic!("{manifest} has no description"));
+    line.trim_end_matches('"').trim_end_matches('.').to_owned()
+}
+
+/// Functions in the order of the table, then those that answer no requests.
+fn in_order() -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let serving = ENDPOINTS.iter().map(|row| row.function.to_owned());
+    for function in serving.chain(functions()) {
+        if !found.contains(&function) {
+            found.push(function);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_readme_lists_every_function() {
+    let rows = in_order().into_iter().map(|function| {
+        let mut answers: Vec<String> = endpoints_of(&function)
+            .iter()
+            .map(|row| format!("`{}`", row.permission()))
+            .collect();
+        answers.dedup();
+        vec![
+            format!("[{function}](functions/{function})"),
+            answers.join(", "),
+            description(&function),
+        ]
+    });
+    let table = markdown(&["function", "answers", "does"], rows);
+    hold("README.md", "functions", &table);
+}
+
+#[test]
+fn the_contract_lists_every_endpoint() {
+    let rows = ENDPOINTS.iter().map(|row| {
+        vec![
+            subject(row),
+            row.function.to_owned(),
+            roles(row),
+            row.description.to_owned(),
+        ]
+    });
+    let table = markdown(&["subject", "function", "role", "does"], rows);
+    hold("docs/PROTOCOL.md", "endpoints", &table);
+}
+
+#[test]
+fn every_function_lists_its_subjects() {
+    for function in functions() {
+        let rows = endpoints_of(&function);
+        if rows.is_empty() {
+            continue;
+        }
+        let rows = rows
+            .into_iter()
+            .map(|row| vec![subject(row), roles(row), row.description.to_owned()]);
+        let table = markdown(&["subject", "role", "does"], rows);
+        hold(
+            &format!("functions/{function}/README.md"),
+            "subjects",
+            &table,
+        );
+    }
+}
+
+#[test]
+fn every_endpoint_is_served_by_a_function_that_exists() {
+    let functions = functions();
+    for row in ENDPOINTS {
+        assert!(
+            functions.iter().any(|function| function == row.function),
+            "{} is served by {}, which is no folder of functions/",
+            row.constant,
+            row.function
+        );
+    }
+}
