@@ -6,7 +6,7 @@ COPY . .
 # A function's folder has the name of its binary. The target folder is a cache and not in the layer, so they are copied out.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --workspace --exclude bench --bins \
+    cargo build --release --locked --workspace --exclude bench --exclude import --exclude audit --exclude demo --bins \
     && mkdir /functions \
     && for function in functions/*/; do cp "target/release/$(basename "$function")" /functions/; done
 

@@ -1,5 +1,6 @@
-//! Direct messages: the same pages of a short log and of a long one, question by question in turn, beside what the same rows cost by
-//! SQL alone and beside an echo of as many bytes. A page has to cost what it holds, not what exists.
+//! Direct messages: the same pages of a short log and of a long one, question by question in turn,
+//! beside what the same rows cost by SQL alone and beside an echo of as many bytes. A page has to
+//! cost what it holds, not what exists.
 
 use std::time::{Duration, Instant};
 
@@ -169,7 +170,8 @@ pub async fn measure(plan: &Plan) {
     };
     println!("Required: each median within {REQUIRED} × of the short log's: {verdict}.");
     println!(
-        "{} questions each, of different users; of the many, {many} wait in the long log. Every answer was checked.\n",
+        "{} questions each, of different users; of the many, {many} wait in the long log. Every \
+         answer was checked.\n",
         plan.asks
     );
 }

@@ -1,7 +1,9 @@
-//! Sweeping what has expired while messages are stored: what storing loses by it, and whether anybody waits for a lock.
+//! Sweeping what has expired while messages are stored: what storing loses by it, and whether
+//! anybody waits for a lock.
 //!
-//! Two questions, since a fixed rate that is below what can be stored hides a loss: how far storing lags at that rate while half of
-//! what is stored is swept, and how fast a full log is stored with and without a sweep beside it.
+//! Two questions, since a fixed rate that is below what can be stored hides a loss: how far storing
+//! lags at that rate while half of what is stored is swept, and how fast a full log is stored with
+//! and without a sweep beside it.
 
 use std::time::{Duration, Instant};
 
@@ -21,11 +23,13 @@ const LOCK_WAIT_TOLD_MS: u32 = 10;
 const LOCK_WAIT_ALLOWED_MS: f64 = 100.0;
 /// Of what is stored without a sweep, so much has to be stored with one.
 const REQUIRED: f64 = 0.9;
-/// The first half is older than the shipped EXPIRE_DAYS, the second one only than that of the second measurement.
+/// The first half is older than the shipped EXPIRE_DAYS, the second one only than that of the
+/// second measurement.
 const EXPIRE_DAYS: &str = "30";
 const EXPIRE_DAYS_LATER: &str = "5";
 
-/// A quarter of them direct messages, in the order of their receipt: half of them 40 days ago, half of them 10.
+/// A quarter of them direct messages, in the order of their receipt: half of them 40 days ago, half
+/// of them 10.
 const STORED: &str = "
     insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
     select n, rooms.id, sender, recipient, 'old-' || n, false, n || ': ' || md5(n::text) || ' is what I meant, and ' || md5(sender || n), at, at
@@ -155,7 +159,8 @@ impl Bench<'_> {
                 .rows_affected(),
             messages
         );
-        // One by one: two statements in one string are one transaction, in which nothing is vacuumed.
+        // One by one: two statements in one string are one transaction, in which nothing is
+        // vacuumed.
         for settled in ["vacuum analyze", "checkpoint"] {
             sqlx::raw_sql(settled)
                 .execute(&self.database)
@@ -271,11 +276,13 @@ impl Bench<'_> {
             rounded(plan.stored as f64 / 2.0),
         );
         println!(
-            "{swept} of {stored} messages were swept in {:.0} s. Lag: from the log's receipt to the commit.",
+            "{swept} of {stored} messages were swept in {:.0} s. Lag: from the log's receipt to \
+             the commit.",
             took.as_secs_f64()
         );
         println!(
-            "Required: at least {REQUIRED} of what is stored otherwise ({:.2}: {}), no wait for a lock beyond {LOCK_WAIT_ALLOWED_MS} ms ({}).\n",
+            "Required: at least {REQUIRED} of what is stored otherwise ({:.2}: {}), no wait for a \
+             lock beyond {LOCK_WAIT_ALLOWED_MS} ms ({}).\n",
             during.per_second / before.per_second.max(after.per_second),
             verdict(during.per_second >= REQUIRED * before.per_second.max(after.per_second)),
             verdict(during.waits.longest_ms <= LOCK_WAIT_ALLOWED_MS)
@@ -424,7 +431,8 @@ impl Bench<'_> {
             .collect::<Vec<String>>()
             .join(" · ");
         println!(
-            "Both ways in each round; its part, round by round: {parts}; their median {paired:.2} ×."
+            "Both ways in each round; its part, round by round: {parts}; their median {paired:.2} \
+             ×."
         );
         // Where two fair ways to sum up disagree, the rounds lie too far apart to tell.
         let told = if (paired >= REQUIRED) == (overall >= REQUIRED) {
@@ -433,7 +441,8 @@ impl Bench<'_> {
             "UNDECIDED"
         };
         println!(
-            "Required: at least {REQUIRED} × by both medians ({told}), no wait for a lock beyond {LOCK_WAIT_ALLOWED_MS} ms ({}).",
+            "Required: at least {REQUIRED} × by both medians ({told}), no wait for a lock beyond \
+             {LOCK_WAIT_ALLOWED_MS} ms ({}).",
             verdict(waits.longest_ms <= LOCK_WAIT_ALLOWED_MS)
         );
         println!(
@@ -442,7 +451,8 @@ impl Bench<'_> {
         );
     }
 
-    /// Has a full log stored; how many messages a second, and the waits until then if that was with a sweep.
+    /// Has a full log stored; how many messages a second, and the waits until then if that was with
+    /// a sweep.
     async fn drain(&mut self, messages: u64, sweeping: bool, waits: Waits) -> (f64, Waits) {
         self.feed.fill(messages).await;
         sqlx::raw_sql("checkpoint")
@@ -457,7 +467,8 @@ impl Bench<'_> {
             None
         };
         let worker = self.world.spawn("persist-message").await;
-        // Registered and at work: what was done until now took starting up as well, and does not count.
+        // Registered and at work: what was done until now took starting up as well, and does not
+        // count.
         let (begun, before) = (Instant::now(), self.ingest.stored_through().await);
         let swept = if sweeping { self.swept().await } else { 0 };
         self.caught_up(last).await;

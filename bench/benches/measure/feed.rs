@@ -1,4 +1,5 @@
-//! Messages for the log, as fast as they are wanted: atomic batches, so that the server's flushes are not what is measured.
+//! Messages for the log, as fast as they are wanted: atomic batches, so that the server's flushes
+//! are not what is measured.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,7 +21,8 @@ pub const RATE: u64 = 5_000;
 /// Messages in a batch at the fixed rate, and when the log is filled.
 const STEADY_BATCH: u64 = 100;
 const FULL_BATCH: u64 = 500;
-/// Batches under way, when the log is filled and when it falls behind the rate: JetStream takes no more than 50.
+/// Batches under way, when the log is filled and when it falls behind the rate: JetStream takes no
+/// more than 50.
 const AT_ONCE: usize = 4;
 /// One message of so many is a direct one.
 pub const DIRECT_EVERY: u64 = 4;

@@ -1,4 +1,5 @@
-//! Asking for pages, beside an echo of the same size: what the same answer costs when nobody has to look for it.
+//! Asking for pages, beside an echo of the same size: what the same answer costs when nobody has to
+//! look for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +43,8 @@ struct Figures {
 
 pub async fn measure(world: &World, plan: &Plan) {
     let mut ingest = Ingest::of(world, 1 << 32).await;
-    // With --quick, too, a room holds more than a page: otherwise what a query costs beside its rows is all that is measured.
+    // With --quick, too, a room holds more than a page: otherwise what a query costs beside its
+    // rows is all that is measured.
     let messages = (plan.messages as u64).max(MANY_ROOMS * 60);
     eprintln!("history: storing something to read");
     let first = ingest.last().await + 1;

@@ -1,4 +1,5 @@
-//! From the log to the commit: `persist-message` beside the naive way, and beside what this machine can do at most.
+//! From the log to the commit: `persist-message` beside the naive way, and beside what this machine
+//! can do at most.
 
 use std::fmt::Write as _;
 use std::process::Stdio;
@@ -73,7 +74,8 @@ pub async fn measure(world: &World, plan: &Plan) {
         ],
     );
     println!(
-        "{} messages a round ({} row by row), {ROOMS} rooms, about 110 characters each, median of {}. persist-message after that: {:.1} MiB.\n",
+        "{} messages a round ({} row by row), {ROOMS} rooms, about 110 characters each, median of \
+         {}. persist-message after that: {:.1} MiB.\n",
         plan.messages,
         few.messages,
         plan.rounds,
@@ -115,7 +117,7 @@ impl<'a> Ingest<'a> {
         }
         self.written += messages as u64;
         let begun = Instant::now();
-        let mut import = Command::new(env!("CARGO_BIN_EXE_import"))
+        let mut import = Command::new(testing::binary("import"))
             .arg("-")
             .envs(self.world.vars("publisher"))
             .stdin(Stdio::piped())
@@ -137,7 +139,8 @@ impl<'a> Ingest<'a> {
         per_second(messages, begun.elapsed())
     }
 
-    /// Starts copies of persist-message and waits until everything is stored; how many messages a second.
+    /// Starts copies of persist-message and waits until everything is stored; how many messages a
+    /// second.
     async fn workers(&mut self, copies: usize) -> f64 {
         self.empty("messages").await;
         self.store(copies).await
@@ -158,7 +161,8 @@ impl<'a> Ingest<'a> {
         let workers: Vec<Process> =
             futures::future::join_all((0..copies).map(|_| self.world.spawn("persist-message")))
                 .await;
-        // Registered and at work: what was done until now took starting up as well, and does not count.
+        // Registered and at work: what was done until now took starting up as well, and does not
+        // count.
         let (begun, before) = (Instant::now(), self.stored_through().await);
         while self.stored_through().await < last {
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -179,7 +183,8 @@ impl<'a> Ingest<'a> {
     async fn naive(&mut self, store: Store, connections: usize, messages: usize) -> f64 {
         self.empty("messages").await;
         let took = naive::run(self.world, store, connections, messages).await;
-        // nats-server takes acknowledgements in beside what it answers: the last ones show a moment later.
+        // nats-server takes acknowledgements in beside what it answers: the last ones show a moment
+        // later.
         let last = self.last().await;
         eventually("everything was consumed", SOON, async || {
             (self.stored_through().await == last).then_some(())
@@ -200,7 +205,8 @@ impl<'a> Ingest<'a> {
         let begun = Instant::now();
         let mut copy = connection
             .copy_in_raw(
-                "copy copied (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at) from stdin (format binary)",
+                "copy copied (seq, room_id, sender, recipient, id, derived, text, sent_at, \
+                 received_at) from stdin (format binary)",
             )
             .await
             .expect("COPY begins");
@@ -237,8 +243,8 @@ impl<'a> Ingest<'a> {
             .expect("a last sequence")
     }
 
-    /// Lifts the log above `stored`, which was put into the index by hand, and has one message go through it: from there on all is as
-    /// if every message had.
+    /// Lifts the log above `stored`, which was put into the index by hand, and has one message go
+    /// through it: from there on all is as if every message had.
     pub async fn lift(&self, stored: u64) {
         assert!(
             self.world
@@ -278,7 +284,8 @@ impl<'a> Ingest<'a> {
     }
 }
 
-/// PostgreSQL's binary format: a signature, per row the number of its fields and each with its length, and an end.
+/// PostgreSQL's binary format: a signature, per row the number of its fields and each with its
+/// length, and an end.
 fn copy_rows(rows: u64) -> Vec<u8> {
     let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
     for n in 0..rows {

@@ -1,8 +1,10 @@
-//! What Scrollback costs and what it brings, side by side with its limits, in one run on real servers.
+//! What Scrollback costs and what it brings, side by side with its limits, in one run on real
+//! servers.
 //!
-//! `just bench` runs the release binaries, about a quarter of an hour; `just bench --quick` shows that it works, `just bench send` measures
-//! one part. Progress goes to standard error, the tables to standard output, as Markdown. Each way is taken once a round, so that whatever
-//! slows the machine down for a while slows all of them; what is printed is the median of the rounds.
+//! `just bench` runs the release binaries, about a quarter of an hour; `just bench --quick` shows
+//! that it works, `just bench send` measures one part. Progress goes to standard error, the tables
+//! to standard output, as Markdown. Each way is taken once a round, so that whatever slows the
+//! machine down for a while slows all of them; what is printed is the median of the rounds.
 
 #![expect(
     clippy::expect_used,
@@ -125,6 +127,7 @@ async fn machine(world: &World) -> String {
         .expect("PostgreSQL answers");
     let nats = world.client("operator").await.server_info().version.clone();
     format!(
-        "{cpus} × {model}, everything on it; nats-server {nats} (sync_interval: always), PostgreSQL {postgres} (default durability)"
+        "{cpus} × {model}, everything on it; nats-server {nats} (sync_interval: always), \
+         PostgreSQL {postgres} (default durability)"
     )
 }

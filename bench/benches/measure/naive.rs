@@ -26,8 +26,8 @@ pub enum Store {
     Nowhere,
 }
 
-/// Consumes `messages` with that many connections, and says how long it took. Uses the rights and the consumer of
-/// persist-message, which must not run meanwhile.
+/// Consumes `messages` with that many connections, and says how long it took. Uses the rights and
+/// the consumer of persist-message, which must not run meanwhile.
 pub async fn run(world: &World, store: Store, connections: usize, messages: usize) -> Duration {
     let handled = AtomicUsize::new(0);
     let mut consumers = Vec::new();

@@ -1,4 +1,5 @@
-//! The page's query beside a plain one, by pgbench: on the same rows, with the functions' session settings, prepared.
+//! The page's query beside a plain one, by pgbench: on the same rows, with the functions' session
+//! settings, prepared.
 
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use testing::World;
 
 /// The very text get-history runs.
 const PAGE: &str = include_str!("../../../functions/get-history/src/older.sql");
-/// The newest rows of a room, by somebody who has heard of neither expiry nor what is not stored yet.
+/// The newest rows of a room, by somebody who has heard of neither expiry nor what is not stored
+/// yet.
 const PLAIN: &str = "
     select seq, sender, recipient, id, text, sent_at, deleted from messages
      where room_id = (select id from rooms where name = $1) and seq < $2
@@ -126,6 +128,7 @@ fn script(query: &str) -> String {
     );
     let rooms = MANY_ROOMS - 1;
     format!(
-        "\\set room random(0, {rooms})\n\\set before 9223372036854775807\n\\set rows {ROWS}\n{sql};\n"
+        "\\set room random(0, {rooms})\n\\set before 9223372036854775807\n\\set rows \
+         {ROWS}\n{sql};\n"
     )
 }

@@ -1,7 +1,9 @@
-//! Who writes to whom: two logs of direct messages, a short one and a long one, that end with the same 10,000 messages.
+//! Who writes to whom: two logs of direct messages, a short one and a long one, that end with the
+//! same 10,000 messages.
 //!
-//! A message is known by its age, how many came after it. The age alone says who wrote it to whom, so a longer log is a shorter
-//! one with more before it, and the same people ask for the same pages in both.
+//! A message is known by its age, how many came after it. The age alone says who wrote it to whom,
+//! so a longer log is a shorter one with more before it, and the same people ask for the same pages
+//! in both.
 
 use std::collections::HashMap;
 
@@ -18,7 +20,8 @@ pub const WAITING: u64 = 10_000;
 /// Somebody to whom more is written than they fetch: all of it waits.
 pub const DESK: &str = "desk";
 
-/// Everybody talks with those so many places further on, and so many back: ten conversations each, the nearer the livelier.
+/// Everybody talks with those so many places further on, and so many back: ten conversations each,
+/// the nearer the livelier.
 const APART: [u64; 5] = [1, 7, 53, 401, 2_903];
 /// Half of the messages belong to talks: two people who exchange 50 messages within 10,000.
 const TALKS: u64 = 100;
@@ -124,7 +127,8 @@ impl Directs {
             .execute(database)
             .await
             .expect("marks");
-        // One by one: two statements in one string are one transaction, in which nothing is vacuumed.
+        // One by one: two statements in one string are one transaction, in which nothing is
+        // vacuumed.
         for settled in ["vacuum analyze", "checkpoint"] {
             sqlx::raw_sql(settled)
                 .execute(database)

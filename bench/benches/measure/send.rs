@@ -1,5 +1,5 @@
-//! Acknowledged sending, beside plain JetStream publishers on the same server: what many senders gain from sharing a flush, and what
-//! one alone pays for the way through send-message.
+//! Acknowledged sending, beside plain JetStream publishers on the same server: what many senders
+//! gain from sharing a flush, and what one alone pays for the way through send-message.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +37,8 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 enum Way {
     /// Straight into the log, with JetStream's acknowledgement.
     Plain,
-    /// Through somebody who does nothing but hand it on: what any function in between costs at least.
+    /// Through somebody who does nothing but hand it on: what any function in between costs at
+    /// least.
     Bare,
     /// Through send-message, which makes the id.
     Made,
@@ -52,7 +53,8 @@ struct Figures {
 }
 
 pub async fn measure(world: &World, plan: &Plan) {
-    // It stores between two measurements, not while one is being made: on a small machine that would be measured, too.
+    // It stores between two measurements, not while one is being made: on a small machine that
+    // would be measured, too.
     let worker = world.spawn("persist-message").await;
     hand_on(world.client("administrator").await).await;
     let on_disk = rows(world, plan, &worker, &UNLIMITED).await;
@@ -121,7 +123,8 @@ async fn caught_up(world: &World) {
     }
 }
 
-/// Sends for a while, always that many at once; acknowledgements a second, and how long each took, sorted.
+/// Sends for a while, always that many at once; acknowledgements a second, and how long each took,
+/// sorted.
 async fn send(
     clients: &Arc<[Client]>,
     administrator: &Client,

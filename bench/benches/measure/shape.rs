@@ -1,5 +1,6 @@
-//! The shape people have: a thousand rooms, all functions up, a database that was empty a minute ago (nobody has
-//! analyzed it). Beside it, in turn, the same with few rooms: what many rooms cost is the ratio of the two.
+//! The shape people have: a thousand rooms, all functions up, a database that was empty a minute
+//! ago (nobody has analyzed it). Beside it, in turn, the same with few rooms: what many rooms cost
+//! is the ratio of the two.
 
 use std::path::Path;
 use std::time::Duration;

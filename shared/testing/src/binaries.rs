@@ -11,7 +11,7 @@ use crate::nats_server::REPOSITORY;
 /// # Panics
 ///
 /// When the workspace does not build (with the compiler's words), or has no such binary.
-pub(crate) fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         // …/target/<profile>/deps/<test>: the binaries lie one folder up.

@@ -31,6 +31,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+pub use binaries::binary;
 pub use child::Process;
 pub use nats_server::NatsServer;
 pub use otlp_receiver::{Log, Metric, OtlpReceiver, Span};

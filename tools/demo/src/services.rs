@@ -1,4 +1,4 @@
-//! Who is there, and how they are doing: the service API asked by hand.
+//! Lists the services found through the NATS service API and what they did.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,20 +8,20 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use crate::show;
+use crate::report;
 use base::discovery::{DISCOVER_INFO, DISCOVER_STATS, Info, Stats};
 use base::error::Fatal;
 
-/// Nobody knows how many will answer: after this much silence, those were all.
+/// The number of replies is not known beforehand: after this much silence we stop waiting.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// Prints a table of every service found, copies added up.
+/// Prints a table of every service found, its replicas added up.
 pub async fn list(operator: &Client) -> Result<(), Fatal> {
-    let infos: Vec<Info> = everyone(operator, DISCOVER_INFO).await?;
-    let stats: Vec<Stats> = everyone(operator, DISCOVER_STATS).await?;
-    let mut copies: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    let infos: Vec<Info> = request_all(operator, DISCOVER_INFO).await?;
+    let stats: Vec<Stats> = request_all(operator, DISCOVER_STATS).await?;
+    let mut replicas: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for info in &infos {
-        copies
+        replicas
             .entry((&info.name, &info.version))
             .or_default()
             .insert(&info.id);
@@ -43,25 +43,25 @@ pub async fn list(operator: &Client) -> Result<(), Fatal> {
     }
     let mut rows = vec![
         [
-            "service", "version", "copies", "on", "requests", "errors", "average",
+            "service", "version", "replicas", "on", "requests", "errors", "average",
         ]
         .map(str::to_owned),
     ];
-    for ((name, version), ids) in copies {
+    for ((name, version), ids) in replicas {
         let mut about = [name.to_owned(), version.to_owned(), ids.len().to_string()];
         for (_, (subject, requests, errors, time)) in
             work.iter().filter(|((worker, _), _)| *worker == name)
         {
-            let [name, version, copies] = std::mem::take(&mut about);
+            let [name, version, replicas] = std::mem::take(&mut about);
             let average = if *requests == 0 {
                 "-".to_owned()
             } else {
-                show::nanoseconds(time / requests)
+                report::nanoseconds(time / requests)
             };
             rows.push([
                 name,
                 version,
-                copies,
+                replicas,
                 (*subject).to_owned(),
                 requests.to_string(),
                 errors.to_string(),
@@ -71,16 +71,17 @@ pub async fn list(operator: &Client) -> Result<(), Fatal> {
     }
     if rows.len() == 1 {
         return Err(Fatal::new(
-            "no service answers; does this user have the rights of an operator (nats/accounts.conf)?",
+            "no service answers; does this user have the rights of an operator \
+             (nats/accounts.conf)?",
         ));
     }
-    show::table(&rows);
+    report::table(&rows);
     println!();
     Ok(())
 }
 
-/// Asks everyone who listens on `subject`.
-async fn everyone<T: DeserializeOwned>(
+/// Sends a request to all who listen on `subject` and collects their replies.
+async fn request_all<T: DeserializeOwned>(
     client: &Client,
     subject: &'static str,
 ) -> Result<Vec<T>, Fatal> {
@@ -96,7 +97,7 @@ async fn everyone<T: DeserializeOwned>(
         .map_err(|error| closed(error.to_string()))?;
     let mut answers = Vec::new();
     while let Ok(Some(reply)) = timeout(SILENCE, replies.next()).await {
-        // Whoever answers something else is no service of ours.
+        // Other services of the account may reply with something else.
         if let Ok(answer) = serde_json::from_slice(&reply.payload) {
             answers.push(answer);
         }

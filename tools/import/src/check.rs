@@ -1,5 +1,6 @@
-//! Ids that lines bring along: one names one message of its user, in all rooms. Two lines of a run are told apart before anything is
-//! published; what was said under an id before this run shows afterwards, in the rooms' history.
+//! Client-supplied ids. One names one message of its user, in all rooms. Two lines of a run are
+//! compared before anything is published; what was sent under an id before this run is found
+//! afterwards, in the rooms' history.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -13,30 +14,30 @@ use tokio::time::{sleep, timeout};
 use crate::line::{Hash, OwnId};
 use base::seq::Seq;
 
-/// Messages a page of history may have.
+/// Messages in a page of history.
 const PAGE: usize = 500;
-const ANSWER: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(500);
-/// A service that is busy, or just being started, answers by then.
+/// Enough for a get-history that is busy or just starting.
 const ATTEMPTS: u32 = 5;
 
-/// Every id of this run, and what it names: some fifty bytes each.
+/// Every client-supplied id of this run and its first use, about 50 bytes each.
 #[derive(Debug, Default)]
 pub struct Ids {
-    given: HashMap<Hash, Given>,
+    uses: HashMap<Hash, Use>,
     rooms: BTreeSet<String>,
 }
 
 #[derive(Debug)]
-struct Given {
+struct Use {
     content: Hash,
     input: u32,
     line: u64,
 }
 
-/// The part of a message of history that matters here.
+/// The fields of a message of history that are compared.
 #[derive(Deserialize)]
-struct Shown {
+struct Stored {
     seq: Seq,
     id: String,
     user: String,
@@ -46,18 +47,24 @@ struct Shown {
 }
 
 impl Ids {
-    /// Remembers a line's id; the input and the line that have it for something else.
+    /// Remembers a line's id.
     ///
     /// # Errors
-    /// Where the other one stands.
-    pub fn give(&mut self, room: &str, id: OwnId, input: u32, line: u64) -> Result<(), (u32, u64)> {
-        match self.given.entry(id.key) {
+    /// Input and line that use the id for another text or room.
+    pub fn insert(
+        &mut self,
+        room: &str,
+        id: OwnId,
+        input: u32,
+        line: u64,
+    ) -> Result<(), (u32, u64)> {
+        match self.uses.entry(id.key) {
             Entry::Occupied(other) if other.get().content != id.content => {
                 return Err((other.get().input, other.get().line));
             }
             Entry::Occupied(_) => {}
             Entry::Vacant(free) => {
-                _ = free.insert(Given {
+                _ = free.insert(Use {
                     content: id.content,
                     input,
                     line,
@@ -72,11 +79,11 @@ impl Ids {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.given.len()
+        self.uses.len()
     }
 
-    /// Reads the rooms' history, and returns input and line of every id under which it has another message, or none: those
-    /// messages are dead letters.
+    /// Reads the rooms' history and returns input and line of every id under which it has another
+    /// message or none: those messages are dead letters.
     ///
     /// # Errors
     /// Why history could not be read.
@@ -85,27 +92,28 @@ impl Ids {
             let mut after = Seq::ZERO;
             loop {
                 let (messages, more) = page(client, &room, after).await?;
-                for shown in &messages {
-                    let id = OwnId::new(&room, &shown.user, &shown.id, &shown.text);
-                    // Of a deleted message nobody knows the text: whatever is sent under its id is a resend.
+                for stored in &messages {
+                    let id = OwnId::new(&room, &stored.user, &stored.id, &stored.text);
+                    // The text of a deleted message is gone, so anything sent under its id counts
+                    // as a resend.
                     if self
-                        .given
+                        .uses
                         .get(&id.key)
-                        .is_some_and(|given| shown.deleted || given.content == id.content)
+                        .is_some_and(|uses| stored.deleted || uses.content == id.content)
                     {
-                        self.given.remove(&id.key);
+                        self.uses.remove(&id.key);
                     }
                 }
                 match messages.last() {
-                    Some(last) if more && !self.given.is_empty() => after = last.seq,
+                    Some(last) if more && !self.uses.is_empty() => after = last.seq,
                     _ => break,
                 }
             }
         }
         let mut left: Vec<(u32, u64)> = self
-            .given
+            .uses
             .values()
-            .map(|given| (given.input, given.line))
+            .map(|uses| (uses.input, uses.line))
             .collect();
         left.sort_unstable();
         Ok(left)
@@ -113,12 +121,12 @@ impl Ids {
 }
 
 /// The messages after `after`, and whether there are more.
-async fn page(client: &Client, room: &str, after: Seq) -> Result<(Vec<Shown>, bool), String> {
+async fn page(client: &Client, room: &str, after: Seq) -> Result<(Vec<Stored>, bool), String> {
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
         let request = json!({"after": after, "limit": PAGE}).to_string();
         match timeout(
-            ANSWER,
+            REPLY_TIMEOUT,
             client.request(format!("chat.history.{room}"), request.into()),
         )
         .await
@@ -140,7 +148,7 @@ async fn page(client: &Client, room: &str, after: Seq) -> Result<(Vec<Shown>, bo
     Err(why)
 }
 
-fn read(reply: &Message) -> Option<(Vec<Shown>, bool)> {
+fn read(reply: &Message) -> Option<(Vec<Stored>, bool)> {
     let more = reply
         .headers
         .as_ref()?

@@ -21,7 +21,7 @@ use tokio::process::{Child, Command};
 
 use testing::{SOON, World, eventually};
 
-const STREAM: &str = include_str!("../../nats/streams/CHAT_MESSAGES.json");
+const STREAM: &str = include_str!("../../../nats/streams/CHAT_MESSAGES.json");
 
 /// A world with the shipped stream, and nobody who works on it.
 async fn world() -> World {
@@ -127,7 +127,8 @@ async fn messages(log: &Stream) -> Vec<(String, Value)> {
         .unwrap()
 }
 
-/// Lines as people write them: three rooms, some lines twice, some with ids, times that run backwards.
+/// Lines as people write them: three rooms, some lines twice, some with ids, times that run
+/// backwards.
 fn chat(lines: usize) -> String {
     let mut file = String::new();
     for n in 0..lines {
@@ -461,7 +462,8 @@ async fn a_server_that_goes_away_costs_nothing() {
         (&chat[..chat.len() / 2], 2_000),
         (&chat[chat.len() / 2..], 10_500),
     ] {
-        // The last of it comes when the server is gone, so that import has something to send, whatever it had under way.
+        // The last of it comes when the server is gone, so that import has something to send,
+        // whatever it had under way.
         let (before, after) = part.split_at(part.len() * 3 / 4);
         let (killed, gone) = tokio::sync::oneshot::channel();
         let feed = async {
@@ -538,7 +540,8 @@ async fn an_id_used_before_this_run_is_refused_by_its_line() {
         tokio::join!(world.spawn("persist-message"), world.spawn("get-history"));
     let files = CHANNELS.map(|line| File::new(&format!("channel-{}", line.len()), line));
     assert_eq!(self::import(&world, &[files[0].path()]).await.code, 0);
-    // At once, when the log still knows ids, and when it has forgotten them, and when it knows the refused message.
+    // At once, when the log still knows ids, and when it has forgotten them, and when it knows the
+    // refused message.
     for forgotten in [false, true, false] {
         if forgotten {
             configure(&world, "UPDATE", |config| {

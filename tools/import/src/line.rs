@@ -1,4 +1,4 @@
-//! From a line of a file to a message of the log.
+//! From a line of a file to a message of the stream.
 
 use std::collections::HashMap;
 
@@ -13,9 +13,9 @@ use protocol::header;
 use protocol::message::{Incoming, Limits};
 use protocol::name::Room;
 
-/// The admin room is published to as this; it stands in the ids too.
+/// The publisher in the admin room's subject; also the prefix of generated ids.
 const PUBLISHER: &str = "import";
-/// Of a hash, as an id: enough that two lines never share one by chance.
+/// Bytes of a hash used as an id: enough that two lines never share one by chance.
 const ID_BYTES: usize = 16;
 /// What the protocol and our headers take of `max_payload`.
 const HEADER_ROOM: usize = 1024;
@@ -27,19 +27,20 @@ pub struct Outgoing {
     /// As readers name it.
     pub room: String,
     pub payload: Bytes,
-    /// `Nats-Msg-Id`: made of a hash, so no user's text stands in a header; of the sender, so nobody's id keeps another's
-    /// message out; of room and text, so JetStream never takes another text for a message that is there already.
+    /// `Nats-Msg-Id`: a hash, so that no user's text appears in a header. It covers the sender, so
+    /// that one sender's id cannot suppress another's message, and room and text, so that JetStream
+    /// never treats another text as a duplicate.
     pub message_id: HeaderValue,
-    /// Where the line had an id of its own.
+    /// The client-supplied id, if the line has one.
     pub own_id: Option<OwnId>,
 }
 
-/// An id the line's author gave, and what it was given to.
+/// A client-supplied id and the message it names.
 #[derive(Debug, Clone, Copy)]
 pub struct OwnId {
-    /// Of the user and the id.
+    /// Hash of user and id.
     pub key: Hash,
-    /// Of the room and the text.
+    /// Hash of room and text.
     pub content: Hash,
 }
 
@@ -53,7 +54,7 @@ impl OwnId {
     }
 }
 
-/// Enough of a hash that two never are the same by chance.
+/// A hash, cut to [`ID_BYTES`].
 pub type Hash = [u8; ID_BYTES];
 
 impl Outgoing {
@@ -72,13 +73,14 @@ pub struct Lines {
     max_bytes: usize,
     now_ms: i64,
     general: String,
-    /// How often a line without an id was seen. Two people may say the same thing in the same millisecond, and one
-    /// person twice: the second one is another message, and gets another id, the same at the next import.
+    /// How often a line without an id occurred. Two equal lines are two messages: each gets an id
+    /// of its own, and the same one at the next import.
     seen: HashMap<[u8; ID_BYTES], u32>,
 }
 
 impl Lines {
-    /// Lines a message of `limits` and the server's `max_payload` can hold, read at `now_ms`.
+    /// Accepts lines that fit `limits` and the server's `max_payload`; `now_ms` is the time of
+    /// reading.
     pub fn new(limits: Limits, max_payload: usize, now_ms: i64) -> Lines {
         let max_bytes = limits
             .payload_bytes()
@@ -104,10 +106,10 @@ impl Lines {
     }
 
     /// # Errors
-    /// Why this line cannot become a message: what would go to the dead letters is refused here, where its
-    /// author can still mend it.
+    /// Why this line cannot become a message: what would become a dead letter is refused here,
+    /// where its author can still correct it.
     pub fn read(&mut self, line: &[u8]) -> Result<Outgoing, String> {
-        // The worker's own eyes; they know a reason for everything, and refuse what a parser would let pass.
+        // The same check as persist-message's, which names a reason for everything it refuses.
         Incoming::parse(
             &self.general,
             None,
@@ -119,12 +121,12 @@ impl Lines {
         .map_err(|reason| reason.to_string())?;
         let mut body: Map<String, Value> =
             serde_json::from_slice(line).map_err(|_| "not_json".to_owned())?;
-        let said = body
+        let named = body
             .get("room")
             .and_then(Value::as_str)
             .ok_or(r#"no "room": name one, as in {"room":"general"}"#)?;
         let room =
-            Room::from_body(said).map_err(|Refusal { reason, .. }| format!("room: {reason}"))?;
+            Room::from_body(named).map_err(|Refusal { reason, .. }| format!("room: {reason}"))?;
         let (id, own) = match body
             .get("id")
             .and_then(Value::as_str)
@@ -166,7 +168,8 @@ impl Lines {
         })
     }
 
-    /// The same for the same file at every import: a hash of what the line says, and how often it was said before.
+    /// The same for the same file at every import: a hash of the line's content and of how often it
+    /// occurred before.
     fn derived_id(&mut self, room: &Room, body: &Map<String, Value>) -> String {
         let timestamp = body
             .get("timestamp")

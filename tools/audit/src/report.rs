@@ -1,4 +1,4 @@
-//! The sums and the offenders, for a terminal.
+//! The audit's result, for a terminal.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use protocol::audit::{AuditCounts, Offender};
 
 const TICK: Duration = Duration::from_millis(200);
 
-/// Progress is for a terminal; elsewhere it is nothing.
+/// Progress is drawn on a terminal and nowhere else.
 pub fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
@@ -19,17 +19,17 @@ pub fn target() -> ProgressDrawTarget {
     }
 }
 
-/// For what has no known end.
+/// For work whose end is not known.
 pub fn spinner() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
     bar.enable_steady_tick(TICK);
     bar
 }
 
-/// What became of the log from `from` to `through`.
-pub fn counts(from: Seq, through: Seq, counts: &AuditCounts) {
+/// What became of the messages from `from` to `through`.
+pub fn print_counts(from: Seq, through: Seq, counts: &AuditCounts) {
     println!(
-        "{} messages in the log, sequences {from} to {through}:",
+        "{} messages in the stream, sequences {from} to {through}:",
         counts.total()
     );
     for (what, count) in rows(counts) {
@@ -71,9 +71,9 @@ fn rows(counts: &AuditCounts) -> Vec<(String, u64)> {
 }
 
 /// One line each.
-pub fn offenders(offenders: &[Offender]) {
+pub fn print_offenders(offenders: &[Offender]) {
     for Offender { seq, subject, what } in offenders {
-        // A subject is what somebody published on, and may hold what a terminal would obey.
+        // A publisher chooses the subject, so it may hold control characters for the terminal.
         let subject: String = subject
             .chars()
             .map(|c| {

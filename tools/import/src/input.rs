@@ -1,4 +1,4 @@
-//! Where lines come from: files, gzip or not, and standard input.
+//! The lines of files, gzip or not, and of standard input.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
@@ -7,31 +7,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// Longer lines are refused unread: a file without line ends must not fill the memory.
+/// Longer lines are refused unread, so a file without line ends does not fill the memory.
 pub const MAX_LINE_BYTES: usize = 4 << 20;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// One file, or standard input, line by line.
 pub struct Input {
-    /// As the user called it.
+    /// As the user named it.
     pub name: String,
-    /// As it lies there, compressed or not; 0 where nobody knows.
+    /// Size as stored, compressed or not; 0 when unknown.
     pub bytes: u64,
     reader: Box<dyn BufRead + Send>,
     line: u64,
 }
 
-/// One line, or why there is none.
+/// One line.
 pub enum Line {
-    /// Without its end.
+    /// Without its line end.
     Text(Vec<u8>),
     /// Over [`MAX_LINE_BYTES`].
     TooLong,
 }
 
 impl Input {
-    /// Opens `path`, `-` for standard input. `consumed` counts the bytes taken from it, as they lie there.
+    /// Opens `path`, `-` for standard input. `consumed` counts the bytes read from it, as stored.
     ///
     /// # Errors
     /// It cannot be opened or read.
@@ -50,7 +50,7 @@ impl Input {
         Ok(Input {
             name: name.to_owned(),
             bytes,
-            reader: sniffed(source)?,
+            reader: decompress(source)?,
             line: 0,
         })
     }
@@ -84,8 +84,8 @@ impl Input {
     }
 }
 
-/// Looks at the first bytes rather than at the name: standard input has none.
-fn sniffed(mut source: impl Read + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
+/// Detects gzip by the first bytes and not by the name, because standard input has none.
+fn decompress(mut source: impl Read + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
     let mut start = Vec::new();
     (&mut source)
         .take(GZIP.len() as u64)
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> Vec<Option<String>> {
-        let reader = sniffed(Cursor::new(bytes.to_vec())).unwrap();
+        let reader = decompress(Cursor::new(bytes.to_vec())).unwrap();
         let mut input = Input {
             name: String::new(),
             bytes: 0,

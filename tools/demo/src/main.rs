@@ -1,21 +1,21 @@
-//! `demo`: messages sent, read, stored, told of, deleted, delivered, and the services that did it, each step with the command a
-//! person would type.
+//! `demo`: sends, reads, stores, deletes and delivers messages, and lists the services that did it,
+//! each step with the command a user would type.
 
-mod ask;
-mod people;
-mod rely;
+mod participants;
+mod report;
+mod request;
+mod room;
 mod services;
-mod show;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use clap::Parser;
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use ask::{answer, ask};
 use base::error::Fatal;
 use jetstream::append::PublishAck;
 use nats::connection::{Connection, connect};
@@ -26,6 +26,7 @@ use protocol::history::Source;
 use protocol::message::Message;
 use protocol::name::Room;
 use protocol::subject::STREAM;
+use request::{request_raw, request_until_answered};
 use service::config::Vars;
 use service::function::Identity;
 use service::telemetry::{Telemetry, new_instance_id};
@@ -40,40 +41,29 @@ const IDENTITY: Identity = Identity {
     description: "Sends messages, reads them back, shows who did it.",
 };
 
-const HELP: &str = "\
-Sends messages, reads them back, waits until they are stored, syncs, deletes one, has two people write and read, and lists
-the services found.
-
-usage: demo [ROOM]   (general)
-
+const ENVIRONMENT: &str = "\
 Configuration comes from the environment:
   NATS_URL                      nats://127.0.0.1:4222; several, separated by commas
   NATS_USER, NATS_PASS          a trusted publisher; or NATS_CREDS, a credentials file
-  OPERATOR_USER, OPERATOR_PASS  who may look for services; without them that step is left out
-  OTEL_*                        the standard variables; with them, sending, storing and reading stand in one trace";
+  OPERATOR_USER, OPERATOR_PASS  who may list services; without them that step is left out
+  OTEL_*                        the standard variables; with them, all steps are one trace";
+
+/// Sends messages, reads them back, waits until they are stored, syncs, deletes one, has two users
+/// write and read, and lists the services found.
+#[derive(Debug, Parser)]
+#[command(name = "demo", version, after_help = ENVIRONMENT)]
+struct Arguments {
+    /// The room to use
+    #[arg(default_value = "general", value_parser = parse_room)]
+    room: Room,
+}
+
+fn parse_room(name: &str) -> Result<Room, String> {
+    Room::parse(name).map_err(|refusal| refusal.reason)
+}
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let room = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => "general",
-        ["--help" | "-h"] => {
-            println!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        [room] if !room.starts_with('-') => room,
-        _ => {
-            eprintln!("usage: demo [ROOM]   (demo --help says more)");
-            return ExitCode::from(2);
-        }
-    };
-    let room = match Room::parse(room) {
-        Ok(room) => room,
-        Err(refusal) => {
-            eprintln!("demo: {}", refusal.reason);
-            return ExitCode::from(2);
-        }
-    };
-    match run(&room) {
+    match run(&Arguments::parse().room) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             eprintln!("demo: {fatal}");
@@ -107,7 +97,8 @@ struct OperatorSettings {
 }
 
 async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
-    let (nats, operator): (NatsSettings, OperatorSettings) = (vars.read()?, vars.read()?);
+    let nats: NatsSettings = vars.read()?;
+    let operator: OperatorSettings = vars.read()?;
     let stop = CancellationToken::new();
     let publisher = connect(&nats, IDENTITY.name, &stop).await?;
     let root = tracing::info_span!("demo");
@@ -115,9 +106,9 @@ async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
         send_and_read(&publisher, room).await?;
         // The admin room takes messages from trusted publishers only.
         if room.as_str() != Room::ADMIN {
-            rely::demonstrate(&publisher, room).await?;
+            room::demonstrate(&publisher, room).await?;
         }
-        people::demonstrate(&publisher).await
+        participants::demonstrate(&publisher).await
     };
     steps.instrument(root).await?;
     if operator.operator_user.is_some() {
@@ -129,7 +120,8 @@ async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
         };
         let operator = connect(&operator, IDENTITY.name, &stop).await?;
         println!(
-            "12. Who did this? Every copy of every function answers for itself.\n   $ nats micro ls; nats micro stats persist-message\n"
+            "12. Who did this? Every replica of every function answers for itself.\n   $ nats \
+             micro ls; nats micro stats persist-message\n"
         );
         services::list(operator.client()).await?;
     }
@@ -143,7 +135,8 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         "id": format!("demo-{}-{}", now_ms(), std::process::id()),
     });
     println!(
-        "1. Send a message to {subject}, as a request: JetStream answers when the message is on disk."
+        "1. Send a message to {subject}, as a request: JetStream answers when the message is on \
+         disk."
     );
     println!("   $ nats req {subject} '{body}'");
     let send = tracing::info_span!(
@@ -156,16 +149,16 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         messaging.destination.name = subject,
         messaging.message.id = tracing::field::Empty,
     );
-    let ack = ask(
+    let ack = request_until_answered(
         publisher,
         &subject,
         &body.to_string(),
         &send,
-        "the log; stream-bootstrap makes it",
+        "the stream; stream-bootstrap creates it",
     )
     .await?;
     let ack: PublishAck = serde_json::from_slice(&ack.payload)
-        .map_err(|_| Fatal::new("what answers is not JetStream"))?;
+        .map_err(|_| Fatal::new("the reply is not JetStream's"))?;
     let seq = match ack {
         PublishAck {
             stream,
@@ -176,7 +169,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         PublishAck { error, .. } => {
             let why = error.map(|error| error.description).unwrap_or_default();
             return Err(Fatal::new(format!(
-                "JetStream did not take the message: {why}"
+                "JetStream did not accept the message: {why}"
             )));
         }
     };
@@ -185,7 +178,8 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
     println!("   acknowledged: sequence {seq} of {STREAM}\n");
 
     println!(
-        "2. Read the room. History holds what was acknowledged before it was asked, stored or not."
+        "2. Read the room. History contains every message acknowledged before the request, stored \
+         or not."
     );
     println!(
         "   $ nats req {} '{{\"limit\":{PAGE}}}'",
@@ -194,14 +188,17 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
     let page = history(publisher, room, &json!({"limit": PAGE})).await?;
     if !page.messages.iter().any(|message| message.seq == seq) {
         return Err(Fatal::new(format!(
-            "the page does not hold sequence {seq}, which was acknowledged: this should never happen"
+            "the page does not contain sequence {seq}, which was acknowledged: this should never \
+             happen"
         )));
     }
     println!("   {}", page.headers());
-    show::messages(&page.messages);
+    report::print_messages(&page.messages);
     println!();
 
-    println!("3. Wait until the message is in PostgreSQL: then the log is no longer asked for it.");
+    println!(
+        "3. Wait until the message is in PostgreSQL: then the stream is no longer needed for it."
+    );
     println!(
         "   $ nats req {} '{{\"after\":{},\"limit\":1}}'",
         HISTORY.subject(&[room.as_str()]),
@@ -230,7 +227,8 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         }
         if begun.elapsed() > STORED_WITHIN {
             return Err(Fatal::new(format!(
-                "not stored within {} s (source {}): does persist-message run, and PostgreSQL? The message is safe in the log",
+                "not stored within {} s (source {}): are persist-message and PostgreSQL running? \
+                 The message is safe in the stream",
                 STORED_WITHIN.as_secs(),
                 page.source.as_str()
             )));
@@ -240,14 +238,14 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
 }
 
 /// One page as it came.
-struct Answered {
+struct HistoryPage {
     messages: Vec<Message>,
     source: Source,
     through: String,
     more: String,
 }
 
-impl Answered {
+impl HistoryPage {
     fn headers(&self) -> String {
         format!(
             "{}: {}   {}: {}   {}: {}",
@@ -265,9 +263,9 @@ async fn history(
     publisher: &Connection,
     room: &Room,
     body: &serde_json::Value,
-) -> Result<Answered, Fatal> {
+) -> Result<HistoryPage, Fatal> {
     let subject = HISTORY.subject(&[room.as_str()]);
-    let reply = answer(publisher, &subject, body, "get-history").await?;
+    let reply = request_raw(publisher, &subject, body, "get-history").await?;
     let header = |name: &str| {
         reply
             .headers
@@ -275,14 +273,14 @@ async fn history(
             .and_then(|headers| headers.get(name))
             .map(|value| value.as_str().to_owned())
     };
-    let unreadable = || Fatal::new(format!("the answer to {subject} is not a page of history"));
-    Ok(Answered {
-        messages: serde_json::from_slice(&reply.payload).map_err(|_| unreadable())?,
+    let unparseable = || Fatal::new(format!("the reply to {subject} is not a page of history"));
+    Ok(HistoryPage {
+        messages: serde_json::from_slice(&reply.payload).map_err(|_| unparseable())?,
         source: header(header::SOURCE)
             .and_then(|source| Source::parse(&source))
-            .ok_or_else(unreadable)?,
-        through: header(header::THROUGH).ok_or_else(unreadable)?,
-        more: header(header::MORE).ok_or_else(unreadable)?,
+            .ok_or_else(unparseable)?,
+        through: header(header::THROUGH).ok_or_else(unparseable)?,
+        more: header(header::MORE).ok_or_else(unparseable)?,
     })
 }
 

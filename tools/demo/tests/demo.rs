@@ -88,7 +88,8 @@ async fn a_demonstration_one_can_read_in_one_trace() {
         .collect();
     assert_eq!(history[2], "2", "{shown}");
     assert!(!shown.contains('\u{1b}'), "{shown}");
-    // History, the inbox before bob dies and after; history when it is delivered; and when two of three are read.
+    // History, the inbox before bob dies and after; history when it is delivered; and when two of
+    // three are read.
     let (sent, delivered, read) = (["sent"; 9], ["delivered"; 3], ["read", "read", "delivered"]);
     assert_eq!(
         statuses(&shown),

@@ -1,4 +1,4 @@
-//! Questions as a person would type them, and the answers.
+//! Requests as a user would type them, and their replies.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use nats::connection::Connection;
 use nats::trace::inject_trace;
 use protocol::header;
 
-/// Everything may still be starting.
-const START_WITHIN: Duration = Duration::from_secs(60);
+/// The functions may still be starting.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-const TOLD_WITHIN: Duration = Duration::from_secs(30);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Asks, and while nobody listens there, waits for `who`.
-pub async fn ask(
+/// Sends a request; while nobody listens there, waits for `who`.
+pub async fn request_until_answered(
     connection: &Connection,
     subject: &str,
     body: &str,
@@ -31,7 +31,7 @@ pub async fn ask(
     who: &str,
 ) -> Result<NatsMessage, Fatal> {
     let begun = Instant::now();
-    let mut told = false;
+    let mut printed = false;
     loop {
         let mut headers = HeaderMap::new();
         inject_trace(span, &mut headers);
@@ -47,25 +47,25 @@ pub async fn ask(
             Ok(reply) if reply.status != Some(StatusCode::NO_RESPONDERS) => return Ok(reply),
             Err(error) if error.kind() == RequestErrorKind::TimedOut => connection
                 .refused()
-                .unwrap_or_else(|| "no answer".to_owned()),
+                .unwrap_or_else(|| "no reply".to_owned()),
             Err(error) if error.kind() != RequestErrorKind::NoResponders => error.to_string(),
             Ok(_) | Err(_) => "nobody listens there".to_owned(),
         };
-        if begun.elapsed() > START_WITHIN {
+        if begun.elapsed() > START_TIMEOUT {
             return Err(Fatal::new(format!(
                 "{subject}: {why}; waited {} s for {who}",
-                START_WITHIN.as_secs()
+                START_TIMEOUT.as_secs()
             )));
         }
-        if !told {
+        if !printed {
             println!("   … waiting for {who} ({why})");
-            told = true;
+            printed = true;
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-/// Asks, shows question and answer as a person would see them, and reads the answer.
+/// Sends a request, prints it and its reply as a user would see them, and parses the reply.
 pub async fn request<Q, R, T: DeserializeOwned>(
     publisher: &Connection,
     endpoint: Endpoint<Q, R>,
@@ -73,12 +73,12 @@ pub async fn request<Q, R, T: DeserializeOwned>(
     body: &Value,
     who: &str,
 ) -> Result<T, Fatal> {
-    let reply = question(publisher, endpoint.subject(names), body, who).await?;
+    let reply = request_printed(publisher, endpoint.subject(names), body, who).await?;
     println!("   {}", String::from_utf8_lossy(&reply.payload));
-    read(&reply, &endpoint.subject(names))
+    parse(&reply, &endpoint.subject(names))
 }
 
-/// The same, and does not show the answer: there are better ways to.
+/// The same without printing the reply, for callers that print it in a better form.
 pub async fn request_quietly<Q, R, T: DeserializeOwned>(
     publisher: &Connection,
     endpoint: Endpoint<Q, R>,
@@ -86,22 +86,22 @@ pub async fn request_quietly<Q, R, T: DeserializeOwned>(
     body: &Value,
     who: &str,
 ) -> Result<T, Fatal> {
-    let reply = question(publisher, endpoint.subject(names), body, who).await?;
-    read(&reply, &endpoint.subject(names))
+    let reply = request_printed(publisher, endpoint.subject(names), body, who).await?;
+    parse(&reply, &endpoint.subject(names))
 }
 
-async fn question(
+async fn request_printed(
     publisher: &Connection,
     subject: String,
     body: &Value,
     who: &str,
 ) -> Result<NatsMessage, Fatal> {
     println!("   $ nats req {subject} '{body}'");
-    answer(publisher, &subject, body, who).await
+    request_raw(publisher, &subject, body, who).await
 }
 
-/// What `who` answers, shown nowhere; an error of theirs is one here.
-pub async fn answer(
+/// The reply of `who`, not printed; an error reply is an error here.
+pub async fn request_raw(
     publisher: &Connection,
     subject: &str,
     body: &Value,
@@ -114,26 +114,26 @@ pub async fn answer(
         messaging.system = "nats",
         messaging.destination.name = subject,
     );
-    let reply = ask(publisher, subject, &body.to_string(), &span, who).await?;
+    let reply = request_until_answered(publisher, subject, &body.to_string(), &span, who).await?;
     match reply
         .headers
         .as_ref()
         .and_then(|headers| headers.get(header::SERVICE_ERROR))
     {
         Some(error) => Err(Fatal::new(format!(
-            "{who} answers {}: {error}",
-            of(&reply, header::SERVICE_ERROR_CODE)
+            "{who} replies {}: {error}",
+            header_of(&reply, header::SERVICE_ERROR_CODE)
         ))),
         None => Ok(reply),
     }
 }
 
-fn read<T: DeserializeOwned>(reply: &NatsMessage, subject: &str) -> Result<T, Fatal> {
+fn parse<T: DeserializeOwned>(reply: &NatsMessage, subject: &str) -> Result<T, Fatal> {
     serde_json::from_slice(&reply.payload)
-        .map_err(|_| Fatal::new(format!("the answer to {subject} is unreadable")))
+        .map_err(|_| Fatal::new(format!("the reply to {subject} is unparseable")))
 }
 
-/// Hears the events of a conversation from now on.
+/// Subscribes to the events of a conversation.
 pub struct Events {
     subject: String,
     events: Subscriber,
@@ -146,26 +146,26 @@ impl Events {
         Ok(Events { subject, events })
     }
 
-    /// Waits until the event of this id is told, and shows it.
-    pub async fn until(&mut self, id: &str) -> Result<(), Fatal> {
+    /// Waits for the event with this id and prints it.
+    pub async fn wait_for(&mut self, id: &str) -> Result<(), Fatal> {
         println!("   $ nats sub {}", self.subject);
         let late = || {
             Fatal::new(format!(
-                "no event {id} on {} within {} s: does relay-outbox run?",
+                "no event {id} on {} within {} s: is relay-outbox running?",
                 self.subject,
-                TOLD_WITHIN.as_secs()
+                EVENT_TIMEOUT.as_secs()
             ))
         };
-        let deadline = Instant::now() + TOLD_WITHIN;
+        let deadline = Instant::now() + EVENT_TIMEOUT;
         loop {
             let event = timeout_at(deadline, self.events.next())
                 .await
                 .map_err(|_| late())?
                 .ok_or_else(late)?;
-            if of(&event, "ce-id") == id {
+            if header_of(&event, "ce-id") == id {
                 println!(
                     "   {} {}",
-                    of(&event, "ce-type"),
+                    header_of(&event, "ce-type"),
                     String::from_utf8_lossy(&event.payload)
                 );
                 return Ok(());
@@ -174,7 +174,7 @@ impl Events {
     }
 }
 
-fn of(message: &NatsMessage, name: &str) -> String {
+fn header_of(message: &NatsMessage, name: &str) -> String {
     message
         .headers
         .as_ref()

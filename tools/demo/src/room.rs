@@ -1,9 +1,9 @@
-//! What a client relies on: acknowledged sending, events, sync, deletion.
+//! What a client relies on in a room: acknowledged sending, events, sync, deletion.
 
 use serde_json::json;
 
-use crate::ask::{Events, request};
-use crate::{now_ms, show};
+use crate::request::{Events, request};
+use crate::{now_ms, report};
 use base::error::Fatal;
 use nats::connection::Connection;
 use protocol::change::event_subject;
@@ -21,32 +21,35 @@ pub async fn demonstrate(publisher: &Connection, room: &Room) -> Result<(), Fata
     let mut events = Events::subscribe(publisher, event_subject(room)).await?;
 
     println!(
-        "4. Send through send-message: it answers when the log has the message, and the same id again is the same message."
+        "4. Send through send-message: it replies when the stream has the message, and the same \
+         id again is the same message."
     );
     let body = json!({"text": "Sent once, whatever happens", "id": format!("demo-{}-{}", now_ms(), std::process::id())});
     let ack: SendAck = request(publisher, SEND, &[USER, room], &body, "send-message").await?;
     let again: SendAck = request(publisher, SEND, &[USER, room], &body, "send-message").await?;
     if again.seq != ack.seq || !again.duplicate {
         return Err(Fatal::new(
-            "the same id was taken for another message: this should never happen",
+            "the same id was accepted as another message: this should never happen",
         ));
     }
     println!();
 
     println!(
-        "5. Be told when it is stored: relay-outbox publishes events, in order, into a stream of their own."
+        "5. Get an event when it is stored: relay-outbox publishes events, in order, into a \
+         stream of their own."
     );
-    events.until(&format!("stored:{}", ack.seq)).await?;
+    events.wait_for(&format!("stored:{}", ack.seq)).await?;
     println!();
 
-    println!("6. Come back after a while: what happened after a cursor.");
+    println!("6. Come back after a while: everything that happened after a cursor.");
     let after = json!({"after": ack.seq.previous(), "limit": 10});
     let page: SyncPage = request(publisher, SYNC, &[room], &after, "sync-messages").await?;
-    show::messages(&page.messages);
+    report::print_messages(&page.messages);
     println!();
 
     println!(
-        "7. Delete it: a tombstone keeps its place, and whoever syncs is told. \"mode\":\"hard\" erases the text from the disks, too."
+        "7. Delete it: a tombstone keeps its place, and every sync reports it. \"mode\":\"hard\" \
+         erases the text from the disks, too."
     );
     let _: Deleted = request(
         publisher,
@@ -58,7 +61,7 @@ pub async fn demonstrate(publisher: &Connection, room: &Room) -> Result<(), Fata
     .await?;
     let after = json!({"after": ack.seq.previous(), "limit": 10});
     let page: SyncPage = request(publisher, SYNC, &[room], &after, "sync-messages").await?;
-    show::messages(&page.messages);
+    report::print_messages(&page.messages);
     if !page
         .messages
         .iter()
@@ -66,7 +69,7 @@ pub async fn demonstrate(publisher: &Connection, room: &Room) -> Result<(), Fata
         || page.changes.is_empty()
     {
         return Err(Fatal::new(
-            "the deletion is not told: this should never happen",
+            "sync does not report the deletion: this should never happen",
         ));
     }
     println!();

@@ -1,4 +1,4 @@
-//! Text for a terminal: columns, and nothing in them that a terminal would obey.
+//! Text for a terminal: aligned columns without control characters.
 
 use time::OffsetDateTime;
 
@@ -6,8 +6,8 @@ use protocol::message::{Message, Status};
 
 const MAX_TEXT_CHARS: usize = 80;
 
-/// One line a message; of a direct one, also how far it came.
-pub fn messages(messages: &[Message]) {
+/// One line for each message; for a direct message also its status.
+pub fn print_messages(messages: &[Message]) {
     let rows: Vec<[String; 5]> = messages
         .iter()
         .map(|message| {
@@ -61,7 +61,7 @@ fn lines<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
         .collect()
 }
 
-/// What people typed may hold escape sequences and marks that turn the direction of writing.
+/// Replaces control characters and direction marks, because users choose these texts.
 fn plain(text: &str) -> String {
     let harmless = |c: char| {
         if c.is_control()
@@ -92,7 +92,7 @@ fn when(unix_ms: i64) -> String {
     }
 }
 
-/// A time as a person reads it.
+/// A duration with a unit that fits.
 pub fn nanoseconds(nanoseconds: u64) -> String {
     match nanoseconds {
         0..1_000_000 => format!("{:.0} µs", nanoseconds as f64 / 1e3),
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_is_not_told_what_to_do() {
+    fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(plain("a\u{1b}[2Jb\u{202e}c"), "a\u{fffd}[2Jb\u{fffd}c");
         assert_eq!(plain(&"ä".repeat(81)), format!("{}…", "ä".repeat(80)));
         assert_eq!(plain(&"ä".repeat(80)), "ä".repeat(80));

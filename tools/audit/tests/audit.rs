@@ -1,4 +1,4 @@
-//! `index` as an operator meets it: the binary, with the operator's rights, on real servers.
+//! `audit` as an operator runs it: the binary, with the operator's rights, on real servers.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -11,8 +11,8 @@ use tokio::process::Command;
 
 use testing::{SOON, World, eventually};
 
-fn index(world: &World, user: &str, arguments: &[&str], extra: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_index"));
+fn audit(world: &World, user: &str, arguments: &[&str], extra: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_audit"));
     command
         .args(arguments)
         .env_clear()
@@ -66,7 +66,7 @@ async fn stored(database: &PgPool, count: i64) {
 }
 
 #[tokio::test]
-async fn a_lost_index_is_missed_and_stored_again() {
+async fn a_lost_projection_is_missed_and_stored_again() {
     let world = World::builder().administrator().start().await;
     let (_bootstrap, _worker) = tokio::join!(
         world.spawn("stream-bootstrap"),
@@ -75,10 +75,10 @@ async fn a_lost_index_is_missed_and_stored_again() {
     let (publisher, database) = (world.client("publisher").await, world.database().await);
     say(&publisher, 30).await;
     stored(&database, 30).await;
-    let (code, shown, complaint) = run(index(&world, "operator", &["audit"], &[])).await;
+    let (code, shown, complaint) = run(audit(&world, "operator", &[], &[])).await;
     assert_eq!(code, 0, "{shown}{complaint}");
     for line in [
-        "30 messages in the log, sequences 1 to 30:",
+        "30 messages in the stream, sequences 1 to 30:",
         "  29  stored\n",
         "   1  dead letters: not_json\n",
         "   0  MISSING\n",
@@ -90,11 +90,11 @@ async fn a_lost_index_is_missed_and_stored_again() {
         .execute(&database)
         .await
         .unwrap();
-    let (code, shown, complaint) = run(index(&world, "operator", &["replay", "0"], &[])).await;
+    let (code, shown, complaint) = run(audit(&world, "operator", &["--replay", "0"], &[])).await;
     assert_eq!(code, 0, "{shown}{complaint}");
     assert!(
         shown.starts_with(
-            "delivering 1 to 30 again; the index knew sequences up to 0\nstored again in "
+            "delivering 1 to 30 again; PostgreSQL held sequences up to 0\nstored again in "
         ),
         "{shown}"
     );
@@ -110,7 +110,7 @@ async fn a_lost_index_is_missed_and_stored_again() {
         .execute(&database)
         .await
         .unwrap();
-    let (code, shown, _) = run(index(&world, "operator", &["audit"], &[])).await;
+    let (code, shown, _) = run(audit(&world, "operator", &[], &[])).await;
     assert_eq!(code, 1);
     assert!(shown.contains("  29  MISSING\n"), "{shown}");
     let named = shown.lines().filter(|line| {
@@ -130,11 +130,11 @@ async fn a_lost_index_is_missed_and_stored_again() {
         serde_json::from_slice::<Value>(&purged.unwrap().payload).unwrap()["purged"],
         10
     );
-    let (code, shown, complaint) = run(index(&world, "operator", &["replay", "1"], &[])).await;
+    let (code, shown, complaint) = run(audit(&world, "operator", &["--replay", "1"], &[])).await;
     assert_eq!(code, 0, "{shown}{complaint}");
     assert!(
         shown.contains("delivering 11 to 30 again")
-            && shown.contains("WARNING: 1 to 10 is in neither the index nor the log"),
+            && shown.contains("WARNING: 1 to 10 is in neither PostgreSQL nor the stream"),
         "{shown}"
     );
     assert!(shown.contains("  19  stored\n"), "{shown}");
@@ -157,7 +157,8 @@ async fn a_row_that_is_another_messages_is_no_success() {
     }
     say(&publisher, 1).await;
     stored(&database, 2).await;
-    // The second one is stored, under the first one's sequence; what stands in its place is wrong all the same.
+    // The second one is stored, under the first one's sequence; what stands in its place is wrong
+    // all the same.
     sqlx::raw_sql(
         "insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
          select 2, room_id, 'zoe', id, derived, text, sent_at, received_at from messages",
@@ -165,7 +166,7 @@ async fn a_row_that_is_another_messages_is_no_success() {
     .execute(&database)
     .await
     .unwrap();
-    let (code, shown, _) = run(index(&world, "operator", &["audit"], &[])).await;
+    let (code, shown, _) = run(audit(&world, "operator", &[], &[])).await;
     assert_eq!(code, 1);
     assert!(shown.contains("   0  MISSING\n"), "{shown}");
     assert!(
@@ -177,32 +178,32 @@ async fn a_row_that_is_another_messages_is_no_success() {
 #[tokio::test]
 async fn what_is_in_the_way_is_named() {
     let world = World::start().await;
-    let (code, _, complaint) = run(index(&world, "operator", &["audit"], &[])).await;
+    let (code, _, complaint) = run(audit(&world, "operator", &[], &[])).await;
     assert_eq!(
         (code, complaint.as_str()),
         (
             1,
-            "index: nobody answers bootstrap.audit: is stream-bootstrap running?\n"
+            "audit: nobody answers bootstrap.audit: is stream-bootstrap running?\n"
         )
     );
     let _bootstrap = world.spawn("stream-bootstrap").await;
-    let (code, _, complaint) = run(index(&world, "publisher", &["audit"], &[])).await;
+    let (code, _, complaint) = run(audit(&world, "publisher", &[], &[])).await;
     assert_eq!(code, 1);
     assert!(
         complaint.contains("ask as the operator of nats/accounts.conf"),
         "{complaint}"
     );
     say(&world.client("publisher").await, 2).await;
-    let (code, _, complaint) = run(index(&world, "operator", &["replay", "99"], &[])).await;
+    let (code, _, complaint) = run(audit(&world, "operator", &["--replay", "99"], &[])).await;
     assert_eq!(code, 1);
     assert!(
         complaint.contains("from 99 is beyond the log's last sequence, 2"),
         "{complaint}"
     );
-    let (code, _, complaint) = run(index(
+    let (code, _, complaint) = run(audit(
         &world,
         "operator",
-        &["replay", "0"],
+        &["--replay", "0"],
         &[("REPLAY_STUCK_AFTER_MS", "300")],
     ))
     .await;
@@ -212,23 +213,20 @@ async fn what_is_in_the_way_is_named() {
         "{complaint}"
     );
     // Not stored yet is not missing.
-    let (code, shown, _) = run(index(&world, "operator", &["audit"], &[])).await;
+    let (code, shown, _) = run(audit(&world, "operator", &[], &[])).await;
     assert!(
         code == 0 && shown.contains("   2  waiting to be stored\n"),
         "{shown}"
     );
     for arguments in [
-        &[][..],
-        &["replay"],
-        &["replay", "all"],
-        &["replay", "-1"],
-        &["audit", "1"],
-        &["apply"],
+        &["--replay"][..],
+        &["--replay", "all"],
+        &["--replay", "-1"],
+        &["--apply"],
+        &["1"],
     ] {
-        let (code, _, complaint) = run(index(&world, "operator", arguments, &[])).await;
-        assert!(
-            code == 2 && complaint.contains("usage: index audit, index replay FROM"),
-            "{arguments:?}: {complaint}"
-        );
+        let (code, _, complaint) = run(audit(&world, "operator", arguments, &[])).await;
+        assert_eq!(code, 2, "{arguments:?}: {complaint}");
+        assert!(complaint.contains("--help"), "{arguments:?}: {complaint}");
     }
 }

@@ -1,12 +1,12 @@
-//! Two people, one of them away: what waits, what is delivered, what is read.
+//! Two users, one of them away: what waits, what is delivered, what is read.
 //!
-//! They are made for this run. A mark never moves back, so people of an earlier run would have everything delivered before it is
-//! sent; and whoever lives here already keeps their inbox as it is.
+//! Both are new in every run. A cursor never moves back, so for users of an earlier run everything
+//! would be delivered before it is sent; and nobody else's inbox is touched.
 
 use serde_json::json;
 
-use crate::ask::{Events, request, request_quietly};
-use crate::{PAGE, now_ms, show};
+use crate::request::{Events, request, request_quietly};
+use crate::{PAGE, now_ms, report};
 use base::error::Fatal;
 use base::seq::Seq;
 use nats::connection::Connection;
@@ -21,7 +21,7 @@ use protocol::sync::SyncPage;
 const TEXTS: [&str; 3] = ["Are you there?", "The train is late", "See you at nine"];
 
 /// Alice, bob, and what she sent him.
-struct Two<'a> {
+struct Participants<'a> {
     publisher: &'a Connection,
     alice: String,
     bob: String,
@@ -31,13 +31,13 @@ struct Two<'a> {
 
 /// Alice sends while bob is away; he comes back, dies, comes back, confirms, reads.
 pub async fn demonstrate(publisher: &Connection) -> Result<(), Fatal> {
-    // Two that are shown in the same millisecond are two processes.
+    // Runs in the same millisecond differ by their process ids.
     let run = format!("{}-{}", now_ms(), std::process::id());
     let (alice, bob) = (format!("demo-alice-{run}"), format!("demo-bob-{run}"));
-    // The names sorted, as they are.
+    // A room of direct messages is named by both users, sorted.
     let room = format!("dm.{alice}.{bob}");
     let mut events = Events::subscribe(publisher, event_subject(&room)).await?;
-    let mut two = Two {
+    let mut users = Participants {
         publisher,
         alice,
         bob,
@@ -46,49 +46,55 @@ pub async fn demonstrate(publisher: &Connection) -> Result<(), Fatal> {
     };
 
     println!(
-        "8. Two people: bob is away while alice writes to him. History tells her how far her messages came."
+        "8. Two users: bob is away while alice writes to him. History shows her how far her \
+         messages came."
     );
-    two.send().await?;
-    two.history([Status::Sent; 3]).await?;
+    users.send().await?;
+    users.expect_history([Status::Sent; 3]).await?;
 
     println!(
-        "9. Bob is back and asks what waits for him. He dies before he confirms it, comes back, and gets the same again."
+        "9. Bob is back and fetches what waits for him. His client stops before it confirms, \
+         starts again, and gets the same."
     );
-    two.inbox().await?;
-    let through = two.inbox().await?;
+    users.inbox().await?;
+    let through = users.inbox().await?;
 
-    println!("10. He confirms what he holds. Alice is told, by an event and by history.");
+    println!("10. He confirms what he received. Alice learns it from an event and from history.");
     let marked = request(
         publisher,
         DELIVERED,
-        &[&two.bob],
+        &[&users.bob],
         &json!({ "through": through }),
         "track-receipts",
     )
     .await?;
-    two.told(&mut events, &marked, through, Event::Delivered)
+    users
+        .expect_receipt(&mut events, &marked, through, Event::Delivered)
         .await?;
-    two.history([Status::Delivered; 3]).await?;
+    users.expect_history([Status::Delivered; 3]).await?;
 
     println!("11. He reads two of the three.");
-    let through = two.sent[1];
+    let through = users.sent[1];
     let marked = request(
         publisher,
         DM_READ,
-        &[&two.bob, &two.alice],
+        &[&users.bob, &users.alice],
         &json!({ "through": through }),
         "track-receipts",
     )
     .await?;
-    two.told(&mut events, &marked, through, Event::Read).await?;
-    two.history([Status::Read, Status::Read, Status::Delivered])
+    users
+        .expect_receipt(&mut events, &marked, through, Event::Read)
+        .await?;
+    users
+        .expect_history([Status::Read, Status::Read, Status::Delivered])
         .await
 }
 
-impl Two<'_> {
+impl Participants<'_> {
     async fn send(&mut self) -> Result<(), Fatal> {
         for (number, text) in (1..).zip(TEXTS) {
-            // With an id, so that asking again while something still starts sends nothing twice.
+            // With an id, so that a retry while something is still starting sends nothing twice.
             let body = json!({"text": text, "id": format!("demo-{number}")});
             let ack: SendAck = request_quietly(
                 self.publisher,
@@ -103,7 +109,7 @@ impl Two<'_> {
         Ok(())
     }
 
-    async fn history(&self, status: [Status; 3]) -> Result<(), Fatal> {
+    async fn expect_history(&self, status: [Status; 3]) -> Result<(), Fatal> {
         let body = json!({ "limit": PAGE });
         let page: Vec<Message> = request_quietly(
             self.publisher,
@@ -113,12 +119,12 @@ impl Two<'_> {
             "get-history",
         )
         .await?;
-        show::messages(&page);
+        report::print_messages(&page);
         println!();
         self.check(&page, status, "history")
     }
 
-    /// What waits for bob; up to where it is complete.
+    /// What waits for bob; returns the sequence up to which it is complete.
     async fn inbox(&self) -> Result<Seq, Fatal> {
         let page: SyncPage = request_quietly(
             self.publisher,
@@ -128,10 +134,10 @@ impl Two<'_> {
             "sync-messages",
         )
         .await?;
-        show::messages(&page.messages);
+        report::print_messages(&page.messages);
         println!("     through {}, more: {}\n", page.through, page.more);
         if page.more || !page.changes.is_empty() {
-            return Err(wrong("bob's inbox holds more than alice's messages"));
+            return Err(wrong("bob's inbox contains more than alice's messages"));
         }
         self.check(&page.messages, [Status::Sent; 3], "bob's inbox")
             .map(|()| page.through)
@@ -156,8 +162,8 @@ impl Two<'_> {
         }
     }
 
-    /// Bob's mark is where he put it, and alice hears of it.
-    async fn told(
+    /// Bob's cursor is where he set it, and alice gets the event.
+    async fn expect_receipt(
         &self,
         events: &mut Events,
         marked: &ReceiptAck,
@@ -170,10 +176,10 @@ impl Two<'_> {
                 moved: true,
             })
         {
-            return Err(wrong("bob's mark is not where he put it"));
+            return Err(wrong("bob's cursor is not where he set it"));
         }
         events
-            .until(
+            .wait_for(
                 &event(ReceiptEvent {
                     user: self.bob.clone(),
                     room: self.room.clone(),

@@ -1,10 +1,11 @@
-//! Appending to the log so that nothing is lost, doubled or reordered, whatever fails on the way.
+//! Appends to the stream so that nothing is lost, doubled or reordered, whatever fails on the way.
 //!
-//! One atomic batch at a time: JetStream takes all of it or nothing, in its order, so a connection that breaks in
-//! the middle leaves no gap and the same batch is simply sent again. A batch with a message the log already knows is
-//! refused as a whole (error 10201). Then each message is asked for by its id alone, with a question that can never
-//! store anything, and the unknown ones make a new batch. Publishing the messages of such a batch one by one would
-//! be simpler, and would lose their order when the connection breaks with hundreds of them under way.
+//! One atomic batch at a time: JetStream accepts all of it or nothing, in its order, so after a
+//! broken connection the same batch is sent again. A batch that contains a message JetStream
+//! already has is refused as a whole (error 10201). Then we ask for each message by its id, with a
+//! publish that can never be stored, and send those that are new as another batch. Publishing the
+//! messages of such a batch one by one would be simpler, but would lose their order if the
+//! connection broke with hundreds of them in flight.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -25,37 +26,39 @@ const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 const EXPECTED_LAST_ID: &str = "Nats-Expected-Last-Msg-Id";
-/// No message has this id. The server looks whether it knows a message's id before it looks at what is expected, so
-/// a message that expects this is answered "duplicate" or refused, and never stored.
+/// No message has this id. The server checks for duplicates before it checks what is expected, so a
+/// message that expects this id is answered "duplicate" or refused, and never stored.
 const NEVER: &str = "import-asks-whether-it-is-there";
 
 /// `err_code`s of JetStream that decide what comes next.
 mod code {
     pub const KNOWN_MESSAGE: u64 = 10_201;
     pub const NOT_EXPECTED: u64 = 10_070;
-    /// The server lost part of the batch, has too many at once, is still busy with the same id, or is electing a leader.
-    pub const PASSING: [u64; 4] = [10_176, 10_210, 10_158, 10_008];
+    /// The server lost part of the batch, has too many batches, is still busy with the same batch
+    /// id, or is electing a leader.
+    pub const TRANSIENT: [u64; 4] = [10_176, 10_210, 10_158, 10_008];
     /// The stream's budget is spent; the account's; the server's.
     pub const FULL: [u64; 4] = [10_077, 10_002, 10_047, 10_023];
     pub const NO_BATCHES: u64 = 10_174;
 }
 
-/// An acknowledgement that takes longer is not coming.
+/// After this the batch counts as lost and is sent again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
-/// A stream nobody has seen may be just being made; after this it is missing. One that took messages comes back.
-const STREAM_PATIENCE: Duration = Duration::from_secs(5);
-/// Trouble that repeats for this long while the connection holds will not pass.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long we wait for a stream that has not accepted anything yet: stream-bootstrap may be
+/// creating it. One that did accept messages is waited for like any other transient error.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// A transient error that repeats for this long while we are connected is final.
+const RETRY_FOR: Duration = Duration::from_secs(120);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// How soon a missing permission is noticed; it arrives beside the answers.
-const OBJECTION_INTERVAL: Duration = Duration::from_millis(250);
+/// How soon a missing permission is noticed; the server reports it beside the replies.
+const POLL_PERMISSIONS: Duration = Duration::from_millis(250);
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Appended {
-    /// New in the log.
+    /// New in the stream.
     pub published: u64,
-    /// In the log already.
+    /// In the stream already.
     pub known: u64,
 }
 
@@ -65,29 +68,29 @@ pub struct Appender {
     replies: Subscriber,
     inbox: String,
     attempt: u64,
-    /// The last batch was known: ask first from now on, rather than send what is going to be refused.
-    ask_first: bool,
-    /// The stream has been seen at work.
-    taken: bool,
-    tell: Box<dyn Fn(&str)>,
+    /// All of the last batch was in the stream already: look up the next one before it is sent.
+    look_up_first: bool,
+    /// The stream has accepted a batch.
+    accepted: bool,
+    print: Box<dyn Fn(&str)>,
 }
 
 /// Why an attempt did not succeed.
-enum Trouble {
+enum AppendError {
     Known,
     NoStream,
-    Passing(String),
+    Transient(String),
     Fatal(Fatal),
 }
 
 impl Appender {
-    /// `tell` shows the user a line while something is being waited for.
+    /// `print` shows the user a line while we wait for something.
     ///
     /// # Errors
     /// The connection is closed.
     pub async fn new(
         connection: Connection,
-        tell: impl Fn(&str) + 'static,
+        print: impl Fn(&str) + 'static,
     ) -> Result<Appender, Fatal> {
         let inbox = connection.client().new_inbox();
         let replies = connection
@@ -100,67 +103,67 @@ impl Appender {
             replies,
             inbox,
             attempt: 0,
-            ask_first: false,
-            taken: false,
-            tell: Box::new(tell),
+            look_up_first: false,
+            accepted: false,
+            print: Box::new(print),
         })
     }
 
-    /// Appends what the log does not know yet, in this order, and returns when it has it all.
+    /// Appends what the stream does not have yet, in this order.
     ///
     /// # Errors
-    /// What waiting will not mend. Then the log has all that was new of `batch`, or nothing of it.
+    /// Retrying does not help. The stream then has all of the new messages of `batch`, or none.
     pub async fn append(&mut self, mut batch: Vec<Outgoing>) -> Result<Appended, Fatal> {
         let whole = batch.len() as u64;
         let mut ids = HashSet::new();
         batch.retain(|message| ids.insert(message.message_id.as_str().to_owned()));
         let mut begun = Instant::now();
-        let mut told = false;
-        let mut ask = self.ask_first;
+        let mut printed = false;
+        let mut look_up = self.look_up_first;
         while !batch.is_empty() {
-            let attempt = if ask {
+            let attempt = if look_up {
                 self.unknown(&batch).await.map(Some)
             } else {
                 self.commit(&batch).await.map(|()| None)
             };
             match attempt {
                 Ok(Some(unknown)) => {
-                    self.ask_first = !unknown.contains(&true);
+                    self.look_up_first = !unknown.contains(&true);
                     let mut unknown = unknown.into_iter();
                     batch.retain(|_| unknown.next().unwrap_or(true));
-                    ask = false;
+                    look_up = false;
                 }
                 Ok(None) => {
-                    self.taken = true;
+                    self.accepted = true;
                     break;
                 }
-                Err(Trouble::Known) => ask = true,
-                Err(Trouble::Fatal(fatal)) => return Err(fatal),
-                Err(Trouble::NoStream)
+                Err(AppendError::Known) => look_up = true,
+                Err(AppendError::Fatal(fatal)) => return Err(fatal),
+                Err(AppendError::NoStream)
                     if begun.elapsed()
-                        > if self.taken {
-                            PATIENCE
+                        > if self.accepted {
+                            RETRY_FOR
                         } else {
-                            STREAM_PATIENCE
+                            STREAM_TIMEOUT
                         } =>
                 {
                     return Err(Fatal::new(
-                        "no stream takes these messages: is stream-bootstrap running?",
+                        "no stream accepts these messages: is stream-bootstrap running?",
                     ));
                 }
-                Err(Trouble::NoStream) => sleep(RETRY_PAUSE).await,
-                Err(Trouble::Passing(why)) => {
-                    if begun.elapsed() > PATIENCE {
+                Err(AppendError::NoStream) => sleep(RETRY_PAUSE).await,
+                Err(AppendError::Transient(why)) => {
+                    if begun.elapsed() > RETRY_FOR {
                         return Err(Fatal::new(format!("giving up: {why}")));
                     }
-                    if !told {
-                        (self.tell)(&format!(
+                    if !printed {
+                        (self.print)(&format!(
                             "{why}; waiting, and trying the same messages again"
                         ));
-                        told = true;
+                        printed = true;
                     }
                     sleep(RETRY_PAUSE).await;
-                    // Returns once connected, however long that takes; patience is for trouble while connected.
+                    // Returns once connected, however long that takes; only connected time counts.
                     let away = Instant::now();
                     let _ = self.connection.client().flush().await;
                     begun += away.elapsed();
@@ -174,7 +177,7 @@ impl Appender {
     }
 
     /// Sends one atomic batch and waits for its acknowledgement.
-    async fn commit(&mut self, batch: &[Outgoing]) -> Result<(), Trouble> {
+    async fn commit(&mut self, batch: &[Outgoing]) -> Result<(), AppendError> {
         self.begin();
         let id: HeaderValue = value(format!(
             "{}-{}",
@@ -189,7 +192,8 @@ impl Appender {
             if index == last {
                 headers.insert(BATCH_COMMIT, value(1));
             }
-            // The first is answered too: what is wrong with all of them is then heard as itself, not as "incomplete".
+            // The first is answered, too: an error of the whole batch then arrives as itself and
+            // not as "incomplete".
             let reply = if index == last {
                 Some("commit")
             } else {
@@ -201,15 +205,15 @@ impl Appender {
         let deadline = Instant::now() + ACK_TIMEOUT;
         loop {
             let reply = self.next(deadline).await?;
-            // A batch's other messages are answered with nothing: taken, not yet stored.
+            // An empty reply says that the message was received and is not stored yet.
             if !reply.payload.is_empty() || reply.status.is_some() {
-                return answer(&reply).map(|_| ());
+                return parse_ack(&reply).map(|_| ());
             }
         }
     }
 
-    /// For each message, whether the log does not know it.
-    async fn unknown(&mut self, batch: &[Outgoing]) -> Result<Vec<bool>, Trouble> {
+    /// For each message, whether it is not in the stream.
+    async fn unknown(&mut self, batch: &[Outgoing]) -> Result<Vec<bool>, AppendError> {
         self.begin();
         for (index, message) in batch.iter().enumerate() {
             let mut headers = message.headers();
@@ -227,9 +231,9 @@ impl Appender {
         let mut open = batch.len();
         while open > 0 {
             let reply = self.next(deadline).await?;
-            let known = match answer(&reply) {
+            let known = match parse_ack(&reply) {
                 Ok(ack) => ack.duplicate,
-                Err(Trouble::Known) => true,
+                Err(AppendError::Known) => true,
                 Err(other) => return Err(other),
             };
             let index = reply
@@ -237,15 +241,15 @@ impl Appender {
                 .rsplit('.')
                 .next()
                 .and_then(|index| index.parse::<usize>().ok());
-            if let Some(place @ None) = index.and_then(|index| unknown.get_mut(index)) {
-                *place = Some(!known);
+            if let Some(slot @ None) = index.and_then(|index| unknown.get_mut(index)) {
+                *slot = Some(!known);
                 open -= 1;
             }
         }
         Ok(unknown.into_iter().flatten().collect())
     }
 
-    /// A new attempt: answers to earlier ones are no longer ours, and what broke before broke before.
+    /// Begins a new attempt: replies to earlier ones and earlier disconnects no longer count.
     fn begin(&mut self) {
         self.attempt += 1;
         while self.connection.broken().now_or_never().is_some() {}
@@ -257,7 +261,7 @@ impl Appender {
         reply: Option<&str>,
         headers: HeaderMap,
         payload: Bytes,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), AppendError> {
         let client = self.connection.client();
         let sent = match reply {
             Some(reply) => {
@@ -273,44 +277,45 @@ impl Appender {
             }
         };
         sent.map_err(|error| {
-            Trouble::Fatal(Fatal::new(format!(
+            AppendError::Fatal(Fatal::new(format!(
                 "a message cannot be published: {error}"
             )))
         })
     }
 
-    /// The next answer to this attempt.
-    async fn next(&mut self, deadline: Instant) -> Result<Message, Trouble> {
+    /// The next reply to this attempt.
+    async fn next(&mut self, deadline: Instant) -> Result<Message, AppendError> {
         let prefix = format!("{}.{}.", self.inbox, self.attempt);
         loop {
             let reply = tokio::select! {
-                reply = timeout(OBJECTION_INTERVAL, self.replies.next()) => reply,
-                () = self.connection.broken() => return Err(Trouble::Passing("the connection to NATS broke".to_owned())),
+                reply = timeout(POLL_PERMISSIONS, self.replies.next()) => reply,
+                () = self.connection.broken() => return Err(AppendError::Transient("the connection to NATS broke".to_owned())),
             };
             match reply {
                 Ok(Some(reply)) if reply.subject.starts_with(&prefix) => return Ok(reply),
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    return Err(Trouble::Fatal(Fatal::new(
+                    return Err(AppendError::Fatal(Fatal::new(
                         "the connection to NATS is closed",
                     )));
                 }
                 Err(_) => {
-                    if let Some(objection) = self
-                        .connection
-                        .refused()
-                        .filter(|objection| objection.contains("ermissions"))
-                    {
+                    if let Some(violation) = self.connection.refused() {
                         let line = format!(
-                            "NATS refuses this user: {objection}; import as a trusted publisher (nats/accounts.conf)"
+                            "NATS refuses this user: {violation}; import as a trusted publisher \
+                             (nats/accounts.conf)"
                         );
-                        return Err(Trouble::Fatal(Fatal::new(line)));
+                        return Err(AppendError::Fatal(Fatal::new(line)));
                     }
                     if self.connection.client().connection_state() != State::Connected {
-                        return Err(Trouble::Passing("the connection to NATS broke".to_owned()));
+                        return Err(AppendError::Transient(
+                            "the connection to NATS broke".to_owned(),
+                        ));
                     }
                     if Instant::now() > deadline {
-                        return Err(Trouble::Passing("JetStream does not answer".to_owned()));
+                        return Err(AppendError::Transient(
+                            "JetStream does not answer".to_owned(),
+                        ));
                     }
                 }
             }
@@ -318,19 +323,20 @@ impl Appender {
     }
 }
 
-/// Of digits, letters and dashes, which a header can hold; anything else makes an empty one.
+/// `text` as a header's value. Ours consist of digits, letters and dashes; anything else becomes
+/// empty.
 fn value(text: impl ToString) -> HeaderValue {
     text.to_string().parse().unwrap_or_default()
 }
 
-/// Reads JetStream's answer; one that refuses what was only asked for is no trouble.
-fn answer(reply: &Message) -> Result<PublishAck, Trouble> {
+/// Parses JetStream's reply; the refusal of a look-up is a success.
+fn parse_ack(reply: &Message) -> Result<PublishAck, AppendError> {
     if reply.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err(Trouble::NoStream);
+        return Err(AppendError::NoStream);
     }
     let ack: PublishAck = serde_json::from_slice(&reply.payload).map_err(|_| {
-        Trouble::Fatal(Fatal::new(
-            "what answers is not JetStream: another service listens on the log's subjects",
+        AppendError::Fatal(Fatal::new(
+            "the reply is not JetStream's: another service listens on the stream's subjects",
         ))
     })?;
     let Some(PublishError {
@@ -342,17 +348,18 @@ fn answer(reply: &Message) -> Result<PublishAck, Trouble> {
     };
     Err(match *err_code {
         code::NOT_EXPECTED => return Ok(ack),
-        code::KNOWN_MESSAGE => Trouble::Known,
-        err_code if code::PASSING.contains(&err_code) => {
-            Trouble::Passing(format!("JetStream says: {description} ({err_code})"))
+        code::KNOWN_MESSAGE => AppendError::Known,
+        err_code if code::TRANSIENT.contains(&err_code) => {
+            AppendError::Transient(format!("JetStream: {description} ({err_code})"))
         }
-        err_code if code::FULL.contains(&err_code) => Trouble::Fatal(Fatal::new(format!(
-            "the log is full ({description}, {err_code}): make room or raise max_bytes in nats/streams, then import the same again"
+        err_code if code::FULL.contains(&err_code) => AppendError::Fatal(Fatal::new(format!(
+            "the stream is full ({description}, {err_code}): make room or raise max_bytes in \
+             nats/streams, then import the same files again"
         ))),
-        code::NO_BATCHES => Trouble::Fatal(Fatal::new(
-            "the stream takes no atomic batches: let stream-bootstrap apply nats/streams",
+        code::NO_BATCHES => AppendError::Fatal(Fatal::new(
+            "the stream does not allow atomic batches: let stream-bootstrap apply nats/streams",
         )),
-        err_code => Trouble::Fatal(Fatal::new(format!(
+        err_code => AppendError::Fatal(Fatal::new(format!(
             "JetStream refuses: {description} ({err_code})"
         ))),
     })
