@@ -1,4 +1,4 @@
-//! Direct messages: the same pages of a short log and of a long one, question by question in turn,
+//! Direct messages: the same pages of a short stream and of a long one, request by request in turn,
 //! beside what the same rows cost by SQL alone and beside an echo of as many bytes. A page has to
 //! cost what it holds, not what exists.
 
@@ -13,7 +13,7 @@ use sqlx::pool::PoolConnection;
 use crate::Plan;
 use crate::ingest::{Ingest, ROOMS};
 use crate::numbers::{milliseconds, percentile, rounded, scattered, table};
-use crate::people::{DESK, Directs, Newest, WAITING, room, talks, user};
+use crate::users::{DESK, Directs, Newest, WAITING, room, talks, user};
 use protocol::endpoints::{DM_HISTORY, DM_INBOX, UNREAD};
 use protocol::header;
 use protocol::message::Message;
@@ -23,10 +23,10 @@ use testing::{Process, World};
 
 const ECHO: &str = "measure.echo";
 const FUNCTIONS: [&str; 3] = ["sync-messages", "track-receipts", "get-history"];
-/// Messages in an inbox page and in a history page when nobody says how many.
+/// Messages in an inbox page and in a history page by default.
 const INBOX: usize = 100;
 const HISTORY: usize = 50;
-/// The median of the long log may be so many times that of the short one.
+/// The median of the long stream may be so many times that of the short one.
 const REQUIRED: f64 = 2.0;
 
 const INBOX_BY_SQL: &str = "
@@ -53,14 +53,14 @@ struct Side {
     _functions: Vec<Process>,
 }
 
-/// What is asked for.
+/// What is requested.
 enum ParseRequest {
     Inbox(String),
     Unread(String),
     History(String, String),
 }
 
-type Question = (&'static str, fn(u64) -> ParseRequest);
+type Kind = (&'static str, fn(u64) -> ParseRequest);
 
 /// How long it took: through the function, by SQL alone, and an echo of as many bytes.
 #[derive(Default)]
@@ -70,7 +70,7 @@ struct Took {
     echo: Vec<Duration>,
 }
 
-const QUESTIONS: [Question; 6] = [
+const QUESTIONS: [Kind; 6] = [
     ("`chat.inbox.{u}`, anybody's", |n| {
         ParseRequest::Inbox(user(scattered(n)))
     }),
@@ -92,7 +92,7 @@ const QUESTIONS: [Question; 6] = [
     }),
 ];
 
-/// Of the nth question: both people of each talk.
+/// Of the nth request: both users of each talk.
 fn talker(n: u64) -> (String, String) {
     let talks = talks();
     let (one, other) = talks[(n / 2) as usize % talks.len()].clone();
@@ -111,7 +111,7 @@ pub async fn measure(plan: &Plan) {
     for (name, ask) in QUESTIONS {
         eprintln!("direct: {name}");
         let mut took: [Took; 2] = Default::default();
-        for n in 0..plan.asks {
+        for n in 0..plan.requests {
             // In turn, and in turn the first: whatever slows the machine down slows both.
             let first = usize::from(n.is_multiple_of(2));
             for which in [first, 1 - first] {
@@ -120,7 +120,7 @@ pub async fn measure(plan: &Plan) {
                         &ask(n),
                         &administrator,
                         &mut took[which],
-                        n >= plan.asks / 10,
+                        n >= plan.requests / 10,
                     )
                     .await;
             }
@@ -150,16 +150,16 @@ pub async fn measure(plan: &Plan) {
     let many = sides[1].newest.waiting[DESK].len();
     let [short, long] = [WAITING, plan.directs].map(|messages| rounded(messages as f64));
     let head = [
-        "question",
+        "request",
         &format!("of {short}: p50 / p99"),
         &format!("of {long}: p50 / p99"),
-        "p50, of the short log's",
+        "p50, of the short stream's",
         &format!("SQL alone, {short}"),
         &format!("SQL alone, {long}"),
         "an echo",
     ];
     table(
-        "Direct messages, 10,000 users, one question at a time",
+        "Direct messages, 10,000 users, one request at a time",
         &head,
         &rows,
     );
@@ -168,11 +168,11 @@ pub async fn measure(plan: &Plan) {
     } else {
         format!("MISSED by {}", missed.join(", "))
     };
-    println!("Required: each median within {REQUIRED} × of the short log's: {verdict}.");
+    println!("Required: each median within {REQUIRED} × of the short stream's: {verdict}.");
     println!(
-        "{} questions each, of different users; of the many, {many} wait in the long log. Every \
+        "{} questions each, of different users; of the many, {many} wait in the long stream. Every \
          answer was checked.\n",
-        plan.asks
+        plan.requests
     );
 }
 
@@ -333,16 +333,16 @@ impl Side {
 
     /// How many rows PostgreSQL gave.
     async fn by_sql(&mut self, ask: &ParseRequest) -> usize {
-        let mark = |user: &str| {
+        let cursor = |user: &str| {
             if user == DESK {
                 0
             } else {
-                self.directs.mark() as i64
+                self.directs.cursor() as i64
             }
         };
         let query = match ask {
-            ParseRequest::Inbox(user) => sqlx::query(INBOX_BY_SQL).bind(user).bind(mark(user)),
-            ParseRequest::Unread(user) => sqlx::query(UNREAD_BY_SQL).bind(user).bind(mark(user)),
+            ParseRequest::Inbox(user) => sqlx::query(INBOX_BY_SQL).bind(user).bind(cursor(user)),
+            ParseRequest::Unread(user) => sqlx::query(UNREAD_BY_SQL).bind(user).bind(cursor(user)),
             ParseRequest::History(one, other) => sqlx::query(HISTORY_BY_SQL).bind(room(one, other)),
         };
         query
@@ -371,7 +371,7 @@ impl Took {
     }
 }
 
-/// Answers with as many bytes as it is asked for, inside this process.
+/// Replies with as many bytes as requested, inside this process.
 async fn echo(client: Client) {
     let mut requests = client
         .subscribe(ECHO)

@@ -2,8 +2,8 @@
 //! anybody waits for a lock.
 //!
 //! Two questions, since a fixed rate that is below what can be stored hides a loss: how far storing
-//! lags at that rate while half of what is stored is swept, and how fast a full log is stored with
-//! and without a sweep beside it.
+//! lags at that rate while half of what is stored is expired, and how fast a full stream is stored
+//! with and without an expiry beside it.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,10 @@ use crate::numbers::{median, per_second, rounded, table};
 use testing::{Process, World, eventually};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// PostgreSQL tells of whoever waited this long for a lock, and how long in the end.
-const LOCK_WAIT_TOLD_MS: u32 = 10;
+/// PostgreSQL logs every session that waited this long for a lock, and how long.
+const LOCK_WAIT_LOGGED_MS: u32 = 10;
 const LOCK_WAIT_ALLOWED_MS: f64 = 100.0;
-/// Of what is stored without a sweep, so much has to be stored with one.
+/// Of what is stored without an expiry, so much has to be stored with one.
 const REQUIRED: f64 = 0.9;
 /// The first half is older than the shipped EXPIRE_DAYS, the second one only than that of the
 /// second measurement.
@@ -47,7 +47,7 @@ const ROOMS_OF_IT: &str = "
     select distinct 'dm.' || least(one collate \"C\", other) || '.' || greatest(one collate \"C\", other)
       from (select 'user-' || n as one, 'user-' || (n + 1) % $1 as other from generate_series(0, $1 - 1) as n) as pairs";
 
-/// From the log's receipt, of which it tells milliseconds, to the commit.
+/// From the stream's receipt, in milliseconds, to the commit.
 const LAG: &str = "
     select count(*) filter (where at between $3 and $4), percentile_disc(0.5) within group (order by lag),
            percentile_disc(0.99) within group (order by lag), max(lag)
@@ -62,17 +62,17 @@ struct Bench<'a> {
     database: PgPool,
     feed: Feed,
     /// Lines of PostgreSQL's log that were looked at.
-    told: usize,
+    log_lines_seen: usize,
 }
 
 /// When it is enough.
 enum Until {
     Passed(Duration),
-    Swept(u64),
+    Expired(u64),
 }
 
-/// A stretch of time at the fixed rate.
-struct Stretch {
+/// A phase of time at the fixed rate.
+struct Phase {
     took: Duration,
     per_second: f64,
     p50_ms: f64,
@@ -111,7 +111,7 @@ pub async fn measure(plan: &Plan) {
         ingest,
         database,
         feed: Feed::new(world.client("publisher").await),
-        told: 0,
+        log_lines_seen: 0,
     };
     bench.store(plan.stored).await;
     bench.ruler_works().await;
@@ -126,7 +126,7 @@ async fn set_up_postgres(world: &World) {
     for setting in [
         "track_commit_timestamp = on".to_owned(),
         "log_lock_waits = on".to_owned(),
-        format!("deadlock_timeout = '{LOCK_WAIT_TOLD_MS}ms'"),
+        format!("deadlock_timeout = '{LOCK_WAIT_LOGGED_MS}ms'"),
     ] {
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("alter system set {setting}")))
             .execute(&database)
@@ -181,14 +181,14 @@ impl Bench<'_> {
         let database = self.database.clone();
         let waiting = tokio::spawn(async move { sqlx::query(LOCK).execute(&database).await });
         eventually(
-            "PostgreSQL tells who waits",
+            "PostgreSQL logs who waits",
             Duration::from_secs(10),
-            async || (self.waits(self.told).count > 0).then_some(()),
+            async || (self.waits(self.log_lines_seen).count > 0).then_some(()),
         )
         .await;
         holding.rollback().await.expect("a connection");
         waiting.await.expect("no panic").expect("the lock is free");
-        self.told = self.world.postgres().log().lines().count();
+        self.log_lines_seen = self.world.postgres().log().lines().count();
     }
 
     /// Who waited since that line of PostgreSQL's log.
@@ -210,29 +210,29 @@ impl Bench<'_> {
         waits
     }
 
-    /// Who waited since the last time this was asked.
+    /// The waits since the last call.
     fn new_waits(&mut self) -> Waits {
-        let waits = self.waits(self.told);
-        self.told = self.world.postgres().log().lines().count();
+        let waits = self.waits(self.log_lines_seen);
+        self.log_lines_seen = self.world.postgres().log().lines().count();
         waits
     }
 
     async fn at_a_fixed_rate(&mut self, plan: &Plan) {
         let worker = self.world.spawn("persist-message").await;
         // The first to run pays for pages nobody touched yet.
-        self.stretch("warming up", Until::Passed(plan.steady / 4))
+        self.phase("warming up", Until::Passed(plan.steady / 4))
             .await;
         let before = self
-            .stretch("before the sweep", Until::Passed(plan.steady))
+            .phase("before the expiry", Until::Passed(plan.steady))
             .await;
         let begun = Instant::now();
-        let sweeper = self.sweeper(EXPIRE_DAYS).await;
+        let expirer = self.start_expirer(EXPIRE_DAYS).await;
         let during = self
-            .stretch("while sweeping", Until::Swept(plan.stored / 2))
+            .phase("while expiring", Until::Expired(plan.stored / 2))
             .await;
         let took = begun.elapsed();
-        assert!(sweeper.terminate().await.success());
-        let after = self.stretch("after it", Until::Passed(plan.steady)).await;
+        assert!(expirer.terminate().await.success());
+        let after = self.phase("after it", Until::Passed(plan.steady)).await;
         assert!(worker.terminate().await.success());
         let kept: (i64, i64) =
             sqlx::query_as("select count(*), min(seq) from messages where seq <= $1")
@@ -246,13 +246,13 @@ impl Bench<'_> {
             "what has expired is gone, and nothing else"
         );
         let stretches = [
-            ("before the sweep", &before),
-            ("while sweeping", &during),
+            ("before the expiry", &before),
+            ("while expiring", &during),
             ("after it", &after),
         ];
         let rows: Vec<Vec<String>> = stretches
             .iter()
-            .map(|(name, stretch)| stretch.row(name))
+            .map(|(name, phase)| phase.row(name))
             .collect();
         let head = [
             "at 5,000 messages/s",
@@ -267,16 +267,16 @@ impl Bench<'_> {
             "longest",
         ];
         table(
-            "Storing while half of what is stored is swept",
+            "Storing while half of what is stored is expired",
             &head,
             &rows,
         );
-        let (stored, swept) = (
+        let (stored, expired) = (
             rounded(plan.stored as f64),
             rounded(plan.stored as f64 / 2.0),
         );
         println!(
-            "{swept} of {stored} messages were swept in {:.0} s. Lag: from the log's receipt to \
+            "{expired} of {stored} messages were expired in {:.0} s. Lag: from the stream's receipt to \
              the commit.",
             took.as_secs_f64()
         );
@@ -289,21 +289,21 @@ impl Bench<'_> {
         );
     }
 
-    /// Starts to sweep; returns as soon as something was swept.
-    async fn sweeper(&self, expire_days: &str) -> Process {
+    /// Starts to expiry; returns as soon as something was expired.
+    async fn start_expirer(&self, expire_days: &str) -> Process {
         let settings = [
             ("EXPIRE_DAYS", expire_days),
             ("RETENTION_INTERVAL_MS", "1000"),
         ];
-        let sweeper = self.world.spawn_with("enforce-retention", &settings).await;
-        while self.swept().await == 0 {
+        let expirer = self.world.spawn_with("enforce-retention", &settings).await;
+        while self.expired().await == 0 {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
-        sweeper
+        expirer
     }
 
-    /// Messages the sweeper that runs has swept.
-    async fn swept(&self) -> u64 {
+    /// Messages that the running enforce-retention has expired.
+    async fn expired(&self) -> u64 {
         let stats = self
             .ingest
             .operator
@@ -312,15 +312,15 @@ impl Bench<'_> {
             .expect("enforce-retention answers");
         let stats: Value = serde_json::from_slice(&stats.payload).expect("JSON");
         let endpoints = stats["endpoints"].as_array().expect("endpoints");
-        let sweep = endpoints
+        let expiry = endpoints
             .iter()
             .find(|endpoint| endpoint["name"] == "sweep")
             .expect("it sweeps");
-        sweep["num_requests"].as_u64().expect("a number")
+        expiry["num_requests"].as_u64().expect("a number")
     }
 
     /// Publishes at the fixed rate until it is enough, and waits until everything is stored.
-    async fn stretch(&mut self, name: &str, until: Until) -> Stretch {
+    async fn phase(&mut self, name: &str, until: Until) -> Phase {
         eprintln!("expiry: {RATE} messages/s, {name}");
         let (first, from, begun, mut backlog) = (
             self.ingest.last().await,
@@ -333,7 +333,7 @@ impl Bench<'_> {
                 backlog.push(self.ingest.waiting().await as f64);
                 let done = match until {
                     Until::Passed(time) => begun.elapsed() >= time,
-                    Until::Swept(messages) => self.swept().await >= messages,
+                    Until::Expired(messages) => self.expired().await >= messages,
                 };
                 if done {
                     return;
@@ -356,7 +356,7 @@ impl Bench<'_> {
             .fetch_one(&self.database)
             .await
             .expect("PostgreSQL answers");
-        Stretch {
+        Phase {
             took,
             per_second: per_second(stored as usize, took),
             p50_ms,
@@ -392,9 +392,9 @@ impl Bench<'_> {
             );
             // In turn the first: the table grows, and the machine is not always the same.
             let mut rates = [0.0; 2];
-            for sweeping in [round % 2 == 0, round % 2 != 0] {
-                (rates[usize::from(sweeping)], waits) = self
-                    .drain(plan.messages as u64 * 3 / 2, sweeping, waits)
+            for expiring in [round % 2 == 0, round % 2 != 0] {
+                (rates[usize::from(expiring)], waits) = self
+                    .drain(plan.messages as u64 * 3 / 2, expiring, waits)
                     .await;
             }
             if round > 0 {
@@ -418,11 +418,11 @@ impl Bench<'_> {
             ]
         };
         table(
-            "Storing as fast as can be, 1 copy of persist-message",
+            "Storing as fast as can be, 1 replica of persist-message",
             &["messages/s", "round by round", "median", "of without"],
             &[
-                row("without a sweep", &without, 1.0),
-                row("while sweeping", &with, overall),
+                row("without expiry", &without, 1.0),
+                row("while expiring", &with, overall),
             ],
         );
         let parts = parts
@@ -435,25 +435,25 @@ impl Bench<'_> {
              ×."
         );
         // Where two fair ways to sum up disagree, the rounds lie too far apart to tell.
-        let told = if (paired >= REQUIRED) == (overall >= REQUIRED) {
+        let summary = if (paired >= REQUIRED) == (overall >= REQUIRED) {
             verdict(paired >= REQUIRED)
         } else {
             "UNDECIDED"
         };
         println!(
-            "Required: at least {REQUIRED} × by both medians ({told}), no wait for a lock beyond \
+            "Required: at least {REQUIRED} × by both medians ({summary}), no wait for a lock beyond \
              {LOCK_WAIT_ALLOWED_MS} ms ({}).",
             verdict(waits.longest_ms <= LOCK_WAIT_ALLOWED_MS)
         );
         println!(
-            "{} waits of {LOCK_WAIT_TOLD_MS} ms or more while sweeping, the longest {:.0} ms.\n",
+            "{} waits of {LOCK_WAIT_LOGGED_MS} ms or more while expiring, the longest {:.0} ms.\n",
             waits.count, waits.longest_ms
         );
     }
 
-    /// Has a full log stored; how many messages a second, and the waits until then if that was with
-    /// a sweep.
-    async fn drain(&mut self, messages: u64, sweeping: bool, waits: Waits) -> (f64, Waits) {
+    /// Has a full stream stored; how many messages a second, and the waits until then if that was
+    /// with an expiry.
+    async fn drain(&mut self, messages: u64, expiring: bool, waits: Waits) -> (f64, Waits) {
         self.feed.fill(messages).await;
         sqlx::raw_sql("checkpoint")
             .execute(&self.database)
@@ -461,8 +461,8 @@ impl Bench<'_> {
             .expect("PostgreSQL answers");
         self.new_waits();
         let last = self.ingest.last().await;
-        let sweeper = if sweeping {
-            Some(self.sweeper(EXPIRE_DAYS_LATER).await)
+        let expirer = if expiring {
+            Some(self.start_expirer(EXPIRE_DAYS_LATER).await)
         } else {
             None
         };
@@ -470,15 +470,18 @@ impl Bench<'_> {
         // Registered and at work: what was done until now took starting up as well, and does not
         // count.
         let (begun, before) = (Instant::now(), self.ingest.stored_through().await);
-        let swept = if sweeping { self.swept().await } else { 0 };
+        let expired = if expiring { self.expired().await } else { 0 };
         self.caught_up(last).await;
         let rate = per_second((last - before) as usize, begun.elapsed());
         assert!(worker.terminate().await.success());
-        let Some(sweeper) = sweeper else {
+        let Some(expirer) = expirer else {
             return (rate, waits);
         };
-        assert!(self.swept().await > swept, "it was swept all the time");
-        assert!(sweeper.terminate().await.success());
+        assert!(
+            self.expired().await > expired,
+            "it was expired all the time"
+        );
+        assert!(expirer.terminate().await.success());
         let new = self.new_waits();
         (
             rate,
@@ -504,19 +507,19 @@ impl Bench<'_> {
             self.feed.written(),
             "acknowledged means stored"
         );
-        let letters = count("select count(*) from dead_letters where seq >= $1")
+        let dead_letters = count("select count(*) from dead_letters where seq >= $1")
             .await
             .expect("PostgreSQL answers");
-        assert_eq!(letters, 0, "all of it could be stored");
+        assert_eq!(dead_letters, 0, "all of it could be stored");
     }
 }
 
-impl Stretch {
+impl Phase {
     fn row(&self, name: &str) -> Vec<String> {
         let most = self.backlog.iter().copied().fold(0.0, f64::max);
         let ms = |ms: f64| format!("{ms:.0} ms");
         let longest = if self.waits.count == 0 {
-            format!("below {LOCK_WAIT_TOLD_MS} ms")
+            format!("below {LOCK_WAIT_LOGGED_MS} ms")
         } else {
             ms(self.waits.longest_ms)
         };

@@ -1,5 +1,5 @@
-//! Messages for the log, as fast as they are wanted: atomic batches, so that the server's flushes
-//! are not what is measured.
+//! Messages for the stream, as fast as they are wanted: atomic batches, so that the server's
+//! flushes are not what is measured.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,11 +18,11 @@ use protocol::subject::direct_subject;
 
 /// Messages a second, at the fixed rate.
 pub const RATE: u64 = 5_000;
-/// Messages in a batch at the fixed rate, and when the log is filled.
+/// Messages in a batch at the fixed rate, and when the stream is filled.
 const STEADY_BATCH: u64 = 100;
 const FULL_BATCH: u64 = 500;
-/// Batches under way, when the log is filled and when it falls behind the rate: JetStream takes no
-/// more than 50.
+/// Batches under way, when the stream is filled and when it falls behind the rate: JetStream takes
+/// no more than 50.
 const AT_ONCE: usize = 4;
 /// One message of so many is a direct one.
 pub const DIRECT_EVERY: u64 = 4;
@@ -41,12 +41,12 @@ impl Feed {
         }
     }
 
-    /// Messages that the log has taken, or is taking.
+    /// Messages that the stream has taken, or is taking.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Publishes [`RATE`] messages a second until `enough`, and returns when the log has them.
+    /// Publishes [`RATE`] messages a second until `enough`, and returns when the stream has them.
     pub async fn steadily(&self, enough: impl Future<Output = ()>) {
         let mut enough = std::pin::pin!(enough);
         let mut ticks = interval(Duration::from_secs(1) * STEADY_BATCH as u32 / RATE as u32);
@@ -61,7 +61,7 @@ impl Feed {
         while under_way.next().await.is_some() {}
     }
 
-    /// Publishes that many as fast as the log takes them.
+    /// Publishes that many as fast as the stream takes them.
     pub async fn fill(&self, messages: u64) {
         futures::stream::iter(0..messages / FULL_BATCH)
             .for_each_concurrent(AT_ONCE, |_| self.publish(FULL_BATCH))
@@ -94,7 +94,7 @@ impl Feed {
             let ack: Value = serde_json::from_slice(&ack.payload).expect("JSON");
             assert_eq!(
                 ack["count"], messages,
-                "the log takes all of a batch: {ack}"
+                "the stream takes all of a batch: {ack}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! What a function costs while nobody asks it anything.
+//! What an idle function costs.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub async fn measure(world: &World, plan: &Plan) {
             memory.push(resident_mib(&function));
             assert!(
                 function.terminate().await.success(),
-                "{name} stops when told"
+                "{name} stops on a signal"
             );
         }
         rows.push(vec![
@@ -43,7 +43,7 @@ pub async fn measure(world: &World, plan: &Plan) {
         ],
         &rows,
     );
-    println!("Registered: answering `$SRV.PING`, asked every 20 ms.\n");
+    println!("Registered: answering `$SRV.PING`, polled every 20 ms.\n");
 }
 
 /// What a process holds in memory.
@@ -53,7 +53,7 @@ pub fn resident_mib(process: &Process) -> f64 {
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
-        .expect("Linux tells");
+        .expect("Linux reports it");
     line.trim()
         .trim_end_matches(" kB")
         .parse::<f64>()

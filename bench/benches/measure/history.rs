@@ -25,9 +25,9 @@ const SIDE_BY_SIDE: [usize; 2] = [1, 32];
 /// Messages of all rooms that the worker has not stored yet.
 const TAIL: usize = 400;
 
-/// A question: where to, and the body of the nth request.
+/// A request: its subject, and the body of the nth request.
 #[derive(Clone)]
-struct Question {
+struct Kind {
     name: &'static str,
     client: Client,
     subject: Arc<dyn Fn(u64) -> String + Send + Sync>,
@@ -76,7 +76,7 @@ pub async fn measure(world: &World, plan: &Plan) {
         page.payload,
     )
     .await;
-    let to_history = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Question {
+    let to_history = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Kind {
         name,
         client: asker.clone(),
         subject: Arc::new(|_| HISTORY.subject(&[ROOM])),
@@ -84,14 +84,14 @@ pub async fn measure(world: &World, plan: &Plan) {
     };
     let (many, all_up) = many_rooms(messages).await;
     let many_asker = many.client("publisher").await;
-    let to_many = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Question {
+    let to_many = |name, body: Arc<dyn Fn(u64) -> String + Send + Sync>| Kind {
         name,
         client: many_asker.clone(),
         subject: Arc::new(|n| HISTORY.subject(&[&format!("room-{}", scattered(n) % MANY_ROOMS)])),
         body,
     };
-    let questions = [
-        Question {
+    let kinds = [
+        Kind {
             name: "limit: an echo of the same size",
             client: administrator,
             subject: Arc::new(|_| ECHO.to_owned()),
@@ -108,19 +108,19 @@ pub async fn measure(world: &World, plan: &Plan) {
         ),
         to_many(
             "1,000 rooms, all functions up: pages all over them",
-            // Half of the log and more lies before it, so that there is a page.
+            // Half of the stream and more lies before it, so that there is a page.
             Arc::new(move |n| {
                 json!({"before": messages - scattered(n + 1) % (messages / 2)}).to_string()
             }),
         ),
     ];
-    let mut rows = ask_all(&questions, plan).await;
+    let mut rows = send_all(&kinds, plan).await;
     ingest.fill(TAIL).await;
     let tail = [to_history(
         "the newest page, part of it not stored yet",
         Arc::new(|_| String::new()),
     )];
-    rows.extend(ask_all(&tail, plan).await);
+    rows.extend(send_all(&tail, plan).await);
 
     let echo_rate = |side_by_side| {
         rows.iter()
@@ -142,9 +142,9 @@ pub async fn measure(world: &World, plan: &Plan) {
         })
         .collect();
     table(
-        "History, 1 copy of get-history",
+        "History, 1 replica of get-history",
         &[
-            "question",
+            "request",
             "side by side",
             "pages/s",
             "p50",
@@ -202,12 +202,10 @@ async fn echo(client: Client, headers: HeaderMap, payload: Bytes) {
         .expect("the echo answers");
 }
 
-async fn ask_all(questions: &[Question], plan: &Plan) -> Vec<(&'static str, usize, Figures)> {
-    let mut rows: Vec<(&Question, usize, Figures)> = questions
+async fn send_all(kinds: &[Kind], plan: &Plan) -> Vec<(&'static str, usize, Figures)> {
+    let mut rows: Vec<(&Kind, usize, Figures)> = kinds
         .iter()
-        .flat_map(|question| {
-            SIDE_BY_SIDE.map(|side_by_side| (question, side_by_side, Figures::default()))
-        })
+        .flat_map(|kind| SIDE_BY_SIDE.map(|side_by_side| (kind, side_by_side, Figures::default())))
         .collect();
     for round in 0..=plan.rounds {
         eprintln!(
@@ -215,8 +213,8 @@ async fn ask_all(questions: &[Question], plan: &Plan) -> Vec<(&'static str, usiz
             plan.rounds,
             if round == 0 { " (warming up)" } else { "" }
         );
-        for (question, side_by_side, figures) in &mut rows {
-            let (rate, latencies) = ask(question, *side_by_side, plan.asking).await;
+        for (kind, side_by_side, figures) in &mut rows {
+            let (rate, latencies) = send_requests(kind, *side_by_side, plan.duration).await;
             if round > 0 {
                 figures.rate.push(rate);
                 figures.p50.push(percentile(&latencies, 0.5).as_secs_f64());
@@ -225,32 +223,36 @@ async fn ask_all(questions: &[Question], plan: &Plan) -> Vec<(&'static str, usiz
         }
     }
     rows.into_iter()
-        .map(|(question, side_by_side, figures)| (question.name, side_by_side, figures))
+        .map(|(kind, side_by_side, figures)| (kind.name, side_by_side, figures))
         .collect()
 }
 
 /// Asks for a while, always that many at once; answers a second, and how long each took, sorted.
-async fn ask(question: &Question, side_by_side: usize, asking: Duration) -> (f64, Vec<Duration>) {
+async fn send_requests(
+    kind: &Kind,
+    side_by_side: usize,
+    duration: Duration,
+) -> (f64, Vec<Duration>) {
     let (begun, number) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let askers = (0..side_by_side).map(|_| {
-        let (question, number) = (question.clone(), number.clone());
+        let (kind, number) = (kind.clone(), number.clone());
         tokio::spawn(async move {
             let mut latencies = Vec::new();
-            while begun.elapsed() < asking {
+            while begun.elapsed() < duration {
                 let n = number.fetch_add(1, Ordering::Relaxed);
-                let (subject, body) = ((question.subject)(n), (question.body)(n));
-                let asked = Instant::now();
-                let reply = question
+                let (subject, body) = ((kind.subject)(n), (kind.body)(n));
+                let sent = Instant::now();
+                let reply = kind
                     .client
                     .request(subject, body.into())
                     .await
-                    .expect(question.name);
-                latencies.push(asked.elapsed());
+                    .expect(kind.name);
+                latencies.push(sent.elapsed());
                 let refused = reply
                     .headers
                     .as_ref()
                     .and_then(|headers| headers.get(header::SERVICE_ERROR));
-                assert!(refused.is_none(), "{}: {refused:?}", question.name);
+                assert!(refused.is_none(), "{}: {refused:?}", kind.name);
             }
             latencies
         })
@@ -258,7 +260,7 @@ async fn ask(question: &Question, side_by_side: usize, asking: Duration) -> (f64
     let mut latencies: Vec<Duration> = futures::future::join_all(askers)
         .await
         .into_iter()
-        .flat_map(|asked| asked.expect("no panic"))
+        .flat_map(|task| task.expect("no panic"))
         .collect();
     let rate = per_second(latencies.len(), begun.elapsed());
     latencies.sort_unstable();

@@ -1,5 +1,5 @@
-//! From the log to the commit: `persist-message` beside the naive way, and beside what this machine
-//! can do at most.
+//! From the stream to the commit: `persist-message` beside the naive way, and beside what this
+//! machine can do at most.
 
 use std::fmt::Write as _;
 use std::process::Stdio;
@@ -66,11 +66,11 @@ pub async fn measure(world: &World, plan: &Plan) {
         &[
             line("row by row, each acknowledged, 1 connection", row),
             line("row by row, each acknowledged, 4 connections", rows),
-            line("**persist-message, 1 copy**", one),
-            line("**persist-message, 2 copies**", two),
-            line("limit: binary COPY into the same table, no log", copy),
+            line("**persist-message, 1 replica**", one),
+            line("**persist-message, 2 replicas**", two),
+            line("limit: binary COPY into the same table, no stream", copy),
             line("limit: consuming and acknowledging, no database", consume),
-            line("for comparison: import into the log", publish),
+            line("for comparison: import into the stream", publish),
         ],
     );
     println!(
@@ -108,7 +108,7 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// Imports that many new messages into the log while nobody works on it; how many a second.
+    /// Imports that many new messages into the stream while nobody works on it; how many a second.
     pub async fn fill(&mut self, messages: usize) -> f64 {
         let mut lines = String::new();
         for n in self.written..self.written + messages as u64 {
@@ -134,20 +134,20 @@ impl<'a> Ingest<'a> {
             .expect("import reads");
         assert!(
             import.wait().await.expect("import ends").success(),
-            "import says why: run it by hand"
+            "import failed: run it by hand to see why"
         );
         per_second(messages, begun.elapsed())
     }
 
-    /// Starts copies of persist-message and waits until everything is stored; how many messages a
+    /// Starts replicas of persist-message and waits until everything is stored; how many messages a
     /// second.
-    async fn workers(&mut self, copies: usize) -> f64 {
+    async fn workers(&mut self, replicas: usize) -> f64 {
         self.empty("messages").await;
-        self.store(copies).await
+        self.store(replicas).await
     }
 
     /// The same beside what is stored already.
-    pub async fn store(&mut self, copies: usize) -> f64 {
+    pub async fn store(&mut self, replicas: usize) -> f64 {
         let count = async || {
             let stored: i64 = sqlx::query_scalar("select count(*) from messages")
                 .fetch_one(&self.database)
@@ -159,7 +159,7 @@ impl<'a> Ingest<'a> {
         let last = self.last().await;
         let waiting = last - self.stored_through().await;
         let workers: Vec<Process> =
-            futures::future::join_all((0..copies).map(|_| self.world.spawn("persist-message")))
+            futures::future::join_all((0..replicas).map(|_| self.world.spawn("persist-message")))
                 .await;
         // Registered and at work: what was done until now took starting up as well, and does not
         // count.
@@ -223,14 +223,14 @@ impl<'a> Ingest<'a> {
     }
 
     pub async fn stored_through(&self) -> u64 {
-        self.ask(js_api::CONSUMER_INFO).await["ack_floor"]["stream_seq"]
+        self.request(js_api::CONSUMER_INFO).await["ack_floor"]["stream_seq"]
             .as_u64()
             .expect("an ack floor")
     }
 
-    /// Messages of the log that are not acknowledged as stored.
+    /// Messages of the stream that are not acknowledged as stored.
     pub async fn waiting(&self) -> u64 {
-        let info = self.ask(js_api::CONSUMER_INFO).await;
+        let info = self.request(js_api::CONSUMER_INFO).await;
         ["num_pending", "num_ack_pending"]
             .iter()
             .filter_map(|field| info[field].as_u64())
@@ -238,13 +238,13 @@ impl<'a> Ingest<'a> {
     }
 
     pub async fn last(&self) -> u64 {
-        self.ask(js_api::STREAM_INFO).await["state"]["last_seq"]
+        self.request(js_api::STREAM_INFO).await["state"]["last_seq"]
             .as_u64()
             .expect("a last sequence")
     }
 
-    /// Lifts the log above `stored`, which was put into the index by hand, and has one message go
-    /// through it: from there on all is as if every message had.
+    /// Advances the stream above `stored`, which was put into PostgreSQL by hand, and has one
+    /// message go through it: from there on all is as if every message had.
     pub async fn lift(&self, stored: u64) {
         assert!(
             self.world
@@ -255,7 +255,8 @@ impl<'a> Ingest<'a> {
                 .success()
         );
         let [first, other] = ["first", "other"].map(|name| User::parse(name).expect("a name"));
-        let body = json!({"user": first.as_str(), "text": "And one through the log."}).to_string();
+        let body =
+            json!({"user": first.as_str(), "text": "And one through the stream."}).to_string();
         let publisher = self.world.client("publisher").await;
         let ack = publisher
             .request(direct_subject(&first, &other), body.into())
@@ -265,7 +266,7 @@ impl<'a> Ingest<'a> {
         assert_eq!(
             ack["seq"],
             stored + 1,
-            "the log stands right above what is stored"
+            "the stream stands right above what is stored"
         );
         let worker = self.world.spawn("persist-message").await;
         while self.stored_through().await <= stored {
@@ -274,7 +275,7 @@ impl<'a> Ingest<'a> {
         assert!(worker.terminate().await.success());
     }
 
-    async fn ask(&self, subject: &'static str) -> Value {
+    async fn request(&self, subject: &'static str) -> Value {
         let reply = self
             .operator
             .request(subject, "".into())
@@ -325,7 +326,7 @@ pub fn user(n: u64) -> String {
     format!("user-{}", scattered(n) % USERS)
 }
 
-/// About as long as people write, and no two alike.
+/// About as long as humans write, and no two alike.
 pub fn text(n: u64) -> String {
     let word = |k| scattered(n + k);
     format!(

@@ -20,9 +20,9 @@ mod ingest;
 mod naive;
 mod numbers;
 mod pages;
-mod people;
 mod send;
 mod shape;
+mod users;
 
 use std::time::Duration;
 
@@ -36,28 +36,28 @@ pub struct Plan {
     pub messages: usize,
     /// Messages a round, for what takes them one by one.
     pub naive_messages: usize,
-    /// How long one kind of question is asked.
-    pub asking: Duration,
-    /// Direct messages in the long log.
+    /// How long one kind of request is sent.
+    pub duration: Duration,
+    /// Direct messages in the long stream.
     pub directs: u64,
-    /// Each question about them is asked this often.
-    pub asks: u64,
+    /// Each request about them is sent this often.
+    pub requests: u64,
     /// Messages that are stored before others expire; half of them expire.
     pub stored: u64,
-    /// How long messages are published at a fixed rate without a sweep, before it and after it.
+    /// How long messages are published at a fixed rate without an expiry, before and after it.
     pub steady: Duration,
 }
 
-/// What can be asked for by name.
+/// The parts, by name.
 const PARTS: [&str; 6] = ["footprint", "ingest", "history", "send", "direct", "expiry"];
 
 const FULL: Plan = Plan {
     rounds: 3,
     messages: 100_000,
     naive_messages: 10_000,
-    asking: Duration::from_millis(1_500),
+    duration: Duration::from_millis(1_500),
     directs: 1_000_000,
-    asks: 1_000,
+    requests: 1_000,
     stored: 1_000_000,
     steady: Duration::from_secs(20),
 };
@@ -65,9 +65,9 @@ const QUICK: Plan = Plan {
     rounds: 1,
     messages: 20_000,
     naive_messages: 1_000,
-    asking: Duration::from_millis(300),
+    duration: Duration::from_millis(300),
     directs: 200_000,
-    asks: 200,
+    requests: 200,
     stored: 200_000,
     steady: Duration::from_secs(4),
 };

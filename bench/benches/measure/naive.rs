@@ -22,12 +22,12 @@ const PULL: usize = 500;
 pub enum Store {
     /// One insert and one commit a message.
     RowByRow,
-    /// Nowhere: what consuming alone costs.
+    /// Nowhere: what consuming without storing costs.
     Nowhere,
 }
 
-/// Consumes `messages` with that many connections, and says how long it took. Uses the rights and
-/// the consumer of persist-message, which must not run meanwhile.
+/// Consumes `messages` with that many connections, and returns how long it took. Uses the rights
+/// and the consumer of persist-message, which must not run meanwhile.
 pub async fn run(world: &World, store: Store, connections: usize, messages: usize) -> Duration {
     let handled = AtomicUsize::new(0);
     let mut consumers = Vec::new();
@@ -96,7 +96,7 @@ impl Consumer {
                 if self.database.is_some() {
                     self.insert(&message).await;
                 }
-                let ack = message.reply.expect("a delivery says where to acknowledge");
+                let ack = message.reply.expect("a delivery has an ack subject");
                 self.client
                     .publish(ack, "+ACK".into())
                     .await
@@ -134,7 +134,7 @@ impl Consumer {
         let ack = message
             .reply
             .as_deref()
-            .expect("a delivery says where to acknowledge");
+            .expect("a delivery has an ack subject");
         let tokens: Vec<&str> = ack.split('.').collect();
         let number = |index: usize| {
             tokens[index]
@@ -156,7 +156,7 @@ impl Consumer {
             Limits::default(),
         )
         .expect("import sends good ones");
-        let database = self.database.as_mut().expect("asked for");
+        let database = self.database.as_mut().expect("this way has a database");
         let room_id = match self.rooms.get(&incoming.room) {
             Some(id) => *id,
             None => {

@@ -19,7 +19,7 @@ const PLAIN: &str = "
     select seq, sender, recipient, id, text, sent_at, deleted from messages
      where room_id = (select id from rooms where name = $1) and seq < $2
      order by seq desc limit $3";
-/// Rows a page asks for: get-history's 50, and one that says whether there is more.
+/// Rows of a page's query: get-history's 50, and one more that shows whether there are more.
 const ROWS: u32 = 51;
 /// What the page's query may take, of what a plain one takes.
 const GOAL: f64 = 1.3;
@@ -30,8 +30,8 @@ pub async fn measure(world: &World, plan: &Plan) {
     let rounds = plan.rounds * 3;
     for round in 1..=rounds {
         eprintln!("history: pgbench, round {round} of {rounds}");
-        plain.push(pgbench(world, PLAIN, plan.asking).await);
-        page.push(pgbench(world, PAGE, plan.asking).await);
+        plain.push(pgbench(world, PLAIN, plan.duration).await);
+        page.push(pgbench(world, PAGE, plan.duration).await);
     }
     let times: Vec<f64> = plain
         .iter()
@@ -74,7 +74,7 @@ pub async fn measure(world: &World, plan: &Plan) {
 }
 
 /// Runs the query for a while, each time for another room; how many a second.
-async fn pgbench(world: &World, query: &str, asking: Duration) -> f64 {
+async fn pgbench(world: &World, query: &str, duration: Duration) -> f64 {
     let script = script(query);
     let file = std::env::temp_dir().join(format!("scrollback-pgbench-{}.sql", std::process::id()));
     std::fs::write(&file, &script).expect("a file for pgbench");
@@ -89,7 +89,11 @@ async fn pgbench(world: &World, query: &str, asking: Duration) -> f64 {
             "--client",
             &SIDE_BY_SIDE.to_string(),
         ])
-        .args(["--time", &asking.as_secs_f64().ceil().to_string(), "--file"])
+        .args([
+            "--time",
+            &duration.as_secs_f64().ceil().to_string(),
+            "--file",
+        ])
         .arg(&file)
         .arg(world.database_url())
         .env("PGOPTIONS", options.join(" "))
@@ -108,7 +112,7 @@ async fn pgbench(world: &World, query: &str, asking: Duration) -> f64 {
     let tps = out
         .lines()
         .find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-    tps.unwrap_or_else(|| panic!("pgbench says no tps: {out}"))
+    tps.unwrap_or_else(|| panic!("pgbench prints no tps: {out}"))
 }
 
 /// pgbench makes parameters of its own variables.

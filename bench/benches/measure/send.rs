@@ -1,5 +1,5 @@
 //! Acknowledged sending, beside plain JetStream publishers on the same server: what many senders
-//! gain from sharing a flush, and what one alone pays for the way through send-message.
+//! gain from sharing a flush, and what a lone sender pays for the way through send-message.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const SIDE_BY_SIDE: [usize; 4] = [1, 8, 64, 256];
 /// Where the one who hands on listens.
 const BARE: &str = "measure.bare";
 const CONNECTIONS: usize = 8;
-/// No limit: these are no people.
+/// No limit: these are no humans who type.
 const UNLIMITED: [(&str, &str); 2] = [
     ("SEND_BURST", "1000000"),
     ("SEND_RATE_PER_SECOND", "1000000"),
@@ -35,7 +35,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 /// How a message is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Straight into the log, with JetStream's acknowledgement.
+    /// Straight into the stream, with JetStream's acknowledgement.
     Plain,
     /// Through somebody who does nothing but hand it on: what any function in between costs at
     /// least.
@@ -101,7 +101,7 @@ async fn rows(world: &World, plan: &Plan, worker: &Process, settings: &[(&str, &
         for (way, side_by_side, figures) in &mut rows {
             worker.pause().await;
             let (rate, latencies) =
-                send(&clients, &administrator, *way, *side_by_side, plan.asking).await;
+                send(&clients, &administrator, *way, *side_by_side, plan.duration).await;
             worker.resume();
             caught_up(world).await;
             if round > 0 {
@@ -114,7 +114,7 @@ async fn rows(world: &World, plan: &Plan, worker: &Process, settings: &[(&str, &
     rows
 }
 
-/// Waits until everything is stored: ids are looked up in the log otherwise.
+/// Waits until everything is stored: ids are looked up in the stream otherwise.
 async fn caught_up(world: &World) {
     let ingest = Ingest::of(world, 0).await;
     let last = ingest.last().await;
@@ -140,9 +140,9 @@ async fn send(
             let user = format!("user-{sender}");
             let mut latencies = Vec::new();
             while begun.elapsed() < sending {
-                let asked = Instant::now();
+                let sent = Instant::now();
                 let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-                let text = "Somebody says something of an ordinary length, as people do in a chat room all day long.";
+                let text = "Somebody says something of an ordinary length, as they do in a chat room all day long.";
                 let (subject, body) = match way {
                     Way::Plain => (format!("chat.{ROOM}"), json!({"user": user, "text": text, "id": id})),
                     Way::Bare => (BARE.to_owned(), json!({"user": user, "text": text, "id": id})),
@@ -154,7 +154,7 @@ async fn send(
                     headers.insert(header::MESSAGE_ID, format!("{user}:{id}"));
                 }
                 let reply = client.request_with_headers(subject, headers, body.to_string().into()).await.expect("an answer");
-                latencies.push(asked.elapsed());
+                latencies.push(sent.elapsed());
                 let answer: serde_json::Value = serde_json::from_slice(&reply.payload).expect("JSON");
                 assert!(answer["seq"].as_u64() > Some(0) && answer["duplicate"] != true, "{way:?}: {answer}");
             }
@@ -171,7 +171,7 @@ async fn send(
     (rate, latencies)
 }
 
-/// Appends every request to the log and answers what JetStream answers, inside this process.
+/// Appends every request to the stream and answers what JetStream answers, inside this process.
 async fn hand_on(client: Client) {
     let mut requests = client
         .subscribe(BARE)
@@ -197,7 +197,7 @@ async fn hand_on(client: Client) {
     });
 }
 
-/// Puts the folder in which the server stages batches of the log into memory; where it is.
+/// Puts the folder in which the server stages batches of the stream into memory; where it is.
 fn batches_in_memory(world: &World) -> PathBuf {
     let target = PathBuf::from(format!("/dev/shm/scrollback-bench-{}", std::process::id()));
     std::fs::create_dir(&target).expect("/dev/shm is there");

@@ -1,6 +1,6 @@
-//! The shape people have: a thousand rooms, all functions up, a database that was empty a minute
-//! ago (nobody has analyzed it). Beside it, in turn, the same with few rooms: what many rooms cost
-//! is the ratio of the two.
+//! The shape of real systems: a thousand rooms, all functions up, a database that was empty a
+//! minute ago (nobody has analyzed it). Beside it, in turn, the same with few rooms: what many
+//! rooms cost is the ratio of the two.
 
 use std::path::Path;
 use std::time::Duration;
@@ -89,9 +89,9 @@ pub async fn ingest(plan: &Plan) {
         "into an empty database, 1 replica of persist-message",
         "messages/s",
         "time, of 8 rooms beside as much",
-        "of 8 rooms alone",
+        "of 8 rooms, nothing beside",
     ];
-    table("Ingest, in the shape people have", &head, &lines);
+    table("Ingest, in the shape of real systems", &head, &lines);
     let measured = times(&shapes[3], &shapes[1]);
     let verdict = if measured <= GOAL {
         "reached"

@@ -140,7 +140,7 @@ fn compose_builds_one_image_once_and_asks_for_health_rarely() {
 #[test]
 fn spans_are_not_named_after_rooms_and_users() {
     let mut files = Vec::new();
-    for folder in ["functions", "shared", "bench/src"] {
+    for folder in ["functions", "shared", "tools"] {
         rust_files(&root().join(folder), &mut files);
     }
     for path in files {

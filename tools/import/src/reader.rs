@@ -119,7 +119,8 @@ impl Reader {
             Err((input, line)) => {
                 let other = self.names.get(input as usize).map_or("", String::as_str);
                 Err(format!(
-                    "its user has this id in {other}, line {line}, for another text or in another room: {ANOTHER_ID}"
+                    "its user has this id in {other}, line {line}, for another text or in another \
+                     room: {ANOTHER_ID}"
                 ))
             }
         }

@@ -72,7 +72,8 @@ impl Summary {
             eprintln!("… and {} more lines refused", refused - REFUSED_SHOWN);
         }
         eprintln!(
-            "{read} read, {published} published, {known} already there, {refused} refused; {:.1} s, {:.0} messages/s",
+            "{read} read, {published} published, {known} already there, {refused} refused; {:.1} \
+             s, {:.0} messages/s",
             begun.elapsed().as_secs_f64(),
             self.rate()
         );

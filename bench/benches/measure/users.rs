@@ -2,8 +2,8 @@
 //! same 10,000 messages.
 //!
 //! A message is known by its age, how many came after it. The age alone says who wrote it to whom,
-//! so a longer log is a shorter one with more before it, and the same people ask for the same pages
-//! in both.
+//! so a longer stream is a shorter one with more before it, and the same users ask for the same
+//! pages in both.
 
 use std::collections::HashMap;
 
@@ -23,9 +23,9 @@ pub const DESK: &str = "desk";
 /// Everybody talks with those so many places further on, and so many back: ten conversations each,
 /// the nearer the livelier.
 const APART: [u64; 5] = [1, 7, 53, 401, 2_903];
-/// Half of the messages belong to talks: two people who exchange 50 messages within 10,000.
+/// Half of the messages belong to talks: two users who exchange 50 messages within 10,000.
 const TALKS: u64 = 100;
-/// Of so many messages, one is to the desk, from one of so many people.
+/// Of so many messages, one is to the desk, from one of so many users.
 const DESK_EVERY: u64 = 66;
 const DESK_CALLERS: u64 = 40;
 /// Seconds between two messages.
@@ -41,9 +41,9 @@ const INSERT: &str = "
               from unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[])
                 as asked (seq, room_id, sender, recipient, text, age)) as dated";
 
-/// Everything but what waits was delivered and read, each conversation with one move of its mark.
+/// Everything but what waits was delivered and read, each conversation with one move of its cursor.
 const MARKS: &str = "
-    with people as (
+    with recipients as (
         insert into users (name, delivered)
         select name, case when name = $2 then 0 else $1 end from unnest($3::text[]) as asked (name)
     ), marked as (
@@ -63,7 +63,7 @@ pub struct Directs {
     pub messages: u64,
 }
 
-/// What can be asked for, and what it holds: positions, oldest first.
+/// What can be requested, and what the reply contains: positions, oldest first.
 pub struct Newest {
     /// Of everybody, what waits.
     pub waiting: HashMap<String, Vec<u64>>,
@@ -73,7 +73,7 @@ pub struct Newest {
 
 impl Directs {
     /// Up to here everything was delivered and read.
-    pub fn mark(self) -> u64 {
+    pub fn cursor(self) -> u64 {
         self.messages - WAITING
     }
 
@@ -86,24 +86,26 @@ impl Directs {
         let rooms = self.rooms(database).await;
         for first in (1..=self.messages).step_by(CHUNK as usize) {
             let seqs = first..(first + CHUNK).min(self.messages + 1);
-            let people: Vec<(String, String)> =
-                seqs.clone().map(|seq| people(self.age(seq))).collect();
+            let pairs: Vec<(String, String)> = seqs
+                .clone()
+                .map(|seq| participants(self.age(seq)))
+                .collect();
             sqlx::query(INSERT)
                 .bind(seqs.clone().map(|seq| seq as i64).collect::<Vec<i64>>())
                 .bind(
-                    people
+                    pairs
                         .iter()
                         .map(|(from, to)| rooms[&room(from, to)])
                         .collect::<Vec<i32>>(),
                 )
                 .bind(
-                    people
+                    pairs
                         .iter()
                         .map(|(from, _)| from.as_str())
                         .collect::<Vec<&str>>(),
                 )
                 .bind(
-                    people
+                    pairs
                         .iter()
                         .map(|(_, to)| to.as_str())
                         .collect::<Vec<&str>>(),
@@ -121,12 +123,12 @@ impl Directs {
         }
         let names: Vec<String> = (0..USERS).map(user).chain([DESK.to_owned()]).collect();
         sqlx::query(MARKS)
-            .bind(self.mark() as i64)
+            .bind(self.cursor() as i64)
             .bind(DESK)
             .bind(names)
             .execute(database)
             .await
-            .expect("marks");
+            .expect("cursors");
         // One by one: two statements in one string are one transaction, in which nothing is
         // vacuumed.
         for settled in ["vacuum analyze", "checkpoint"] {
@@ -139,7 +141,7 @@ impl Directs {
 
     async fn rooms(self, database: &PgPool) -> HashMap<String, i32> {
         let mut names: Vec<String> = (0..self.messages)
-            .map(people)
+            .map(participants)
             .map(|(from, to)| room(&from, &to))
             .collect();
         names.sort_unstable();
@@ -155,11 +157,11 @@ impl Directs {
 
     /// In which conversation the message at that position stands.
     pub fn room(self, seq: u64) -> String {
-        let (from, to) = people(self.age(seq));
+        let (from, to) = participants(self.age(seq));
         room(&from, &to)
     }
 
-    /// What is asked for.
+    /// What is requested.
     pub fn newest(self) -> Newest {
         let mut newest = Newest {
             waiting: HashMap::new(),
@@ -171,11 +173,11 @@ impl Directs {
                 .map(|(one, other)| (room(&one, &other), Vec::new())),
         );
         for seq in 1..=self.messages {
-            let (from, to) = people(self.age(seq));
+            let (from, to) = participants(self.age(seq));
             if let Some(conversation) = newest.conversations.get_mut(&room(&from, &to)) {
                 conversation.push(seq);
             }
-            if seq > self.mark() || to == DESK {
+            if seq > self.cursor() || to == DESK {
                 newest.waiting.entry(to).or_default().push(seq);
             }
         }
@@ -201,7 +203,7 @@ impl Directs {
             ..
         } in messages
         {
-            let (from, recipient) = people(self.age(seq.get()));
+            let (from, recipient) = participants(self.age(seq.get()));
             let right = *user == from
                 && to.as_deref() == Some(&recipient)
                 && *shown == text(self.age(seq.get()))
@@ -213,7 +215,7 @@ impl Directs {
 
 /// The talks of late.
 pub fn talks() -> Vec<(String, String)> {
-    (0..TALKS).map(|talk| people(2 * talk)).collect()
+    (0..TALKS).map(|talk| participants(2 * talk)).collect()
 }
 
 /// The nth user.
@@ -227,7 +229,7 @@ pub fn room(one: &str, other: &str) -> String {
 }
 
 /// Who wrote the message of that age, and to whom.
-fn people(age: u64) -> (String, String) {
+fn participants(age: u64) -> (String, String) {
     let chance = scattered(age);
     if age % DESK_EVERY == DESK_EVERY / 2 {
         return (
