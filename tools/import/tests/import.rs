@@ -110,7 +110,7 @@ async fn log(world: &World) -> Stream {
         .unwrap()
 }
 
-/// Subject and body of every message, in the log's order.
+/// Subject and body of every message, in the stream's order.
 async fn messages(log: &Stream) -> Vec<(String, Value)> {
     let last = log.get_info().await.unwrap().state.last_sequence;
     let read = async |seq| {
@@ -127,7 +127,7 @@ async fn messages(log: &Stream) -> Vec<(String, Value)> {
         .unwrap()
 }
 
-/// Lines as people write them: three rooms, some lines twice, some with ids, times that run
+/// Lines as they occur: three rooms, some lines twice, some with ids, times that run
 /// backwards.
 fn chat(lines: usize) -> String {
     let mut file = String::new();
@@ -142,7 +142,7 @@ fn chat(lines: usize) -> String {
     file
 }
 
-/// What the log has to hold after `chat` was imported.
+/// What the stream has to contain after `chat` was imported.
 fn expected(chat: &str) -> Vec<(String, String)> {
     let subject = |room: &str| match room {
         "__admin__" => "admin.import".to_owned(),
@@ -306,9 +306,9 @@ async fn bad_lines_are_named_and_the_others_imported() {
     );
     let imported = import(&world, &[file.path()]).await;
     assert_eq!(imported.code, 1);
-    let told: Vec<&str> = imported.stderr.lines().collect();
-    let [json, nowhere, room, utf8, summary] = told[..] else {
-        panic!("{told:#?}")
+    let lines: Vec<&str> = imported.stderr.lines().collect();
+    let [json, nowhere, room, utf8, summary] = lines[..] else {
+        panic!("{lines:#?}")
     };
     assert!(json.ends_with("bad.jsonl, line 2: not_json"), "{json}");
     assert!(nowhere.contains("line 4: no \"room\""), "{nowhere}");
@@ -370,17 +370,17 @@ async fn arguments_are_explained() {
     let help = run(&["--help"]).await;
     assert!(
         help.status.success()
-            && String::from_utf8_lossy(&help.stdout).contains("usage: import FILE")
+            && String::from_utf8_lossy(&help.stdout).contains("Usage: import <FILE>...")
     );
     for wrong in [&[][..], &["--fast", "file"]] {
         let output = run(wrong).await;
         assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("usage: import FILE"));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Usage: import <FILE>..."));
     }
 }
 
 #[tokio::test]
-async fn a_missing_stream_is_said_plainly() {
+async fn a_missing_stream_is_reported() {
     let world = World::bare().await;
     let file = File::new("no-stream.jsonl", chat(3));
     let imported = import(&world, &[file.path()]).await;
@@ -388,14 +388,14 @@ async fn a_missing_stream_is_said_plainly() {
     assert!(
         imported
             .stderr
-            .ends_with("import: no stream takes these messages: is stream-bootstrap running?\n"),
+            .ends_with("import: no stream accepts these messages: is stream-bootstrap running?\n"),
         "{}",
         imported.stderr
     );
 }
 
 #[tokio::test]
-async fn a_user_without_the_right_is_told_so() {
+async fn a_missing_permission_is_reported() {
     let world = world().await;
     let file = File::new("no-right.jsonl", chat(3));
     let mut vars = world.vars("get-history");
@@ -407,16 +407,16 @@ async fn a_user_without_the_right_is_told_so() {
         .output()
         .await
         .unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        told.contains("NATS refuses this user") && told.contains("trusted publisher"),
-        "{told}"
+        stderr.contains("NATS refuses this user") && stderr.contains("trusted publisher"),
+        "{stderr}"
     );
 }
 
 #[tokio::test]
-async fn a_full_log_is_said_plainly_and_takes_no_half_batch() {
+async fn a_full_stream_is_reported_and_accepts_no_half_batch() {
     let world = world().await;
     configure(&world, "UPDATE", |config| {
         config["max_bytes"] = json!(150_000)
@@ -427,7 +427,7 @@ async fn a_full_log_is_said_plainly_and_takes_no_half_batch() {
     let imported = import(&world, &[file.path()]).await;
     assert_eq!(imported.code, 1);
     assert!(
-        imported.stderr.contains("import: the log is full ("),
+        imported.stderr.contains("import: the stream is full ("),
         "{}",
         imported.stderr
     );
@@ -456,7 +456,7 @@ async fn a_server_that_goes_away_costs_nothing() {
         importing.stdin.take().unwrap(),
         importing.stderr.take().unwrap(),
     );
-    let mut told = tokio::io::BufReader::new(stderr).lines();
+    let mut lines = tokio::io::BufReader::new(stderr).lines();
     let log = log(&world).await;
     for (part, goal) in [
         (&chat[..chat.len() / 2], 2_000),
@@ -479,7 +479,7 @@ async fn a_server_that_goes_away_costs_nothing() {
             .await;
             world.nats().kill().await;
             killed.send(()).unwrap();
-            let line = told.next_line().await.unwrap().unwrap();
+            let line = lines.next_line().await.unwrap().unwrap();
             assert!(
                 line.ends_with("waiting, and trying the same messages again"),
                 "{line}"
@@ -489,7 +489,7 @@ async fn a_server_that_goes_away_costs_nothing() {
         tokio::join!(feed, outage);
     }
     drop(stdin);
-    let summary = told.next_line().await.unwrap().unwrap();
+    let summary = lines.next_line().await.unwrap().unwrap();
     assert!(
         summary.starts_with("20000 read, ") && summary.contains(" 0 refused"),
         "{summary}"
@@ -540,7 +540,7 @@ async fn an_id_used_before_this_run_is_refused_by_its_line() {
         tokio::join!(world.spawn("persist-message"), world.spawn("get-history"));
     let files = CHANNELS.map(|line| File::new(&format!("channel-{}", line.len()), line));
     assert_eq!(self::import(&world, &[files[0].path()]).await.code, 0);
-    // At once, when the log still knows ids, and when it has forgotten them, and when it knows the
+    // At once, while JetStream still remembers ids, and when it has forgotten them, and when it knows the
     // refused message.
     for forgotten in [false, true, false] {
         if forgotten {
@@ -548,7 +548,7 @@ async fn an_id_used_before_this_run_is_refused_by_its_line() {
                 config["duplicate_window"] = json!(100_000_000)
             })
             .await;
-            let again = eventually("the log has forgotten the first line", SOON, async || {
+            let again = eventually("JetStream has forgotten the first line", SOON, async || {
                 let again = self::import(&world, &[files[0].path()]).await;
                 assert_eq!(again.code, 0, "a resend is no conflict: {}", again.stderr);
                 again.stderr.contains("1 published").then_some(again)
@@ -575,9 +575,9 @@ async fn an_id_used_before_this_run_is_refused_by_its_line() {
         .await
         .unwrap();
     assert_eq!(texts, ["first, said in alpha"]);
-    let letters: Vec<String> = sqlx::query_scalar("select distinct reason from dead_letters")
+    let reasons: Vec<String> = sqlx::query_scalar("select distinct reason from dead_letters")
         .fetch_all(&database)
         .await
         .unwrap();
-    assert_eq!(letters, ["id_conflict"]);
+    assert_eq!(reasons, ["id_conflict"]);
 }
