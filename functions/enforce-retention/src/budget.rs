@@ -1,35 +1,35 @@
-//! How full the log is, and how fast it fills.
+//! How full the stream is, and how fast it fills.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::Own;
+use crate::handler::State;
 use base::error::{Error, Result};
 use base::seq::Seq;
+use base::time::parse_rfc3339_ms;
 use jetstream::stream::StreamError;
 use nats::connection::ApiError;
 use protocol::js_api;
 use protocol::retention::Budget;
 use service::ctx::Ctx;
 
-/// Of the budget, in percent: when more is used, what is stored leaves the log although it would be kept.
-const PRESSED: u64 = 90;
-/// Down to this.
-const RELIEVED: u64 = 80;
-/// The rate is that of this long.
-const WINDOW: Duration = Duration::from_secs(60);
-/// Looks remembered of it.
-const LOOKS: usize = 64;
+/// Percent of `max_bytes`. Above it, stored messages are trimmed although the settings would keep
+/// them.
+const HIGH_WATERMARK: u64 = 90;
+/// Percent of `max_bytes` down to which they are trimmed then.
+const LOW_WATERMARK: u64 = 80;
+/// The rate is the mean over this long.
+const RATE_WINDOW: Duration = Duration::from_secs(60);
+/// The most measurements that the window holds.
+const MAX_MEASUREMENTS: usize = 64;
 
 #[derive(Debug, Deserialize)]
 struct StreamInfo {
     config: Config,
-    state: State,
+    state: StreamState,
     /// When the server answered.
     ts: String,
 }
@@ -40,7 +40,7 @@ struct Config {
 }
 
 #[derive(Debug, Deserialize)]
-struct State {
+struct StreamState {
     messages: u64,
     bytes: u64,
     first_seq: u64,
@@ -61,35 +61,37 @@ struct Position {
     stream_seq: u64,
 }
 
-/// The log at one moment.
+/// The stream and its consumer at one moment.
 #[derive(Debug, Clone)]
-pub struct Look {
-    /// The first position it holds.
+pub struct StreamStatus {
+    /// The first sequence it holds.
     pub first: Seq,
-    /// The last one it gave out.
+    /// The last sequence it assigned.
     pub last: Seq,
     /// Messages it holds.
     pub messages: u64,
-    /// What they take.
+    /// What they take on disk.
     pub bytes: u64,
-    /// What they may take; `None` without a limit.
+    /// The most it may take; `None` without a limit.
     pub max_bytes: Option<u64>,
-    /// Everything up to here was stored before it was acknowledged.
-    pub floor: Seq,
-    /// Messages not acknowledged.
+    /// Everything up to here was stored in PostgreSQL before it was acknowledged.
+    pub stored_through: Seq,
+    /// Messages that are not acknowledged.
     pub unstored: u64,
     /// The server's clock, in Unix milliseconds.
     pub now_ms: i64,
+    /// When we read this.
     at: Instant,
 }
 
-impl Look {
-    /// Looks.
+impl StreamStatus {
+    /// Reads it.
     ///
     /// # Errors
-    /// The log does not answer.
-    pub async fn now(ctx: &Ctx<Own>) -> Result<Look> {
-        // The floor first: it only grows, so whatever the log holds by then, everything up to it is stored.
+    /// JetStream does not answer.
+    pub async fn read(ctx: &Ctx<State>) -> Result<StreamStatus> {
+        // The consumer first. Its ack floor only increases, so everything up to it is stored,
+        // whatever the stream holds when it is read.
         let consumer = match ctx
             .nats()
             .api::<ConsumerInfo>(js_api::CONSUMER_INFO, &json!({}))
@@ -105,15 +107,16 @@ impl Look {
             .api(js_api::STREAM_INFO, &json!({}))
             .await
             .map_err(StreamError::from)?;
-        let now = OffsetDateTime::parse(&info.ts, &Rfc3339).map_err(Error::internal)?;
+        let now_ms = parse_rfc3339_ms(&info.ts)
+            .ok_or_else(|| Error::internal("JetStream's answer has no time"))?;
         let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
-        let State {
+        let StreamState {
             messages,
             bytes,
             first_seq,
             last_seq,
         } = info.state;
-        Ok(Look {
+        Ok(StreamStatus {
             first: seq(first_seq),
             last: seq(last_seq),
             messages,
@@ -121,44 +124,44 @@ impl Look {
             max_bytes: u64::try_from(info.config.max_bytes)
                 .ok()
                 .filter(|max_bytes| *max_bytes > 0),
-            floor: consumer
+            stored_through: consumer
                 .as_ref()
                 .map_or(Seq::ZERO, |consumer| seq(consumer.ack_floor.stream_seq)),
             unstored: consumer.map_or(messages, |consumer| {
                 (consumer.num_pending + consumer.num_ack_pending).min(messages)
             }),
-            now_ms: i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default(),
+            now_ms,
             at,
         })
     }
 
-    /// A message's mean size.
-    fn mean(&self) -> u64 {
+    fn mean_message_bytes(&self) -> u64 {
         self.bytes.checked_div(self.messages).unwrap_or(0)
     }
 
-    /// Hardly any room is left.
-    pub fn is_pressed(&self) -> bool {
+    /// Whether the stream is nearly full.
+    pub fn is_above_watermark(&self) -> bool {
         self.max_bytes
-            .is_some_and(|max_bytes| self.bytes > max_bytes / 100 * PRESSED)
+            .is_some_and(|max_bytes| self.bytes > max_bytes / 100 * HIGH_WATERMARK)
     }
 
-    /// How many messages have to leave for room again, about; 0 where there is room.
+    /// About how many messages have to be removed to get below the low watermark; 0 while the
+    /// stream is not above the high one.
     pub fn surplus(&self) -> u64 {
-        let enough = self.max_bytes.unwrap_or(u64::MAX) / 100 * RELIEVED;
-        if self.is_pressed() {
-            self.bytes
-                .saturating_sub(enough)
-                .div_ceil(self.mean().max(1))
-        } else {
-            0
+        if !self.is_above_watermark() {
+            return 0;
         }
+        let low_watermark = self.max_bytes.unwrap_or(u64::MAX) / 100 * LOW_WATERMARK;
+        self.bytes
+            .saturating_sub(low_watermark)
+            .div_ceil(self.mean_message_bytes().max(1))
     }
 
-    /// As operators are told, at this rate.
+    /// The budget for operators, at this rate of new messages.
     pub fn budget(&self, messages_per_second: f64) -> Budget {
-        let unstored_bytes = self.unstored * self.mean();
-        let bytes_per_second = (messages_per_second * self.mean() as f64).round() as u64;
+        let unstored_bytes = self.unstored * self.mean_message_bytes();
+        let bytes_per_second =
+            (messages_per_second * self.mean_message_bytes() as f64).round() as u64;
         let left = self
             .max_bytes
             .map(|max_bytes| max_bytes.saturating_sub(unstored_bytes));
@@ -175,31 +178,29 @@ impl Look {
     }
 }
 
-/// The positions the log gave out lately.
+/// The rate at which the stream assigns sequences: recent measurements of its last one.
 #[derive(Debug, Default)]
 pub struct Rate(VecDeque<(Instant, Seq)>);
 
 impl Rate {
-    /// Remembers a look; messages a second since the earliest one in the window.
-    pub fn note(&mut self, look: &Look) -> f64 {
-        while self.0.len() >= LOOKS
+    /// Adds a measurement; returns the messages per second since the oldest one in the window.
+    pub fn add(&mut self, status: &StreamStatus) -> f64 {
+        while self.0.len() >= MAX_MEASUREMENTS
             || self
                 .0
                 .front()
-                .is_some_and(|(at, last)| at.elapsed() > WINDOW || *last > look.last)
+                .is_some_and(|(at, last)| at.elapsed() > RATE_WINDOW || *last > status.last)
         {
             self.0.pop_front();
         }
-        self.0.push_back((look.at, look.last));
+        self.0.push_back((status.at, status.last));
         let Some((at, last)) = self.0.front() else {
             return 0.0;
         };
-        let (seconds, given) = (
-            look.at.saturating_duration_since(*at).as_secs_f64(),
-            look.last.get().saturating_sub(last.get()),
-        );
+        let seconds = status.at.saturating_duration_since(*at).as_secs_f64();
+        let assigned = status.last.get().saturating_sub(last.get());
         if seconds > 0.0 {
-            given as f64 / seconds
+            assigned as f64 / seconds
         } else {
             0.0
         }
@@ -210,15 +211,15 @@ impl Rate {
 mod tests {
     use super::*;
 
-    fn look(bytes: u64, unstored: u64, last: u64, at: Instant) -> Look {
+    fn status(bytes: u64, unstored: u64, last: u64, at: Instant) -> StreamStatus {
         let seq = |seq| Seq::new(seq).unwrap();
-        Look {
+        StreamStatus {
             first: seq(1),
             last: seq(last),
             messages: 100,
             bytes,
             max_bytes: Some(10_000),
-            floor: Seq::ZERO,
+            stored_through: Seq::ZERO,
             unstored,
             now_ms: 0,
             at,
@@ -227,44 +228,27 @@ mod tests {
 
     #[test]
     fn what_is_not_stored_counts_against_the_budget() {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut rate = Rate::default();
-        let first = look(8_000, 50, 100, begun);
-        let budget = first.budget(rate.note(&first));
-        assert_eq!(
-            (
-                budget.unstored_bytes,
-                budget.unstored_part,
-                budget.seconds_left
-            ),
-            (4_000, Some(0.4), None)
-        );
-        let second = look(8_000, 50, 120, begun + Duration::from_secs(2));
-        let budget = second.budget(rate.note(&second));
+        let first = status(8_000, 50, 100, started);
+        let budget = first.budget(rate.add(&first));
+        assert_eq!(budget.unstored_bytes, 4_000);
+        assert_eq!(budget.unstored_part, Some(0.4));
+        assert_eq!(budget.seconds_left, None);
+        let second = status(8_000, 50, 120, started + Duration::from_secs(2));
+        let budget = second.budget(rate.add(&second));
         // Ten messages of 80 bytes a second, and 6,000 bytes are left.
-        assert_eq!(
-            (budget.bytes_per_second, budget.seconds_left),
-            (800, Some(7))
-        );
+        assert_eq!(budget.bytes_per_second, 800);
+        assert_eq!(budget.seconds_left, Some(7));
     }
 
     #[test]
-    fn a_log_is_relieved_when_it_is_nearly_full() {
+    fn a_surplus_exists_only_above_the_high_watermark() {
         let at = Instant::now();
-        assert_eq!(
-            (
-                look(9_000, 0, 100, at).is_pressed(),
-                look(9_000, 0, 100, at).surplus()
-            ),
-            (false, 0)
-        );
-        // 91 bytes a message; 1,100 have to go.
-        assert_eq!(
-            (
-                look(9_100, 0, 100, at).is_pressed(),
-                look(9_100, 0, 100, at).surplus()
-            ),
-            (true, 13)
-        );
+        let below = status(9_000, 0, 100, at);
+        assert_eq!((below.is_above_watermark(), below.surplus()), (false, 0));
+        // 91 bytes a message; 1,100 bytes have to go.
+        let above = status(9_100, 0, 100, at);
+        assert_eq!((above.is_above_watermark(), above.surplus()), (true, 13));
     }
 }

@@ -1,4 +1,5 @@
-//! Erasing what a user wrote: a hard deletion for every message, as if they had deleted each. `persist-message` makes them.
+//! Erases what a user wrote: appends a hard deletion for each message, as if the user had deleted
+//! each. `persist-message` applies them.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use futures::future::try_join_all;
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 
-use crate::{Own, letters};
+use crate::dead_letters;
+use crate::handler::State;
 use base::error::{Error, Result};
 use base::seq::Seq;
 use jetstream::append::append;
@@ -23,85 +25,111 @@ use timeline::message::parse;
 
 /// Rows read together.
 const ROWS: usize = 1_000;
-/// Messages read from the log together.
+/// Messages read from the stream together.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
-/// Deletions of one user that may wait to be stored; with more of them, the next part waits for that.
-const MOST_UNDERWAY: usize = 1_000_000;
 const CHUNK_TIME: Duration = Duration::from_secs(20);
-/// Deletions under way at once: the log flushes for each, and one flush may serve many.
-const UNDER_WAY: usize = 64;
+/// The most deletions of one user that may be in the stream and not stored. Beyond this the request
+/// fails until they are stored.
+const MAX_PENDING: usize = 1_000_000;
+/// Deletions appended at once: the stream flushes for each, and one flush may serve many.
+const CONCURRENCY: usize = 64;
 
-/// By id, which the unique key gives in order: every message of theirs, tombstones too, since a soft deletion leaves the text in the log.
-pub const THEIRS: &str = "
-    select seq, rooms.name as room, recipient, messages.id, derived,
-           floor(extract(epoch from sent_at) * 1000)::bigint as sent_ms, floor(extract(epoch from received_at) * 1000)::bigint as received_ms
-      from messages join rooms on rooms.id = room_id
-     where sender = $1 and (messages.id, derived) > ($2, $3)
-       and not exists (select from changes
-                        where target = messages.seq and (changes.sender, changes.id, mode) = (messages.sender, messages.id, 'hard'))
-     order by sender, messages.id, derived limit 1000";
+/// Messages of the user without a hard deletion.
+pub const USER_MESSAGES: &str = include_str!("erase_user_messages.sql");
 
-/// How many of those have no deletion waiting in the log, and how many have.
+/// How many of those have no deletion waiting in the stream, and how many have one.
 const COUNT: &str = "
-    select count(*) filter (where waits.seq is null), count(waits.seq)
-      from messages left join unnest($2::bigint[]) as waits (seq) on waits.seq = messages.seq
+    select count(*) filter (where pending.seq is null), count(pending.seq)
+      from messages left join unnest($2::bigint[]) as pending (seq) on pending.seq = messages.seq
      where sender = $1
        and not exists (select from changes
-                        where target = messages.seq and (changes.sender, changes.id, mode) = (messages.sender, messages.id, 'hard'))";
+                        where target = messages.seq
+                          and (changes.sender, changes.id, mode)
+                              = (messages.sender, messages.id, 'hard'))";
 
-pub const INDEXED: &str = "
-    select asked.seq
-      from unnest($1::bigint[]) as asked (seq)
-     cross join lateral (select from messages where messages.seq = asked.seq and sender = $2 limit 1) theirs";
+pub const STORED: &str = "
+    select candidate.seq
+      from unnest($1::bigint[]) as candidate (seq)
+     cross join lateral (select from messages
+                          where messages.seq = candidate.seq and sender = $2 limit 1) stored";
 
-/// A message of theirs, and the room it stands in.
+/// A deletion to append, and the room it belongs to.
 #[derive(Debug)]
-struct Theirs {
+struct NewDeletion {
     room: String,
     deletion: Deletion,
 }
 
-/// One part of an erasure.
-struct Part<'a> {
-    ctx: &'a Ctx<Own>,
-    asked: &'a EraseRequest,
-    begun: Instant,
-    enough: Instant,
-    /// Positions for which a deletion waits in the log.
-    underway: HashSet<Seq>,
-    /// Positions this part has met.
-    met: HashSet<Seq>,
-    report: Erased,
+/// Erases as much as there is time for.
+///
+/// # Errors
+/// A server does not answer, or the stream is full. What was done stays done.
+pub async fn erase(
+    ctx: &Ctx<State>,
+    request: &EraseRequest,
+    time_limit: Instant,
+) -> Result<Erased> {
+    let started = Instant::now();
+    // First of all: everything up to here is in PostgreSQL, stored or dead-lettered. The rest is
+    // found in the stream.
+    let stored_through = ctx.chat.stream().stored_through_now().await?;
+    let pending = pending_deletions(ctx, &request.user, stored_through).await?;
+    let report = Erased {
+        deletions: 0,
+        underway: 0,
+        letters: 0,
+        unfit: 0,
+        waiting: 0,
+        through: request.after,
+        more: true,
+        dry_run: request.dry_run,
+    };
+    let mut part = Part {
+        ctx,
+        request,
+        started,
+        time_limit,
+        stored_through,
+        pending,
+        seen: HashSet::new(),
+        report,
+    };
+    let complete = if request.dry_run {
+        part.count_stored().await?;
+        part.erase_from_stream().await? && part.count_dead_letters().await?
+    } else {
+        part.erase_stored().await?
+            && part.erase_from_stream().await?
+            && part.erase_dead_letters().await?
+    };
+    part.report.more = !complete;
+    Ok(part.report)
 }
 
-/// The targets of the hard deletions of this user's messages that are not stored yet, read in steps,
-/// so that only the targets are kept.
-async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>> {
-    let (mut targets, mut next) = (HashSet::new(), floor.next());
-    while targets.len() < MOST_UNDERWAY {
+/// The targets of the user's hard deletions that are in the stream and not stored yet. They are
+/// read in chunks, so that only the targets stay in memory.
+async fn pending_deletions(
+    ctx: &Ctx<State>,
+    user: &str,
+    stored_through: Seq,
+) -> Result<HashSet<Seq>> {
+    let is_wanted =
+        |change: &Change| change.deletion.user == user && change.deletion.mode == Mode::Hard;
+    let mut targets = HashSet::new();
+    let mut next = stored_through.next();
+    while targets.len() < MAX_PENDING {
         let window = ctx
             .chat
             .stream()
             .first(CHANGES, next, Limit::within(CHUNK, CHUNK_BYTES, CHUNK_TIME))
             .await?;
-        let parse = |message: &StreamMessage| {
-            Change::parse(
-                &message.subject,
-                &message.payload,
-                message.seq,
-                message.received_ms,
-            )
-            .ok()
-        };
-        let hard =
-            |change: &Change| change.deletion.user == user && change.deletion.mode == Mode::Hard;
         targets.extend(
             window
                 .messages
                 .iter()
-                .filter_map(parse)
-                .filter(hard)
+                .filter_map(parse_change)
+                .filter(is_wanted)
                 .map(|change| change.deletion.target),
         );
         match window.messages.last() {
@@ -112,128 +140,116 @@ async fn underway(ctx: &Ctx<Own>, user: &str, floor: Seq) -> Result<HashSet<Seq>
     Err(StreamError::TooMuch("deletions that are not stored yet").into())
 }
 
-/// Does as much as there is time for.
-///
-/// # Errors
-/// A server does not answer, or the log is full. What was done stays done.
-pub async fn erase(ctx: &Ctx<Own>, asked: &EraseRequest, enough: Instant) -> Result<Erased> {
-    let begun = Instant::now();
-    // First: whatever is stored or set aside up to here is found in the database, the rest in the log.
-    let floor = ctx.chat.stream().stored_through_now().await?;
-    let underway = underway(ctx, &asked.user, floor).await?;
-    let report = Erased {
-        deletions: 0,
-        underway: 0,
-        letters: 0,
-        unfit: 0,
-        waiting: 0,
-        through: asked.after,
-        more: true,
-        dry_run: asked.dry_run,
-    };
-    let mut part = Part {
-        ctx,
-        asked,
-        begun,
-        enough,
-        underway,
-        met: HashSet::new(),
-        report,
-    };
-    part.report.more = if asked.dry_run {
-        part.count_index().await?;
-        !(part.log(floor).await? && part.count_letters().await?)
-    } else {
-        !(part.index().await? && part.log(floor).await? && part.letters().await?)
-    };
-    Ok(part.report)
+fn parse_change(message: &StreamMessage) -> Option<Change> {
+    Change::parse(
+        &message.subject,
+        &message.payload,
+        message.seq,
+        message.received_ms,
+    )
+    .ok()
+}
+
+/// The part of an erasure that one request does.
+struct Part<'a> {
+    ctx: &'a Ctx<State>,
+    request: &'a EraseRequest,
+    started: Instant,
+    time_limit: Instant,
+    stored_through: Seq,
+    /// Sequences whose deletion is in the stream already.
+    pending: HashSet<Seq>,
+    /// Sequences that this part has seen.
+    seen: HashSet<Seq>,
+    report: Erased,
 }
 
 impl Part<'_> {
     fn has_time(&self) -> bool {
-        Instant::now() < self.enough
+        Instant::now() < self.time_limit
     }
 
-    /// A query may be given up only when the request is.
-    fn limit(&self) -> Duration {
+    /// The limit of a query. It is longer than our own time limit: a query is cancelled only when
+    /// the request itself has run out of time.
+    fn query_limit(&self) -> Duration {
         self.ctx.settings().request_deadline()
     }
 
-    /// What is stored, all of it in the first part of a dry run.
-    async fn count_index(&mut self) -> Result<()> {
-        if self.asked.after > Seq::ZERO {
+    /// Counts what is stored. The first part of a dry run counts all of it.
+    async fn count_stored(&mut self) -> Result<()> {
+        if self.request.after > Seq::ZERO {
             return Ok(());
         }
-        let underway: Vec<i64> = self.underway.iter().map(|seq| seq.as_i64()).collect();
-        let user = &self.asked.user;
-        let (deletions, waiting): (i64, i64) = self
+        let pending: Vec<i64> = self.pending.iter().map(|seq| seq.as_i64()).collect();
+        let user = &self.request.user;
+        let (new, pending): (i64, i64) = self
             .ctx
             .chat
             .database()
-            .run(self.limit(), async |connection: &mut PgConnection| {
+            .run(self.query_limit(), async |connection: &mut PgConnection| {
                 sqlx::query_as(COUNT)
                     .bind(user)
-                    .bind(&underway)
+                    .bind(&pending)
                     .fetch_one(connection)
                     .await
             })
             .await?;
-        self.report.deletions += deletions.unsigned_abs();
-        self.report.underway += waiting.unsigned_abs();
+        self.report.deletions += new.unsigned_abs();
+        self.report.underway += pending.unsigned_abs();
         Ok(())
     }
 
-    /// Which of these a dry run has counted in the index.
-    async fn indexed(&self, messages: &[Theirs]) -> Result<HashSet<Seq>> {
-        let seqs: Vec<i64> = messages
+    /// Those of the deletions whose message is stored, which a dry run has counted there.
+    async fn stored_targets(&self, deletions: &[NewDeletion]) -> Result<HashSet<Seq>> {
+        let seqs: Vec<i64> = deletions
             .iter()
-            .map(|message| message.deletion.target.as_i64())
+            .map(|new| new.deletion.target.as_i64())
             .collect();
-        let user = &self.asked.user;
-        let found: Vec<i64> = self
+        let user = &self.request.user;
+        let stored: Vec<i64> = self
             .ctx
             .chat
             .database()
-            .run(self.limit(), async |connection: &mut PgConnection| {
-                sqlx::query_scalar(INDEXED)
+            .run(self.query_limit(), async |connection: &mut PgConnection| {
+                sqlx::query_scalar(STORED)
                     .bind(&seqs)
                     .bind(user)
                     .fetch_all(connection)
                     .await
             })
             .await?;
-        Ok(found
+        Ok(stored
             .into_iter()
             .filter_map(|seq| Seq::new(seq.unsigned_abs()))
             .collect())
     }
 
-    /// What is stored; whether that was all.
-    async fn index(&mut self) -> Result<bool> {
-        let (mut id, mut derived) = (String::new(), false);
+    /// Deletes what is stored; returns whether that was everything.
+    async fn erase_stored(&mut self) -> Result<bool> {
+        let mut id = String::new();
+        let mut derived = false;
         while self.has_time() {
-            let user = &self.asked.user;
-            let rows = self.ctx.chat.database().run(
-                self.limit(),
+            let user = &self.request.user;
+            let deletions = self.ctx.chat.database().run(
+                self.query_limit(),
                 async |connection: &mut PgConnection| {
-                    let rows = sqlx::query(THEIRS)
+                    let rows = sqlx::query(USER_MESSAGES)
                         .bind(user)
                         .bind(&id)
                         .bind(derived)
                         .fetch_all(connection)
                         .await?;
                     rows.iter()
-                        .map(|row| theirs(user, row))
-                        .collect::<Result<Vec<Theirs>, sqlx::Error>>()
+                        .map(|row| from_row(user, row))
+                        .collect::<Result<Vec<NewDeletion>, sqlx::Error>>()
                 },
             );
-            let rows = rows.await?;
-            let (complete, last) = (
-                rows.len() < ROWS,
-                rows.last()
-                    .map(|last| (last.deletion.id.clone(), last.deletion.derived)),
-            );
-            if !self.delete(rows).await? {
+            let deletions = deletions.await?;
+            let complete = deletions.len() < ROWS;
+            let last = deletions
+                .last()
+                .map(|last| (last.deletion.id.clone(), last.deletion.derived));
+            if !self.append(deletions).await? {
                 break;
             }
             match last {
@@ -244,10 +260,11 @@ impl Part<'_> {
         Ok(false)
     }
 
-    /// What the log holds, stored or not: what has expired is in the log for a while, and copies are. Whether that was all.
-    async fn log(&mut self, floor: Seq) -> Result<bool> {
+    /// Deletes what the stream holds, stored or not: it still holds expired messages for a while,
+    /// and duplicates. Returns whether that was everything.
+    async fn erase_from_stream(&mut self) -> Result<bool> {
         let (first, last) = self.ctx.chat.stream().range().await?;
-        let mut next = self.asked.after.next().max(first);
+        let mut next = self.request.after.next().max(first);
         while next <= last {
             let found = self
                 .ctx
@@ -257,37 +274,17 @@ impl Part<'_> {
                 .await?;
             let Some((end, _)) = found.last() else { break };
             let end = end.seq;
-            let mut messages = Vec::new();
-            for (message, malformed) in found
-                .iter()
-                .filter(|(message, _)| !Change::is_change_subject(&message.subject))
-            {
-                match read(message, *malformed, self.ctx.chat.limits()) {
-                    Some(incoming) if incoming.user == self.asked.user => {
-                        messages.push(of_log(incoming, message.received_ms))
-                    }
-                    Some(_) => {}
-                    None if letters::is_by(
-                        &self.asked.user,
-                        &message.subject,
-                        &message.payload,
-                    ) =>
-                    {
-                        self.unfit(message, floor).await?
-                    }
-                    None => {}
-                }
+            let mut deletions = self.deletions_for(&found).await?;
+            if self.request.dry_run {
+                let stored = self.stored_targets(&deletions).await?;
+                deletions.retain(|new| !stored.contains(&new.deletion.target));
             }
-            if self.asked.dry_run {
-                let indexed = self.indexed(&messages).await?;
-                messages.retain(|message| !indexed.contains(&message.deletion.target));
-            }
-            if !self.delete(messages).await? {
+            if !self.append(deletions).await? {
                 return Ok(false);
             }
             self.report.through = end;
             next = end.next();
-            // After the first of them: however little time there is, the next part begins further on.
+            // Checked only after a chunk: however little time there is, the next part starts later.
             if next <= last && !self.has_time() {
                 return Ok(false);
             }
@@ -296,34 +293,59 @@ impl Part<'_> {
         Ok(true)
     }
 
-    /// What will not be stored has no place in the order to keep. Before it is a dead letter it must not go: it would be neither.
-    async fn unfit(&mut self, message: &StreamMessage, floor: Seq) -> Result<()> {
-        if message.seq > floor {
+    /// The deletions for the user's messages in this chunk. What cannot be parsed is removed at
+    /// once.
+    async fn deletions_for(&mut self, found: &[(StreamMessage, bool)]) -> Result<Vec<NewDeletion>> {
+        let user = &self.request.user;
+        let mut deletions = Vec::new();
+        for (message, malformed) in found {
+            if Change::is_change_subject(&message.subject) {
+                continue;
+            }
+            match parse_message(message, *malformed, self.ctx.chat.limits()) {
+                Some(incoming) if incoming.user == *user => {
+                    deletions.push(from_stream(incoming, message.received_ms));
+                }
+                Some(_) => {}
+                None if dead_letters::is_by(user, &message.subject, &message.payload) => {
+                    self.erase_unparseable(message).await?;
+                }
+                None => {}
+            }
+        }
+        Ok(deletions)
+    }
+
+    /// Removes a message that cannot be parsed from the stream. It has no place in a room's order
+    /// that would have to be kept. It must not be removed before it is a dead letter, because then
+    /// nothing would be left of it.
+    async fn erase_unparseable(&mut self, message: &StreamMessage) -> Result<()> {
+        if message.seq > self.stored_through {
             self.report.waiting += 1;
             return Ok(());
         }
-        let is = |found: &StreamMessage| {
+        let is_same = |found: &StreamMessage| {
             found.received_ms == message.received_ms && found.payload == message.payload
         };
-        if self.asked.dry_run || self.ctx.chat.stream().erase(message.seq, is).await? {
+        if self.request.dry_run || self.ctx.chat.stream().erase(message.seq, is_same).await? {
             self.report.unfit += 1;
         }
         Ok(())
     }
 
-    /// Whether that was all.
-    async fn letters(&mut self) -> Result<bool> {
+    /// Erases the user's dead letters, or counts them; returns whether those were all.
+    async fn erase_dead_letters(&mut self) -> Result<bool> {
         let mut after = 0;
         loop {
-            let (emptied, next) = letters::empty(
+            let (erased, next) = dead_letters::erase(
                 self.ctx,
-                &self.asked.user,
+                &self.request.user,
                 after,
-                self.asked.dry_run,
-                self.limit(),
+                self.request.dry_run,
+                self.query_limit(),
             )
             .await?;
-            self.report.letters += emptied;
+            self.report.letters += erased;
             match next {
                 None => return Ok(true),
                 Some(_) if !self.has_time() => return Ok(false),
@@ -332,57 +354,61 @@ impl Part<'_> {
         }
     }
 
-    /// Letters have no place for the next part to go on from: a part with little else to do counts those there is time for.
-    /// Whether no other part has to.
-    async fn count_letters(&mut self) -> Result<bool> {
-        let late = self.begun.elapsed() > self.enough.duration_since(self.begun) / 2;
-        let all = self.letters().await?;
-        if !all && late {
+    /// Counts the dead letters. The reply has no field that tells the next part where to continue
+    /// counting. So they are counted by a part that has most of its time left, as far as it gets.
+    /// Returns whether no other part has to count them.
+    async fn count_dead_letters(&mut self) -> Result<bool> {
+        let half = self.time_limit.duration_since(self.started) / 2;
+        let is_late = self.started.elapsed() > half;
+        let all = self.erase_dead_letters().await?;
+        if !all && is_late {
             self.report.letters = 0;
             return Ok(false);
         }
         Ok(true)
     }
 
-    /// Appends a deletion for each that has none; whether there was time for all. Those that were appended wait in the log, where
-    /// the next part finds them.
-    async fn delete(&mut self, messages: Vec<Theirs>) -> Result<bool> {
-        let mut new = Vec::new();
-        for message in messages
-            .into_iter()
-            .filter(|message| self.met.insert(message.deletion.target))
-        {
-            match self.underway.contains(&message.deletion.target) {
-                true => self.report.underway += 1,
-                false => new.push(message),
+    /// Appends the deletions that are not in the stream yet; returns whether there was time for
+    /// all. The next part finds those that were appended in the stream.
+    async fn append(&mut self, deletions: Vec<NewDeletion>) -> Result<bool> {
+        let mut missing = Vec::new();
+        for new in deletions {
+            if !self.seen.insert(new.deletion.target) {
+                continue;
+            }
+            if self.pending.contains(&new.deletion.target) {
+                self.report.underway += 1;
+            } else {
+                missing.push(new);
             }
         }
-        if self.asked.dry_run {
-            self.report.deletions += new.len() as u64;
+        if self.request.dry_run {
+            self.report.deletions += missing.len() as u64;
             return Ok(true);
         }
-        for some in new.chunks(UNDER_WAY) {
+        for group in missing.chunks(CONCURRENCY) {
             if !self.has_time() {
                 return Ok(false);
             }
             try_join_all(
-                some.iter()
-                    .map(|message| append_deletion(self.ctx, message))
+                group
+                    .iter()
+                    .map(|new| append_deletion(self.ctx, new))
                     .collect::<Vec<_>>(),
             )
             .await?;
-            self.report.deletions += some.len() as u64;
+            self.report.deletions += group.len() as u64;
         }
         Ok(true)
     }
 }
 
-/// A message as `persist-message` reads it: what it sets aside gets no tombstone.
-fn read(message: &StreamMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
+/// Parses a message as `persist-message` does: what it dead-letters needs no tombstone.
+fn parse_message(message: &StreamMessage, malformed: bool, limits: Limits) -> Option<Incoming> {
     parse(message, limits).ok().filter(|_| !malformed)
 }
 
-fn of_log(incoming: Incoming, received_ms: i64) -> Theirs {
+fn from_stream(incoming: Incoming, received_ms: i64) -> NewDeletion {
     let derived = incoming.id.is_none();
     let message = incoming.into_message();
     let deletion = Deletion {
@@ -397,13 +423,13 @@ fn of_log(incoming: Incoming, received_ms: i64) -> Theirs {
         received: received_ms,
         mode: Mode::Hard,
     };
-    Theirs {
+    NewDeletion {
         room: message.room,
         deletion,
     }
 }
 
-fn theirs(user: &str, row: &PgRow) -> Result<Theirs, sqlx::Error> {
+fn from_row(user: &str, row: &PgRow) -> Result<NewDeletion, sqlx::Error> {
     let deletion = Deletion {
         kind: ChangeType::Delete,
         target: Seq::from_i64(row.try_get("seq")?),
@@ -416,28 +442,28 @@ fn theirs(user: &str, row: &PgRow) -> Result<Theirs, sqlx::Error> {
         mode: Mode::Hard,
         by: user.to_owned(),
     };
-    Ok(Theirs {
+    Ok(NewDeletion {
         room: row.try_get("room")?,
         deletion,
     })
 }
 
-async fn append_deletion(ctx: &Ctx<Own>, message: &Theirs) -> Result<()> {
+async fn append_deletion(ctx: &Ctx<State>, new: &NewDeletion) -> Result<()> {
     let Deletion {
         target, received, ..
-    } = &message.deletion;
+    } = &new.deletion;
     let mut headers = HeaderMap::new();
-    // The same as delete-message's: asked again, by whomever, it is appended once.
+    // The same id as delete-message's: if a deletion is requested twice, it is appended once.
     headers.insert(
         header::MESSAGE_ID,
         format!("/delete/{target}/{received}/{}", Mode::Hard.as_str()).as_str(),
     );
-    let payload = serde_json::to_vec(&message.deletion).map_err(Error::internal)?;
+    let payload = serde_json::to_vec(&new.deletion).map_err(Error::internal)?;
     let limit = ctx.settings().request_deadline() / 2;
     append(
         ctx.nats(),
         STREAM,
-        &change_subject(&message.room),
+        &change_subject(&new.room),
         headers,
         payload.into(),
         limit,

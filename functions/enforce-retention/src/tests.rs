@@ -1,12 +1,13 @@
-//! Messages that go, and those that must not, on real servers; the worker and the readers beside are the real binaries.
+//! What is deleted and what is kept, on real servers; the worker and the readers are the real
+//! binaries.
 
 mod clock;
 mod erase;
 mod expire;
+mod expire_steps;
 mod full;
-mod moves;
 mod plans;
-mod sweep;
+mod receipt_history;
 mod trim;
 
 use std::collections::HashMap;
@@ -25,7 +26,7 @@ use service::config::Vars;
 use service::function::Running;
 use testing::{SOON, World, eventually};
 
-/// Neither trims nor sweeps by itself while a test runs, but for the first time.
+/// The jobs run at start, and then not again while a test runs.
 const SELDOM: (&str, &str) = ("RETENTION_INTERVAL_MS", "3600000");
 const KEEP_NOTHING: [(&str, &str); 3] =
     [("TRIM_KEEP_MESSAGES", "0"), ("TRIM_KEEP_DAYS", "0"), SELDOM];
@@ -77,8 +78,8 @@ async fn publish(client: &Client, subject: &str, body: Value) -> u64 {
     reply["seq"].as_u64().unwrap_or_else(|| panic!("{reply}"))
 }
 
-/// Says `count` things in `subject`.
-async fn say(client: &Client, subject: &str, count: usize) {
+/// Publishes `count` messages to `subject`.
+async fn publish_texts(client: &Client, subject: &str, count: usize) {
     for number in 0..count {
         publish(
             client,
@@ -89,7 +90,7 @@ async fn say(client: &Client, subject: &str, count: usize) {
     }
 }
 
-/// First and last position of the log.
+/// First and last sequence of the stream.
 async fn range(world: &World) -> (u64, u64) {
     let info = ask(
         &world.client("operator").await,
@@ -103,7 +104,7 @@ async fn range(world: &World) -> (u64, u64) {
     )
 }
 
-async fn in_log(world: &World, seq: u64) -> bool {
+async fn in_stream(world: &World, seq: u64) -> bool {
     let reader = world.client("enforce-retention").await;
     ask(
         &reader,
@@ -114,7 +115,7 @@ async fn in_log(world: &World, seq: u64) -> bool {
         .is_null()
 }
 
-/// Everything is acknowledged.
+/// Waits until everything is acknowledged.
 async fn settled(world: &World) {
     let operator = world.client("operator").await;
     eventually("everything is stored", SOON, async || {
@@ -124,7 +125,7 @@ async fn settled(world: &World) {
     .await;
 }
 
-/// Stores what the log has, and nothing afterwards.
+/// Stores what the stream holds now, and nothing later.
 async fn store(world: &World) {
     let worker = world.spawn("persist-message").await;
     settled(world).await;
@@ -158,7 +159,7 @@ async fn count(database: &PgPool, table: &str) -> i64 {
         .unwrap()
 }
 
-/// Makes what is stored up to `through` so many days older.
+/// Makes what is stored up to `through` older by `days`.
 async fn age(database: &PgPool, through: u64, days: i32) {
     let sql =
         "update messages set received_at = received_at - $2 * interval '1 day' where seq <= $1";
@@ -170,15 +171,18 @@ async fn age(database: &PgPool, through: u64, days: i32) {
         .unwrap();
 }
 
-/// Whatever `room` has by now has expired, in the log, too, where nothing can be made older.
+/// Lets everything in `room` expire now. That includes what is in the stream, where messages cannot
+/// be made older.
 async fn expire_now(database: &PgPool, room: &str) {
     let now: String = sqlx::query_scalar("select now()::text")
         .fetch_one(database)
         .await
         .unwrap();
     let sql = format!(
-        "create or replace function room_cutoff(asked text) returns table (cutoff timestamptz) language sql stable as
-         $$ select case when asked in ('{room}', '*') then '{now}'::timestamptz else '-infinity' end $$"
+        "create or replace function room_cutoff(asked text) returns table (cutoff timestamptz)
+         language sql stable as
+         $$ select case when asked in ('{room}', '*') then '{now}'::timestamptz
+                        else '-infinity' end $$"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
         .execute(database)

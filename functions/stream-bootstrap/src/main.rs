@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use handler::State;
 use protocol::endpoints::{BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY};
+use reconcile::Reconcile;
 use service::function::Function;
 use service::this;
 
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<State> {
-    let function = Function::with(this!(), reconcile::apply_at_start)
+    Function::with(this!(), reconcile::apply_at_start)
         .settings(
             "
   BOOTSTRAP_CONFIG         a directory with streams/ and consumers/, instead of what is shipped
@@ -45,11 +46,6 @@ fn function() -> Function<State> {
         .answer(BOOTSTRAP_CHECK, handler::check)
         .answer(BOOTSTRAP_APPLY, handler::apply)
         .answer(BOOTSTRAP_AUDIT, handler::audit)
-        .answer(BOOTSTRAP_REPLAY, handler::replay);
-    function.work(
-        "reconcile",
-        "timer",
-        "Compares everything with the desired state at an interval, and applies what differs",
-        reconcile::reconcile,
-    )
+        .answer(BOOTSTRAP_REPLAY, handler::replay)
+        .job::<Reconcile>()
 }

@@ -7,13 +7,18 @@ use crate::bootstrap::{Bootstrap, Own};
 use crate::desired::Desired;
 use crate::error::Error;
 use crate::handler::{State, log_done};
+use base::backoff::Backoff;
 use base::error::Fatal;
 use service::ctx::Ctx;
+use service::job::{Description, Done, Failure, Job, Next, Schedule, until_success};
 use service::meter::Meter;
 use timeline::chat::Chat;
 
 /// Between attempts at start, while a server is down or another replica applies.
 const START_PAUSE: Duration = Duration::from_millis(250);
+/// What a failed attempt means, for the operators' log.
+const FAILING: &str = "streams, consumers and schema are not applied yet; trying again until they \
+                       are; if this stays, look at what the error names";
 
 /// Applies the desired state before the function registers; keeps trying while that may help.
 ///
@@ -28,72 +33,66 @@ pub async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
         own.bootstrap_allow_replicas,
     )?;
     let bootstrap = Arc::new(Bootstrap::new(ctx.with_state(chat.clone()), desired));
-    let state = State {
+    until_success(&ctx, FAILING, Backoff::fixed(START_PAUSE), || {
+        apply_once(&bootstrap)
+    })
+    .await?;
+    Ok(State {
         chat,
-        bootstrap: bootstrap.clone(),
+        bootstrap,
         interval,
-    };
-    let mut logged = String::new();
-    loop {
-        match bootstrap.apply().await {
-            Ok(done) => {
-                log_done(&done);
-                return Ok(state);
-            }
-            // For instance because the stream is full. An operator who makes space should find this
-            // function registered; the job tries again.
-            Err(error @ Error::DeadLettersWaiting(_)) => {
-                log_once(&error, &mut logged);
-                return Ok(state);
-            }
-            Err(error) if error.is_transient() => log_once(&error, &mut logged),
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(objection) = ctx.nats().refused() {
-            return Err(Fatal::new(format!(
-                "NATS refuses this user what it needs: {objection}; check nats/accounts.conf"
-            )));
-        }
-        tokio::select! {
-            () = tokio::time::sleep(START_PAUSE) => {}
-            () = ctx.stop().cancelled() => {
-                return Err(Fatal::new(format!("stopped while waiting for {logged}")));
-            }
-        }
+    })
+}
+
+async fn apply_once(bootstrap: &Bootstrap) -> Result<(), Failure> {
+    match bootstrap.apply().await {
+        Ok(done) => log_done(&done),
+        // For instance because the stream is full. An operator who makes space should find this
+        // function registered; the job tries again.
+        Err(error @ Error::DeadLettersWaiting(_)) => tracing::warn!("{FAILING}: {error}"),
+        Err(error) if error.is_transient() => return Err(retry(&error)),
+        Err(error) => return Err(Failure::Fatal(error.into())),
     }
+    Ok(())
 }
 
 /// The job: applies what differs, at the configured interval.
-pub async fn reconcile(ctx: Ctx<State>, meter: Meter) -> Result<(), Fatal> {
-    let mut logged = String::new();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(ctx.interval) => {}
-            () = ctx.stop().cancelled() => return Ok(()),
-        }
+pub struct Reconcile;
+
+impl Job<State> for Reconcile {
+    const DESCRIPTION: Description = Description {
+        name: "reconcile",
+        subject: "timer",
+        about: "Compares everything with the desired state at an interval, and applies what \
+                differs",
+        failing: FAILING,
+        recovered: "streams, consumers and schema are applied again",
+    };
+
+    fn start(ctx: &Ctx<State>) -> (Reconcile, Schedule) {
+        // The first run waits, because the start has just applied everything.
+        (Reconcile, Schedule::every(ctx.interval).delayed())
+    }
+
+    async fn run(&mut self, ctx: &Ctx<State>, meter: &Meter) -> Result<Done, Failure> {
         let started = Instant::now();
         match ctx.bootstrap.reconcile().await {
-            Ok(done) => {
-                log_done(&done);
-                logged.clear();
-            }
+            Ok(done) => log_done(&done),
+            // Another replica applies what differs.
             Err(Error::Busy) => {}
             Err(error) => {
-                meter.refused(error.to_string());
-                log_once(&error, &mut logged);
+                // STATS counts every run of this job, also one that failed.
+                meter.handled(1, started.elapsed());
+                return Err(retry(&error));
             }
         }
-        meter.handled(1, started.elapsed());
+        Ok(Done {
+            handled: 1,
+            next: Next::Idle,
+        })
     }
 }
 
-/// One line for an error, however often it happens.
-fn log_once(error: &Error, logged: &mut String) {
-    if *logged != error.topic() {
-        tracing::warn!(
-            "streams, consumers and schema are not applied yet; trying again until they are; if \
-             this stays, somebody has to fix what is named: {error}"
-        );
-        *logged = error.topic();
-    }
+fn retry(error: &Error) -> Failure {
+    Failure::retry_about(error, error.topic())
 }

@@ -311,12 +311,16 @@ async fn limited(
 /// # Errors
 /// The attempt failed for good, NATS refuses something for want of a permission, or the function
 /// is stopped.
-pub async fn until_success<S, T>(
+pub async fn until_success<S, T, F>(
     ctx: &Ctx<S>,
     failing: &'static str,
     backoff: Backoff,
-    mut attempt: impl AsyncFnMut() -> Result<T, Failure>,
-) -> Result<T, Fatal> {
+    // Not `AsyncFnMut`: the compiler does not see that the futures of such a closure are `Send`.
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, Fatal>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
     let mut attempts = Attempts::new(failing, backoff);
     loop {
         match attempt().await {

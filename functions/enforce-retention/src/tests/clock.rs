@@ -1,11 +1,11 @@
-//! One clock that is wrong destroys nothing, and what is swept is said.
+//! A wrong clock destroys nothing, and a line tells what was deleted.
 
 use super::*;
 
 const OFTEN: (&str, &str) = ("RETENTION_INTERVAL_MS", "50");
 
-/// As if PostgreSQL had been started again on a host whose clock is `days` ahead: sessions that begin now, and everybody's do,
-/// find another `now()` before PostgreSQL's own.
+/// As if PostgreSQL had been restarted on a host whose clock is `days` ahead: all sessions end, and
+/// new ones find another `now()` before PostgreSQL's own.
 async fn set_clock_ahead(database: &PgPool, days: i32) {
     let name: String = sqlx::query_scalar("select current_database()::text")
         .fetch_one(database)
@@ -18,10 +18,12 @@ async fn set_clock_ahead(database: &PgPool, days: i32) {
     };
     let sql = format!(
         "create schema if not exists wrong_clock;
-         create or replace function wrong_clock.now() returns timestamptz language sql stable parallel safe as
+         create or replace function wrong_clock.now() returns timestamptz
+             language sql stable parallel safe as
              $$ select pg_catalog.now() + {days} * interval '1 day' $$;
          alter database {name} set search_path = {search_path};
-         select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}' and pid <> pg_backend_pid()"
+         select pg_terminate_backend(pid) from pg_stat_activity
+          where datname = '{name}' and pid <> pg_backend_pid()"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
         .execute(database)
@@ -29,8 +31,8 @@ async fn set_clock_ahead(database: &PgPool, days: i32) {
         .unwrap();
 }
 
-/// What the gauge says, and how often sweeping failed.
-async fn sweeping(client: &Client) -> (u64, u64) {
+/// The gauge of the clocks' difference, and how many runs of the expire job failed.
+async fn expire_job(client: &Client) -> (u64, u64) {
     let stats = ask(client, "$SRV.STATS.enforce-retention".to_owned(), json!({})).await;
     let endpoints = stats["endpoints"].as_array().unwrap();
     let sweep = endpoints
@@ -53,26 +55,26 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
         world.client("operator").await,
     );
     let (database, _history) = (world.database().await, world.spawn("get-history").await);
-    say(&client, "chat.general", 5).await;
+    publish_texts(&client, "chat.general", 5).await;
     store(&world).await;
     let retention = world.spawn_with("enforce-retention", &[OFTEN]).await;
-    let noted = async || {
+    let written = async || {
         sqlx::query_scalar::<_, i64>("select count(*) from log_clock")
             .fetch_one(&database)
             .await
             .unwrap()
     };
-    eventually("it knows the clock", SOON, async || {
-        (noted().await == 1).then_some(())
+    eventually("NATS' time is written", SOON, async || {
+        (written().await == 1).then_some(())
     })
     .await;
 
     set_clock_ahead(&database, 40).await;
-    let before = sweeping(&operator).await.1;
-    // The first errors may be the sessions that were ended.
+    let before = expire_job(&operator).await.1;
+    // The first errors may come from the sessions that were terminated.
     let noticed = |&(apart, errors): &(u64, u64)| apart > 0 && errors > before + 3;
     let (apart, _) = eventually("it noticed, several times", SOON, async || {
-        Some(sweeping(&operator).await).filter(noticed)
+        Some(expire_job(&operator).await).filter(noticed)
     })
     .await;
     assert!((39 * 86_400..=41 * 86_400).contains(&apart), "{apart}");
@@ -93,10 +95,10 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
     assert_eq!(
         seqs(&history(&client, "general", json!({})).await),
         [1, 2, 3, 4, 5],
-        "readers go by NATS' clock, too"
+        "readers use NATS' clock, too"
     );
 
-    // Behind is no better: then nothing would expire.
+    // A clock that is behind is refused too, because then nothing would expire.
     set_clock_ahead(&database, -40).await;
     let complaint = "hours behind NATS'";
     eventually("it noticed", SOON, async || {
@@ -106,7 +108,7 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
 
     set_clock_ahead(&database, 0).await;
     eventually("the clocks agree", SOON, async || {
-        (sweeping(&operator).await.0 == 0).then_some(())
+        (expire_job(&operator).await.0 == 0).then_some(())
     })
     .await;
     age(&database, 3, 31).await;
@@ -114,8 +116,9 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
         (count(&database, "messages").await == 2).then_some(())
     })
     .await;
-    let line = "what has expired was swept messages=3 deletions=0 moves=0 rooms=1 received_until=";
-    eventually("it says what it took", SOON, async || {
+    let line =
+        "expired messages were deleted messages=3 deletions=0 moves=0 rooms=1 received_until=";
+    eventually("a line tells what was deleted", SOON, async || {
         retention.stderr().contains(line).then_some(())
     })
     .await;
@@ -124,7 +127,7 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
 }
 
 #[tokio::test]
-async fn readers_believe_a_clock_only_as_far_as_nats_bears_it_out() {
+async fn readers_trust_a_clock_only_within_the_tolerance() {
     let world = World::start().await;
     let database = world.database().await;
     let hours = async |sql: &str| {
@@ -140,10 +143,10 @@ async fn readers_believe_a_clock_only_as_far_as_nats_bears_it_out() {
             hours("cutoff('general')").await
         ),
         (0, 30 * 24),
-        "nobody has noted NATS' clock"
+        "nobody has written NATS' time"
     );
-    let note = "insert into log_clock values (true, now() - interval '100 hours', '6 hours')";
-    sqlx::raw_sql(note).execute(&database).await.unwrap();
+    let set_time = "insert into log_clock values (true, now() - interval '100 hours', '6 hours')";
+    sqlx::raw_sql(set_time).execute(&database).await.unwrap();
     assert_eq!(
         (
             hours("believed_now()").await,
@@ -153,7 +156,7 @@ async fn readers_believe_a_clock_only_as_far_as_nats_bears_it_out() {
     );
     let ms = "to_timestamp(cutoff_ms('general') / 1000.0)";
     assert_eq!(hours(ms).await, 94 + 30 * 24);
-    // The newest message carries NATS' time, too.
+    // The newest message has NATS' time, too.
     sqlx::raw_sql(
         "insert into rooms (name) values ('general');
          insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
@@ -168,7 +171,7 @@ async fn readers_believe_a_clock_only_as_far_as_nats_bears_it_out() {
         .await
         .unwrap();
     assert_eq!(hours("believed_now()").await, 0);
-    // A room's own days, those of direct messages, for ever, and no row at all.
+    // A room's own days, those of direct messages, "for ever", and no row at all.
     sqlx::raw_sql("insert into retention values ('general', 1), ('dm.*', 2), ('forever', null)")
         .execute(&database)
         .await

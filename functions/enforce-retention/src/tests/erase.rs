@@ -1,4 +1,4 @@
-//! Erasing what a user wrote: nothing of theirs is left anywhere, and nothing else is touched.
+//! Erases what a user wrote: nothing of it is left anywhere, and nothing else is changed.
 
 use async_nats::HeaderMap;
 
@@ -6,14 +6,14 @@ use super::*;
 
 const SECRET: &str = "correct horse battery staple";
 
-/// Everything a user may have written, in every place: rooms, conversations, copies, what cannot be stored.
+/// Writes everything a user may write: rooms, conversations, duplicates, and what cannot be stored.
 async fn write(client: &Client, user: &str, many: usize) {
-    let said = |text: String| json!({"user": user, "text": text}).to_string();
+    let body = |text: String| json!({"user": user, "text": text}).to_string();
     for number in 0..many {
         client
             .publish(
                 format!("chat.room-{}", number % 7),
-                said(format!("{SECRET} {number}")).into(),
+                body(format!("{SECRET} {number}")).into(),
             )
             .await
             .unwrap();
@@ -38,7 +38,7 @@ async fn write(client: &Client, user: &str, many: usize) {
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", format!("{user}-header"));
     client
-        .publish_with_headers("chat.general", headers, said(SECRET.to_owned()).into())
+        .publish_with_headers("chat.general", headers, body(SECRET.to_owned()).into())
         .await
         .unwrap();
     // What cannot be stored.
@@ -59,7 +59,8 @@ async fn write(client: &Client, user: &str, many: usize) {
 
 const OTHERS: usize = 9;
 
-/// Asks again where that helps, and says whether it had to: a disk that is busy may not acknowledge within the little time of a part.
+/// Repeats a request that failed and is retryable, and sets `refused` then: a busy disk may not
+/// acknowledge within the short time of a part.
 async fn erase(world: &World, body: Value, refused: &mut bool) -> Erased {
     let client = world.client("operator").await;
     let reply = eventually("an answer", SOON, async || {
@@ -72,7 +73,8 @@ async fn erase(world: &World, body: Value, refused: &mut bool) -> Erased {
     serde_json::from_value(reply.clone()).unwrap_or_else(|error| panic!("{error}: {reply}"))
 }
 
-/// Part by part; the sum, and how many parts. The sum is too small where a part was refused after it had begun.
+/// Erases part by part; returns the sum, and how many parts. The sum is too small if a part failed
+/// after it had started.
 async fn erase_all(
     world: &World,
     user: &str,
@@ -102,8 +104,8 @@ async fn erase_all(
     (sum, parts)
 }
 
-/// Positions of the log whose payload is `user`'s and holds the secret.
-async fn in_log_of(world: &World, user: &str) -> Vec<u64> {
+/// Sequences in the stream whose payload is by `user` and contains the secret.
+async fn in_stream_of(world: &World, user: &str) -> Vec<u64> {
     let reader = world.client("enforce-retention").await;
     let (first, last) = range(world).await;
     let mut found = Vec::new();
@@ -123,8 +125,11 @@ async fn in_log_of(world: &World, user: &str) -> Vec<u64> {
     found
 }
 
-async fn in_index(database: &PgPool, user: &str) -> (i64, i64) {
-    sqlx::query_as("select count(*), count(*) filter (where deleted and text = '') from messages where sender = $1")
+async fn in_database(database: &PgPool, user: &str) -> (i64, i64) {
+    let sql = "
+        select count(*), count(*) filter (where deleted and text = '')
+          from messages where sender = $1";
+    sqlx::query_as(sql)
         .bind(user)
         .fetch_one(database)
         .await
@@ -132,7 +137,7 @@ async fn in_index(database: &PgPool, user: &str) -> (i64, i64) {
 }
 
 #[tokio::test]
-async fn nothing_of_a_user_is_left_and_their_places_remain() {
+async fn nothing_of_a_user_is_left_and_their_sequences_remain() {
     const STORED: usize = 2_000;
     const UNSTORED: usize = 500;
     let world = World::start().await;
@@ -141,7 +146,7 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
     write(&client, "bob", 50).await;
     store(&world).await;
     let (_, stored) = range(&world).await;
-    // Some have expired and were swept; the log has them still.
+    // Some have expired and were deleted; the stream still holds them.
     sqlx::raw_sql("delete from messages where sender = 'ann' and seq <= 10")
         .execute(&database)
         .await
@@ -155,12 +160,13 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
         .await;
     }
     let bobs = (
-        in_log_of(&world, "bob").await,
-        in_index(&database, "bob").await,
+        in_stream_of(&world, "bob").await,
+        in_database(&database, "bob").await,
     );
-    // Little time for each part.
+    // Only a short time for each part.
     let running = start(&world, &[("REQUEST_DEADLINE_MS", "800"), SELDOM]).await;
-    // One id in three places of the log, and one row; in another room it is a conflict, and a letter.
+    // One id has three messages in the stream, and one row. In another room it is a conflict, and
+    // becomes a dead letter.
     let wanted = (STORED + UNSTORED + OTHERS - 3) as u64;
     let mut refused = false;
     let (dry, _) = erase_all(&world, "ann", true, &mut refused).await;
@@ -169,7 +175,7 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
         (wanted, 4, 3, true),
         "{dry:?}"
     );
-    // Another part does not count again what the first has counted.
+    // Another part does not count again what the first part has counted.
     let rest = erase(
         &world,
         json!({"user": "ann", "dry_run": true, "after": stored}),
@@ -182,7 +188,7 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
         "{rest:?}"
     );
     assert_eq!(
-        in_log_of(&world, "ann").await.len() as u64,
+        in_stream_of(&world, "ann").await.len() as u64,
         wanted + 3,
         "a dry run does nothing"
     );
@@ -196,7 +202,7 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
         (4, 3, 0),
         "{done:?}"
     );
-    // Asked again before a worker has made them: nothing is appended twice.
+    // Again, before a worker has applied the deletions: nothing is appended twice.
     let (_, last) = range(&world).await;
     let (again, _) = erase_all(&world, "ann", false, &mut refused).await;
     assert_eq!(
@@ -209,19 +215,25 @@ async fn nothing_of_a_user_is_left_and_their_places_remain() {
     assert_eq!((dry.deletions, dry.underway), (0, wanted), "{dry:?}");
 
     store(&world).await;
-    assert_eq!(in_log_of(&world, "ann").await, [0_u64; 0]);
-    // The id in three places is one message.
+    assert_eq!(in_stream_of(&world, "ann").await, [0_u64; 0]);
+    // The id with three messages has one row.
     let tombstones = i64::try_from(wanted).unwrap() - 2;
-    assert_eq!(in_index(&database, "ann").await, (tombstones, tombstones));
-    let letters: i64 = sqlx::query_scalar("select count(*) from dead_letters where outcome = 'erased' and payload = '' and headers = ''")
+    assert_eq!(
+        in_database(&database, "ann").await,
+        (tombstones, tombstones)
+    );
+    let erased = "
+        select count(*) from dead_letters
+         where outcome = 'erased' and payload = '' and headers = ''";
+    let dead_letters: i64 = sqlx::query_scalar(erased)
         .fetch_one(&database)
         .await
         .unwrap();
-    assert_eq!(letters, 4);
+    assert_eq!(dead_letters, 4);
     assert_eq!(
         (
-            in_log_of(&world, "bob").await,
-            in_index(&database, "bob").await
+            in_stream_of(&world, "bob").await,
+            in_database(&database, "bob").await
         ),
         bobs
     );
@@ -256,11 +268,11 @@ async fn what_is_no_dead_letter_yet_stays_until_it_is() {
     assert_eq!(
         count(&database, "dead_letters").await,
         1,
-        "the promise holds"
+        "the guarantee holds"
     );
     let second = erase(&world, json!({"user": "ann"}), &mut false).await;
     assert_eq!((second.waiting, second.unfit, second.letters), (0, 1, 1));
-    assert!(!in_log(&world, 1).await);
+    assert!(!in_stream(&world, 1).await);
     let refused = ask(
         &world.client("operator").await,
         RETENTION_ERASE.subject(&[]),

@@ -1,11 +1,13 @@
-//! Expired messages vanish at their time, for every reader, and never come back.
+//! Expired messages vanish at their time, for every reader, and do not come back.
 
 use super::*;
 use protocol::endpoints::{BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY, DM_HISTORY};
 
 fn deletion(target: u64, room_user: &str, received: i64) -> Value {
-    json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": room_user, "timestamp": 1,
-           "received": received, "mode": "soft", "by": room_user})
+    json!({
+        "type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true,
+        "user": room_user, "timestamp": 1, "received": received, "mode": "soft", "by": room_user,
+    })
 }
 
 fn now_ms() -> i64 {
@@ -19,7 +21,7 @@ fn now_ms() -> i64 {
 }
 
 #[tokio::test]
-async fn expired_messages_vanish_before_they_are_swept() {
+async fn expired_messages_vanish_before_they_are_deleted() {
     let world = World::start().await;
     let (_history, _sync) = tokio::join!(world.spawn("get-history"), world.spawn("sync-messages"));
     let (client, bootstrap, database) = (
@@ -28,9 +30,9 @@ async fn expired_messages_vanish_before_they_are_swept() {
         world.database().await,
     );
     for room in ["general", "forever", "short"] {
-        say(&client, &format!("chat.{room}"), 4).await;
+        publish_texts(&client, &format!("chat.{room}"), 4).await;
     }
-    say(&client, "dm.ann.bob", 2).await;
+    publish_texts(&client, "dm.ann.bob", 2).await;
     publish(
         &bootstrap,
         "change.chat.general",
@@ -60,7 +62,7 @@ async fn expired_messages_vanish_before_they_are_swept() {
     assert_eq!(sync(&client, "general", 0).await.changes.len(), 2);
     age(&database, 2, 31).await;
     age(&database, 14, 3).await;
-    // 34 days of 30; 3 of 2; 3 of for ever.
+    // 34 days old where 30 are kept; 3 where 2 are kept; 3 where they are kept for ever.
     assert_eq!(
         (
             shown("general").await,
@@ -94,7 +96,7 @@ async fn expired_messages_vanish_before_they_are_swept() {
         ),
         (0, 0, 16, false)
     );
-    // Cursors before, among and behind what has expired.
+    // Cursors before, among and after what has expired.
     publish(
         &client,
         "chat.general",
@@ -125,13 +127,13 @@ async fn expired_messages_vanish_before_they_are_swept() {
         );
     }
 
-    // All of this was said of rows that are still there.
+    // Until here the rows existed. Now they are deleted.
     let before: i64 = sqlx::query_scalar("select sum(messages)::bigint from expired_messages")
         .fetch_one(&database)
         .await
         .unwrap();
     let running = start(&world, &[SELDOM]).await;
-    eventually("they are swept", SOON, async || {
+    eventually("they are deleted", SOON, async || {
         (count(&database, "messages").await == 5).then_some(())
     })
     .await;
@@ -158,7 +160,7 @@ async fn expired_messages_vanish_before_they_are_swept() {
 }
 
 #[tokio::test]
-async fn what_the_log_holds_expires_all_the_same() {
+async fn what_the_stream_holds_expires_all_the_same() {
     let world = World::start().await;
     let (_history, _sync, database) = (
         world.spawn("get-history").await,
@@ -169,10 +171,11 @@ async fn what_the_log_holds_expires_all_the_same() {
         world.client("publisher").await,
         world.client("stream-bootstrap").await,
     );
-    say(&client, "chat.general", 5).await;
+    publish_texts(&client, "chat.general", 5).await;
     let received = now_ms();
     expire_now(&database, "general").await;
-    // Deletions of the expired: one whose message is there, one whose message was erased before it was stored.
+    // Deletions of expired messages: one whose message exists, and one whose message was erased
+    // before it was stored.
     publish(
         &bootstrap,
         "change.chat.general",
@@ -192,8 +195,8 @@ async fn what_the_log_holds_expires_all_the_same() {
         deletion(3, "ann", received - 5_000),
     )
     .await;
-    say(&client, "chat.general", 2).await;
-    say(&client, "chat.other", 1).await;
+    publish_texts(&client, "chat.general", 2).await;
+    publish_texts(&client, "chat.other", 1).await;
     for stored in [false, true] {
         if stored {
             store(&world).await;
@@ -230,8 +233,9 @@ async fn a_replay_brings_nothing_back() {
         world.client("operator").await,
         world.database().await,
     );
-    say(&client, "chat.general", 20).await;
-    // The same message twice: the second copy lives longer than the first, and must not be stored in its place.
+    publish_texts(&client, "chat.general", 20).await;
+    // The same message twice: the duplicate expires later than the first one, and must not be
+    // stored in its place.
     publish(
         &client,
         "chat.general",
@@ -255,12 +259,15 @@ async fn a_replay_brings_nothing_back() {
     settled(&world).await;
     assert_eq!(count(&database, "duplicates").await, 1);
     let running = start(&world, &[SELDOM]).await;
-    let swept = async || {
+    let deleted = async || {
         (count(&database, "messages").await == 1 && count(&database, "duplicates").await == 0)
             .then_some(())
     };
-    eventually("they are swept", SOON, swept).await;
-    assert!(!in_log(&world, 22).await, "the copy is gone with its first");
+    eventually("they are deleted", SOON, deleted).await;
+    assert!(
+        !in_stream(&world, 22).await,
+        "the duplicate is erased with the first one"
+    );
     let audit =
         async || ask(&operator, BOOTSTRAP_AUDIT.subject(&[]), json!({})).await["counts"].clone();
     let counts = audit().await;
@@ -284,10 +291,10 @@ async fn a_replay_brings_nothing_back() {
             count(&database, "messages").await
         ),
         (21, 1),
-        "and swept again"
+        "and deleted again"
     );
 
-    // The id is free again.
+    // The id can be used again.
     publish(
         &client,
         "chat.general",
@@ -300,7 +307,7 @@ async fn a_replay_brings_nothing_back() {
         "another"
     );
 
-    // A log made anew does not give out the positions of what has expired.
+    // A recreated stream does not assign the sequences of expired messages again.
     expire_now(&database, "general").await;
     assert_eq!(run(&world, false).await.expired, 2);
     assert_eq!(count(&database, "messages").await, 0);
@@ -310,7 +317,7 @@ async fn a_replay_brings_nothing_back() {
         json!({}),
     )
     .await;
-    let next = eventually("the log is there again", SOON, async || {
+    let next = eventually("the stream is there again", SOON, async || {
         let reply = client
             .request(
                 "chat.general",

@@ -1,4 +1,4 @@
-//! A full log: an error, not a loss; and it mends itself.
+//! A full stream refuses messages and loses none; and it recovers by itself.
 
 use super::*;
 use protocol::endpoints::SEND;
@@ -6,10 +6,10 @@ use protocol::endpoints::SEND;
 const BUDGET: u64 = 8 << 20;
 const SENDERS: [&str; 4] = ["ann", "bob", "carol", "dave"];
 
-/// What was acknowledged: position and sender.
+/// Sequence and sender of each acknowledged message.
 type Acknowledged = Vec<(i64, String)>;
 
-/// One large message; the position, or the error.
+/// Sends one large message; returns its sequence and sender, or the error.
 async fn send(client: &Client, user: &str) -> Result<(i64, String), Value> {
     let reply = ask(
         client,
@@ -23,7 +23,7 @@ async fn send(client: &Client, user: &str) -> Result<(i64, String), Value> {
         .ok_or_else(|| reply["error"].clone())
 }
 
-/// Everybody sends until they are refused.
+/// Every sender sends until the stream is full.
 async fn fill(client: &Client) -> Acknowledged {
     let until_refused = async |user: &'static str| {
         let mut acknowledged = Acknowledged::new();
@@ -47,7 +47,7 @@ async fn fill(client: &Client) -> Acknowledged {
         .concat()
 }
 
-/// The operators' gauges, and those in STATS.
+/// Checks `retention.status`, and the gauges in STATS.
 async fn check_gauges(world: &World) {
     let budget = status(world).await;
     assert!(
@@ -76,7 +76,7 @@ async fn check_gauges(world: &World) {
 }
 
 #[tokio::test]
-async fn a_full_log_refuses_and_mends_itself() {
+async fn a_full_stream_refuses_and_recovers() {
     let world = World::builder().administrator().start().await;
     let config = world.shipped_but(|file, object| {
         if file.starts_with(protocol::subject::STREAM) && object.get("max_bytes").is_some() {
@@ -103,7 +103,7 @@ async fn a_full_log_refuses_and_mends_itself() {
     assert!(worker.terminate().await.success());
 
     acknowledged.extend(fill(&client).await);
-    // What was stored before makes room, once.
+    // Trimming what was stored before makes space, once.
     run(&world, false).await;
     acknowledged.extend(fill(&client).await);
     check_gauges(&world).await;
@@ -119,7 +119,7 @@ async fn a_full_log_refuses_and_mends_itself() {
     );
 
     let _worker = world.spawn("persist-message").await;
-    // All of it is to be kept, by number and by age.
+    // The settings would keep all of it, by number and by age.
     for user in SENDERS {
         acknowledged.push(
             eventually("there is room again", SOON, async || {

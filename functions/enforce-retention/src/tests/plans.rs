@@ -1,12 +1,13 @@
-//! What a step costs is what it takes: no plan reads all rooms, or all messages, also one that was made before there were any.
+//! A step costs as much as it deletes: no plan reads all rooms or all messages, and neither does
+//! one that was made while the tables were empty.
 
 use sqlx::AssertSqlSafe;
 
 use super::*;
-use crate::{erase, sweep};
+use crate::{erase, expire};
 use timeline::chat::open_database;
 
-/// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
+/// PostgreSQL's plan for a statement with these arguments, in a session like the function's own.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
     let vars = Vars::from_pairs(world.vars("enforce-retention")).unwrap();
     let connected = open_database(&vars, "test").unwrap();
@@ -29,41 +30,41 @@ async fn all_are_ranges(world: &World, when: &str) {
     let seqs: Vec<String> = (1..=5_000).map(|seq| seq.to_string()).collect();
     let seqs = format!("'{{{}}}'", seqs.join(","));
     for (what, statement, types, arguments) in [
-        ("walk", sweep::WALK, "bigint, text", "1, '*'".to_owned()),
+        ("scan", expire::SCAN, "bigint, text", "1, '*'".to_owned()),
         (
-            "walk of a room",
-            sweep::WALK_ROOM,
+            "scan of a room",
+            expire::SCAN_ROOM,
             "bigint, text",
             "1, 'room-7'".to_owned(),
         ),
         (
-            "walk of deletions",
-            sweep::CHANGES,
+            "scan of deletions",
+            expire::SCAN_CHANGES,
             "bigint, text",
             "1, '*'".to_owned(),
         ),
-        ("delete", sweep::DELETE, "bigint[]", seqs.clone()),
+        ("delete", expire::DELETE, "bigint[]", seqs.clone()),
         (
             "delete deletions",
-            sweep::DELETE_CHANGES,
+            expire::DELETE_CHANGES,
             "bigint[]",
             seqs.clone(),
         ),
         (
             "what a user wrote",
-            erase::THEIRS,
+            erase::USER_MESSAGES,
             "text, text, boolean",
             "'zoe', '', false".to_owned(),
         ),
         (
             "which are stored",
-            erase::INDEXED,
+            erase::STORED,
             "bigint[], text",
             format!("{seqs}, 'zoe'"),
         ),
     ] {
         let plan = plan(world, statement, types, &arguments).await;
-        // The one row of `swept` has no index that would help.
+        // Table `swept` has one row and needs no index.
         let read_through =
             |line: &str| line.contains("Seq Scan") && !line.contains("Seq Scan on swept");
         assert!(!plan.lines().any(read_through), "{when}: {what}\n{plan}");
@@ -77,9 +78,11 @@ async fn a_step_reads_no_table_through() {
     all_are_ranges(&world, "empty").await;
     for rooms in [1_000, 100_000] {
         let fill = format!(
-            "insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) n on conflict do nothing;
+            "insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) n
+                 on conflict do nothing;
              insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
-             select n, 1 + n % {rooms}, 'zoe', 'id-' || n, false, 'x', now(), now() from generate_series(1, 20000) n on conflict do nothing"
+             select n, 1 + n % {rooms}, 'zoe', 'id-' || n, false, 'x', now(), now()
+               from generate_series(1, 20000) n on conflict do nothing"
         );
         sqlx::raw_sql(AssertSqlSafe(fill))
             .execute(&database)

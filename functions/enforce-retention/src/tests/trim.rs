@@ -1,4 +1,4 @@
-//! Trimming the log: never what is not stored, never what is to be kept, and nobody notices.
+//! Trims the stream: never what is not stored, never what is to be kept, and readers do not notice.
 
 use super::*;
 use protocol::endpoints::SEND;
@@ -9,10 +9,10 @@ async fn a_stopped_worker_stops_trimming() {
     let world = World::start().await;
     let running = start(&world, &KEEP_NOTHING).await;
     let publisher = world.client("publisher").await;
-    say(&publisher, "chat.general", 50).await;
+    publish_texts(&publisher, "chat.general", 50).await;
     assert_eq!(run(&world, false).await.trimmed, 0, "nothing is stored");
     store(&world).await;
-    say(&publisher, "chat.general", 30).await;
+    publish_texts(&publisher, "chat.general", 30).await;
     assert_eq!(
         (run(&world, true).await.trimmed, range(&world).await),
         (50, (1, 80)),
@@ -23,7 +23,7 @@ async fn a_stopped_worker_stops_trimming() {
         (50, (51, 80))
     );
     assert_eq!(run(&world, false).await.trimmed, 0);
-    // Everything: the next position stays what it was to be.
+    // Everything is trimmed: the next sequence stays the same.
     store(&world).await;
     assert_eq!(
         (run(&world, false).await.trimmed, range(&world).await),
@@ -45,7 +45,7 @@ async fn a_stopped_worker_stops_trimming() {
 async fn the_newest_messages_and_days_stay() {
     let world = World::start().await;
     let publisher = world.client("publisher").await;
-    say(&publisher, "chat.general", 50).await;
+    publish_texts(&publisher, "chat.general", 50).await;
     store(&world).await;
     let running = start(
         &world,
@@ -54,7 +54,7 @@ async fn the_newest_messages_and_days_stay() {
     .await;
     assert_eq!(run(&world, false).await.trimmed, 0, "none is a day old");
     running.stop().await.unwrap();
-    // Where texts were erased, twenty messages are more than twenty positions.
+    // Where messages were erased, twenty messages span more than twenty sequences.
     let eraser = world.client("enforce-retention").await;
     for seq in [35, 40, 45] {
         assert_eq!(
@@ -84,12 +84,12 @@ async fn the_newest_messages_and_days_stay() {
 }
 
 #[tokio::test]
-async fn an_index_that_knows_nothing_needs_the_log() {
+async fn an_empty_database_needs_the_stream() {
     let world = World::start().await;
     let database = world.database().await;
-    say(&world.client("publisher").await, "chat.general", 20).await;
+    publish_texts(&world.client("publisher").await, "chat.general", 20).await;
     store(&world).await;
-    // One of stream-bootstrap's is at work, so what counts as stored may go back.
+    // A stream-bootstrap is at work, so the range of stored messages may shrink.
     let mut bootstrap = database.acquire().await.unwrap();
     sqlx::query("select pg_advisory_lock($1)")
         .bind(crate::trim::BOOTSTRAP_LOCK)
@@ -116,7 +116,7 @@ async fn an_index_that_knows_nothing_needs_the_log() {
 }
 
 #[tokio::test]
-async fn nobody_notices_that_the_log_is_trimmed() {
+async fn readers_do_not_notice_that_the_stream_is_trimmed() {
     let world = World::start().await;
     let (_history, _sync, _send) = tokio::join!(
         world.spawn("get-history"),
@@ -138,12 +138,14 @@ async fn nobody_notices_that_the_log_is_trimmed() {
             .unwrap_or_else(|error| panic!("{error}: {reply}"))
     };
     let sent = send().await;
-    say(&client, "chat.general", 40).await;
-    let deletion = json!({"type": "delete", "target": 10, "id": "seq:10", "derived": true, "user": "ann", "timestamp": 1, "received": 1,
-                          "mode": "soft", "by": "ann"});
+    publish_texts(&client, "chat.general", 40).await;
+    let deletion = json!({
+        "type": "delete", "target": 10, "id": "seq:10", "derived": true, "user": "ann",
+        "timestamp": 1, "received": 1, "mode": "soft", "by": "ann",
+    });
     publish(&bootstrap, "change.chat.general", deletion).await;
     store(&world).await;
-    say(&client, "chat.general", 5).await;
+    publish_texts(&client, "chat.general", 5).await;
     let pages = async || {
         let cursors = [
             json!({"limit": 10}),

@@ -1,14 +1,15 @@
-//! Sweeping a lot, a little at a time.
+//! Deletes many expired messages in small steps.
 
 use std::time::Instant;
 
 use super::*;
 
 const EXPIRED: i64 = 200_000;
-/// Of rooms that keep messages longer, and more than one step walks, before those of a room that does not.
+/// Messages of rooms that keep them longer, before those of a room that does not: more than one
+/// step scans.
 const YOUNG: i64 = 6_000;
 
-/// Rows far below the log's, as a worker would have stored them.
+/// Stores rows far below the stream's first sequence, as a worker would have.
 async fn fill(database: &PgPool) {
     sqlx::raw_sql("insert into rooms (name) values ('general'), ('forever'), ('short')")
         .execute(database)
@@ -16,10 +17,14 @@ async fn fill(database: &PgPool) {
         .unwrap();
     sqlx::raw_sql(
         "insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
-         select seq, (select id from rooms where name = case when seq % 100 = 0 then 'forever' else 'general' end), 'zoe', 'seq:' || seq,
-                true, 'old', now(), now() - interval '31 days' from generate_series(1, 200000) as seq;
+         select seq, (select id from rooms
+                       where name = case when seq % 100 = 0 then 'forever' else 'general' end),
+                'zoe', 'seq:' || seq, true, 'old', now(), now() - interval '31 days'
+           from generate_series(1, 200000) as seq;
          insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
-         select seq, (select id from rooms where name = case when seq > 206000 then 'short' else 'general' end), 'zoe', 'seq:' || seq, true, 'young', now(), now() - interval '2 days'
+         select seq, (select id from rooms
+                       where name = case when seq > 206000 then 'short' else 'general' end),
+                'zoe', 'seq:' || seq, true, 'young', now(), now() - interval '2 days'
            from generate_series(200001, 206100) as seq;
          insert into retention values ('forever', null), ('short', 1); analyze",
     )
@@ -32,10 +37,10 @@ async fn fill(database: &PgPool) {
 async fn storing_goes_on_while_many_expire() {
     let world = World::start().await;
     let (client, database) = (world.client("publisher").await, world.database().await);
-    // As stream-bootstrap would: above what is stored.
-    let lifter = world.client("stream-bootstrap").await;
+    // As stream-bootstrap does: the stream continues above what is stored.
+    let bootstrap = world.client("stream-bootstrap").await;
     ask(
-        &lifter,
+        &bootstrap,
         js_api::STREAM_PURGE.to_owned(),
         json!({"seq": 300_001}),
     )
@@ -50,30 +55,33 @@ async fn storing_goes_on_while_many_expire() {
             .await
             .unwrap()
     };
-    let (mut said, mut waits, mut since) = (0, old().await, Instant::now());
-    while waits > EXPIRED / 100 + YOUNG {
-        say(&client, "chat.general", 20).await;
-        said += 20;
+    let mut published = 0;
+    let mut left_over = old().await;
+    let mut since = Instant::now();
+    while left_over > EXPIRED / 100 + YOUNG {
+        publish_texts(&client, "chat.general", 20).await;
+        published += 20;
         let now = old().await;
-        if now < waits {
-            (waits, since) = (now, Instant::now());
+        if now < left_over {
+            left_over = now;
+            since = Instant::now();
         }
         assert!(
             since.elapsed() < SOON,
-            "{waits} are left, and none went for {SOON:?}"
+            "{left_over} are left, and none was deleted for {SOON:?}"
         );
     }
     settled(&world).await;
     assert_eq!(
         left().await,
-        EXPIRED / 100 + YOUNG + said,
-        "what is for ever or young, and what was said meanwhile"
+        EXPIRED / 100 + YOUNG + published,
+        "what is kept for ever or young, and what was published meanwhile"
     );
     let stored: i64 = sqlx::query_scalar("select count(*) from messages where seq > 300000")
         .fetch_one(&database)
         .await
         .unwrap();
-    assert_eq!(stored, said);
+    assert_eq!(stored, published);
     let high: i64 = sqlx::query_scalar("select seq from swept")
         .fetch_one(&database)
         .await
@@ -81,7 +89,7 @@ async fn storing_goes_on_while_many_expire() {
     assert_eq!(high, 206_100);
     assert_eq!(run(&world, true).await.expired, 0);
 
-    // What was for ever no longer is: a room with days of its own is swept from its beginning.
+    // A room that kept messages for ever no longer does: it is scanned from its beginning.
     sqlx::raw_sql("update retention set days = 30 where room = 'forever'")
         .execute(&database)
         .await
@@ -93,12 +101,12 @@ async fn storing_goes_on_while_many_expire() {
         ),
         (2_000, 2_000)
     );
-    assert_eq!(left().await, YOUNG + said);
+    assert_eq!(left().await, YOUNG + published);
     running.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn the_configured_days_are_everybodys() {
+async fn the_configured_days_are_the_default() {
     let world = World::start().await;
     let (client, database) = (world.client("publisher").await, world.database().await);
     let days = async || {
@@ -107,11 +115,11 @@ async fn the_configured_days_are_everybodys() {
             .await
             .unwrap()
     };
-    say(&client, "chat.general", 3).await;
+    publish_texts(&client, "chat.general", 3).await;
     store(&world).await;
     age(&database, 2, 10).await;
     let running = start(&world, &[("EXPIRE_DAYS", "0"), SELDOM]).await;
-    eventually("it is noted", SOON, async || {
+    eventually("it is written", SOON, async || {
         days().await.is_none().then_some(())
     })
     .await;
@@ -119,7 +127,7 @@ async fn the_configured_days_are_everybodys() {
     assert_eq!(run(&world, false).await.expired, 0, "for ever");
     running.stop().await.unwrap();
     let running = start(&world, &[("EXPIRE_DAYS", "9"), SELDOM]).await;
-    eventually("they are swept", SOON, async || {
+    eventually("they are deleted", SOON, async || {
         (count(&database, "messages").await == 1).then_some(())
     })
     .await;

@@ -1,25 +1,28 @@
-//! What cannot be stored, and whose it is.
+//! The dead letters of one user.
 
 use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 
-use crate::Own;
+use crate::handler::State;
 use postgres::error::DatabaseError;
 use protocol::subject::StreamSubject;
 use service::ctx::Ctx;
 
-/// Letters looked at together, 64 KiB of text each and often more.
+/// Dead letters read together; each may hold a text of 64 KiB, and often more.
 const CHUNK: usize = 200;
 
-const LETTERS: &str = "
-    select id, subject, payload from dead_letters where id > $1 and outcome is distinct from 'erased' order by id limit 200";
+const NEXT: &str = "
+    select id, subject, payload from dead_letters
+     where id > $1 and outcome is distinct from 'erased' order by id limit 200";
 
-const EMPTY: &str = "
-    update dead_letters set headers = '', payload = '', outcome = 'erased', outcome_at = now() where id = any($1)";
+const ERASE: &str = "
+    update dead_letters set headers = '', payload = '', outcome = 'erased', outcome_at = now()
+     where id = any($1)";
 
-/// Whether this was written by `user`, as far as it can be told: what is no JSON names nobody.
+/// Whether `user` wrote this, as far as it can be found out: a payload that is not JSON names
+/// nobody.
 pub fn is_by(user: &str, subject: &str, payload: &[u8]) -> bool {
     if let Ok(StreamSubject::Direct { from, .. }) = StreamSubject::parse(subject) {
         return from == user;
@@ -28,12 +31,13 @@ pub fn is_by(user: &str, subject: &str, payload: &[u8]) -> bool {
     body.get("user").and_then(Value::as_str) == Some(user)
 }
 
-/// Empties the letters of `user` behind the letter `after`, some at a time, or counts them; how many, and where to go on.
+/// Erases, or only counts, those of the next dead letters after number `after` that `user` wrote.
+/// Returns how many, and the number after which to continue.
 ///
 /// # Errors
-/// The database does not answer in `limit`.
-pub async fn empty(
-    ctx: &Ctx<Own>,
+/// The database does not answer within `limit`.
+pub async fn erase(
+    ctx: &Ctx<State>,
     user: &str,
     after: i64,
     dry_run: bool,
@@ -42,21 +46,21 @@ pub async fn empty(
     ctx.chat
         .database()
         .run(limit, async |connection: &mut PgConnection| {
-            let letters: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(LETTERS)
+            let dead_letters: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(NEXT)
                 .bind(after)
                 .fetch_all(&mut *connection)
                 .await?;
-            let theirs: Vec<i64> = letters
+            let theirs: Vec<i64> = dead_letters
                 .iter()
                 .filter(|(_, subject, payload)| is_by(user, subject, payload))
                 .map(|(id, ..)| *id)
                 .collect();
             if !theirs.is_empty() && !dry_run {
-                sqlx::query(EMPTY).bind(&theirs).execute(connection).await?;
+                sqlx::query(ERASE).bind(&theirs).execute(connection).await?;
             }
-            let next = letters
+            let next = dead_letters
                 .last()
-                .filter(|_| letters.len() == CHUNK)
+                .filter(|_| dead_letters.len() == CHUNK)
                 .map(|(id, ..)| *id);
             Ok((theirs.len() as u64, next))
         })
@@ -68,7 +72,7 @@ mod tests {
     use super::is_by;
 
     #[test]
-    fn a_letter_says_whose_it_is() {
+    fn the_subject_or_the_payload_names_the_author() {
         assert!(is_by("ann", "chat.general", br#"{"user":"\u0061nn"}"#));
         assert!(is_by("ann", "dm.ann.bob", b"no json"));
         assert!(!is_by("ann", "dm.bob.ann", br#"{"user":"ann"}"#));
