@@ -4,10 +4,13 @@
 use protocol::subject::STREAM;
 use timeline::chat::Chat;
 use timeline::message::parse_of_any_length;
+use timeline::settings::ChatSettings;
 
 mod find;
 mod found;
 mod index;
+
+mod settings;
 
 #[cfg(test)]
 mod tests;
@@ -28,20 +31,12 @@ use protocol::delete::{DeleteRequest, Deleted, DeletedStatus};
 use protocol::endpoints::{DELETE, DM_DELETE};
 use protocol::header;
 use protocol::name::User;
-use serde::Deserialize;
 use service::ctx::Ctx;
 use service::function::Function;
 use service::request::{Reply, Request};
 use service::this;
+use settings::Settings;
 use tracing::Instrument;
-
-/// What this function reads beyond what every function reads.
-#[derive(Debug, Deserialize)]
-struct Settings {
-    /// `DELETE_MODERATORS`: users, separated by commas, who may delete anybody's messages in rooms; not in direct messages.
-    #[serde(default)]
-    delete_moderators: String,
-}
 
 /// What requests share.
 struct Shared {
@@ -55,15 +50,22 @@ fn main() -> ExitCode {
 
 fn function() -> Function<Shared> {
     Function::with(this!(), async |ctx: Ctx| {
-        let settings: Settings = ctx.vars().read()?;
-        let names = settings.delete_moderators.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let moderators = names.map(moderator).collect::<Result<HashSet<String>, Fatal>>()?;
-        Ok(Shared { chat: Chat::open(&ctx)?, moderators })
+        let settings: Settings = ctx.read_settings()?;
+        let names = settings
+            .delete_moderators
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
+        let moderators = names
+            .map(moderator)
+            .collect::<Result<HashSet<String>, Fatal>>()?;
+        Ok(Shared {
+            chat: Chat::open(&ctx)?,
+            moderators,
+        })
     })
-    .settings(
-        "
-  DELETE_MODERATORS        users, separated by commas, who may delete others' messages in rooms (none)",
-    )
+    .settings::<ChatSettings>()
+    .settings::<Settings>()
     .answer(DELETE, delete_in_room)
     .answer(DM_DELETE, delete_direct)
 }

@@ -16,10 +16,7 @@ use testing::{SOON, World, eventually};
 async fn start(world: &World) -> Running {
     let mut vars: HashMap<String, String> = world.vars("delete-message");
     vars.insert("DELETE_MODERATORS".to_owned(), "mod, other-mod".to_owned());
-    function()
-        .start(Vars::from_pairs(vars).unwrap())
-        .await
-        .unwrap()
+    function().start(Vars::from_pairs(vars)).await.unwrap()
 }
 
 /// The answer's `seq`, or the code and the sentence.

@@ -38,10 +38,7 @@ async fn start(world: &World, extra: &[(&str, &str)]) -> Running {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
     );
-    function()
-        .start(Vars::from_pairs(vars).unwrap())
-        .await
-        .unwrap()
+    function().start(Vars::from_pairs(vars)).await.unwrap()
 }
 
 async fn ask(client: &Client, subject: String, body: Value) -> Value {

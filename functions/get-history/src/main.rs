@@ -2,6 +2,7 @@
 //! and its index.
 
 use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 mod encode;
 mod index;
@@ -53,6 +54,7 @@ fn function() -> Function<Shared> {
             changes: Together::default(),
         })
     })
+    .settings::<ChatSettings>()
     .answer(HISTORY, get_history)
     .answer(DM_HISTORY, get_direct_history)
 }

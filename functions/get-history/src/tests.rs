@@ -21,7 +21,7 @@ use testing::{RawClient, SOON, World, eventually};
 
 async fn history(world: &World) -> Running {
     function()
-        .start(Vars::from_pairs(world.vars("get-history")).unwrap())
+        .start(Vars::from_pairs(world.vars("get-history")))
         .await
         .unwrap()
 }

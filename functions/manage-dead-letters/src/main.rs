@@ -2,6 +2,7 @@
 //! done about it. No row of `dead_letters` is ever deleted here; a letter gets an outcome.
 
 use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 mod discard;
 mod fate;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
 
 fn function() -> Function<Chat> {
     Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
+        .settings::<ChatSettings>()
         .answer(DEADLETTERS_LIST, list::list)
         .answer(DEADLETTERS_SHOW, show::show)
         .answer(DEADLETTERS_RETRY, retry::retry)

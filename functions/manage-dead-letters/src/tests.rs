@@ -27,10 +27,7 @@ async fn start_with(world: &World, extra: &[(&str, &str)]) -> Running {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
     );
-    function()
-        .start(Vars::from_pairs(vars).unwrap())
-        .await
-        .unwrap()
+    function().start(Vars::from_pairs(vars)).await.unwrap()
 }
 
 /// The reply, or code and reason of an error.

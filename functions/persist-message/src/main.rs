@@ -2,6 +2,7 @@
 //! acknowledged after the commit.
 
 use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 mod batch;
 mod change;
@@ -10,6 +11,8 @@ mod letters;
 mod probe;
 mod seen;
 mod store;
+
+mod settings;
 
 #[cfg(test)]
 mod tests;
@@ -26,24 +29,13 @@ use jetstream::consumer::{AckExtension, Delivery, Worker};
 use nats::trace::{link, remote_parent};
 use postgres::error::{Class, DatabaseError};
 use seen::Seen;
-use serde::Deserialize;
 use service::ctx::Ctx;
 use service::function::Function;
 use service::meter::Meter;
 use service::this;
+use settings::Settings;
 use store::Stored;
 use tracing::{Instrument, Span};
-
-/// What this function reads beyond what every function reads.
-#[derive(Debug, Deserialize)]
-struct Settings {
-    /// `PERSIST_BATCH`: the most messages one statement stores.
-    #[serde(default = "default_batch")]
-    persist_batch: usize,
-    /// `PERSIST_STUCK_AFTER_MS`: messages pending and nothing moving for this long ends the process.
-    #[serde(default = "default_stuck_after_ms")]
-    persist_stuck_after_ms: u64,
-}
 
 /// What batches share.
 struct Shared {
@@ -52,14 +44,6 @@ struct Shared {
     batch: usize,
     stuck_after: Duration,
     seen: Seen,
-}
-
-/// Beyond a thousand rows a statement gets no faster, only later.
-const fn default_batch() -> usize {
-    1_000
-}
-const fn default_stuck_after_ms() -> u64 {
-    60_000
 }
 
 /// A statement of a thousand rows takes milliseconds; one that takes this long is on a dead connection.
@@ -77,20 +61,22 @@ fn main() -> ExitCode {
 
 fn function() -> Function<Shared> {
     Function::with(this!(), async |ctx: Ctx| {
-        let settings: Settings = ctx.vars().read()?;
-        if (1..=10_000).contains(&settings.persist_batch) {
-            let stuck_after = Duration::from_millis(settings.persist_stuck_after_ms);
-            Ok(Shared { chat: Chat::open(&ctx)?, batch: settings.persist_batch, stuck_after, seen: Seen::default() })
-        } else {
-            Err(Fatal::new("configuration: PERSIST_BATCH must be from 1 to 10000"))
-        }
+        let settings: Settings = ctx.read_settings()?;
+        Ok(Shared {
+            chat: Chat::open(&ctx)?,
+            batch: settings.persist_batch,
+            stuck_after: Duration::from_millis(settings.persist_stuck_after_ms),
+            seen: Seen::default(),
+        })
     })
-    .settings(
-        "
-  PERSIST_BATCH            the most messages one statement stores (1000)
-  PERSIST_STUCK_AFTER_MS   messages pending and nothing moving for so long ends the process (60000)",
+    .settings::<ChatSettings>()
+    .settings::<Settings>()
+    .work(
+        "store",
+        protocol::subject::STREAM,
+        "Stores the log's messages; requests are messages, errors are dead letters",
+        persist_message,
     )
-    .work("store", protocol::subject::STREAM, "Stores the log's messages; requests are messages, errors are dead letters", persist_message)
 }
 
 async fn persist_message(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fatal> {

@@ -27,7 +27,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 async fn worker(world: &World) -> Running {
     function()
-        .start(Vars::from_pairs(world.vars("persist-message")).unwrap())
+        .start(Vars::from_pairs(world.vars("persist-message")))
         .await
         .unwrap()
 }

@@ -18,11 +18,14 @@ use relay::Relay;
 use service::ctx::Ctx;
 use service::function::Function;
 use service::this;
+use timeline::settings::ChatSettings;
 
 fn main() -> ExitCode {
     function().run()
 }
 
 fn function() -> Function<Chat> {
-    Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx)).job::<Relay>()
+    Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
+        .settings::<ChatSettings>()
+        .job::<Relay>()
 }

@@ -2,6 +2,7 @@
 //! whatever else is waiting, and answers when the log has it.
 
 use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 mod append;
 mod commit;
@@ -12,6 +13,8 @@ mod rate;
 mod secret;
 mod sequencer;
 
+mod settings;
+
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +22,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use base::error::Code;
-use base::error::{Error, Fatal, Result};
+use base::error::{Error, Result};
 use base::span::SpanGuard;
 use commit::Committer;
 use nats::trace::inject_trace;
@@ -29,60 +32,12 @@ use protocol::name::{Room, User};
 use protocol::send::{Draft, SendAck, SendRequest, SentStatus};
 use protocol::subject::{StreamSubject, direct_subject};
 use rate::Rate;
-use serde::Deserialize;
 use service::ctx::Ctx;
 use service::function::Function;
 use service::request::{Reply, Request};
 use service::this;
+use settings::Settings;
 use tracing::Instrument;
-
-/// What this function reads beyond what every function reads.
-#[derive(Debug, Deserialize)]
-struct Settings {
-    /// `SEND_RATE_PER_SECOND`: messages a second one user may send, lastingly; per copy of this function.
-    #[serde(default = "default_rate_per_second")]
-    send_rate_per_second: f64,
-    /// `SEND_BURST`: messages one user may send at once after a pause; per copy of this function.
-    #[serde(default = "default_burst")]
-    send_burst: u32,
-    /// `SEND_MIN_BATCH`: fewer messages than these go to the log one by one, side by side. For each batch nats-server makes a
-    /// file store of its own and removes it, which takes as long as some thirty plain publishes.
-    #[serde(default = "default_min_batch")]
-    send_min_batch: usize,
-}
-
-/// One message every quarter of an hour.
-const SLOWEST_RATE: f64 = 0.001;
-const FASTEST_RATE: f64 = 1_000_000.0;
-const LARGEST_BURST: u32 = 1_000_000;
-
-impl Settings {
-    fn check(&self) -> Result<(), Fatal> {
-        // Written so that NaN, which is in no range, is refused.
-        if !(SLOWEST_RATE..=FASTEST_RATE).contains(&self.send_rate_per_second) {
-            return Err(Fatal::new(format!(
-                "configuration: SEND_RATE_PER_SECOND must be from {SLOWEST_RATE} to {FASTEST_RATE}"
-            )));
-        }
-        if !(1..=LARGEST_BURST).contains(&self.send_burst) {
-            return Err(Fatal::new(format!(
-                "configuration: SEND_BURST must be from 1 to {LARGEST_BURST}"
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// Nobody types faster; a program that does should publish as a trusted publisher.
-const fn default_rate_per_second() -> f64 {
-    20.0
-}
-const fn default_burst() -> u32 {
-    100
-}
-const fn default_min_batch() -> usize {
-    32
-}
 
 /// What requests share.
 struct Shared {
@@ -97,8 +52,7 @@ fn main() -> ExitCode {
 
 fn function() -> Function<Shared> {
     Function::with(this!(), async |ctx: Ctx| {
-        let settings: Settings = ctx.vars().read()?;
-        settings.check()?;
+        let settings: Settings = ctx.read_settings()?;
         let chat = Chat::open(&ctx)?;
         let chat_ctx = ctx.with_state(chat.clone());
         let rate = Rate::new(settings.send_rate_per_second, settings.send_burst);
@@ -108,12 +62,8 @@ fn function() -> Function<Shared> {
             committer: Committer::start(chat_ctx, settings.send_min_batch.max(2)),
         })
     })
-    .settings(
-        "
-  SEND_RATE_PER_SECOND     messages a second one user may send, lastingly, in one copy (20)
-  SEND_BURST               messages one user may send at once after a pause (100)
-  SEND_MIN_BATCH           fewer messages than these do not make a batch (32)",
-    )
+    .settings::<ChatSettings>()
+    .settings::<Settings>()
     .answer(SEND, send_to_room)
     .answer(DM_SEND, send_to_user)
 }

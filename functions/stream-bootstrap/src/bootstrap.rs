@@ -11,7 +11,6 @@ use crate::desired::{Desired, captured_requests, subjects};
 use crate::error::Error;
 use crate::foreign_events::ForeignEvents;
 use crate::{reappend, replay, schema, sequence_guard};
-use base::error::Fatal;
 use base::seq::Seq;
 use base::subject::overlap;
 use nats::connection::Connection;
@@ -312,42 +311,6 @@ async fn streams(nats: &Connection) -> Result<Vec<Stream>, Error> {
         found.extend(streams);
         if ended || found.len() >= page.total {
             return Ok(found);
-        }
-    }
-}
-
-/// The function's own settings.
-#[derive(Debug, Deserialize)]
-pub struct Own {
-    /// `BOOTSTRAP_CONFIG`: a directory with `streams/` and `consumers/`, instead of what is
-    /// shipped.
-    pub bootstrap_config: Option<std::path::PathBuf>,
-    /// `BOOTSTRAP_INTERVAL_MS`: how often everything is looked at.
-    #[serde(default = "default_interval_ms")]
-    bootstrap_interval_ms: u64,
-    /// `BOOTSTRAP_ALLOW_REPLICAS`: `num_replicas` above 1 are taken.
-    #[serde(default)]
-    pub bootstrap_allow_replicas: bool,
-}
-
-const MAX_INTERVAL_MS: u64 = 24 * 60 * 60 * 1_000;
-
-const fn default_interval_ms() -> u64 {
-    30_000
-}
-
-impl Own {
-    /// # Errors
-    /// Names the variable that is wrong.
-    pub fn interval(&self) -> Result<Duration, Fatal> {
-        match self.bootstrap_interval_ms {
-            0 => Err(Fatal::new(
-                "configuration: BOOTSTRAP_INTERVAL_MS must be at least 1",
-            )),
-            milliseconds if milliseconds > MAX_INTERVAL_MS => Err(Fatal::new(format!(
-                "configuration: BOOTSTRAP_INTERVAL_MS must be at most {MAX_INTERVAL_MS}, a day"
-            ))),
-            milliseconds => Ok(Duration::from_millis(milliseconds)),
         }
     }
 }

@@ -19,6 +19,7 @@ mod replay;
 mod salvage;
 mod schema;
 mod sequence_guard;
+mod settings;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,8 @@ use protocol::endpoints::{BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOO
 use reconcile::Reconcile;
 use service::function::Function;
 use service::this;
+use settings::Settings;
+use timeline::settings::ChatSettings;
 
 fn main() -> ExitCode {
     function().run()
@@ -37,12 +40,8 @@ fn main() -> ExitCode {
 
 fn function() -> Function<State> {
     Function::with(this!(), reconcile::apply_at_start)
-        .settings(
-            "
-  BOOTSTRAP_CONFIG         a directory with streams/ and consumers/, instead of what is shipped
-  BOOTSTRAP_INTERVAL_MS    how often everything is looked at (30000)
-  BOOTSTRAP_ALLOW_REPLICAS true: num_replicas above 1 are taken, although reads may then miss what was acknowledged (false)",
-        )
+        .settings::<ChatSettings>()
+        .settings::<Settings>()
         .answer(BOOTSTRAP_CHECK, handler::check)
         .answer(BOOTSTRAP_APPLY, handler::apply)
         .answer(BOOTSTRAP_AUDIT, handler::audit)

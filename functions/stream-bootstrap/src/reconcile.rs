@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::bootstrap::{Bootstrap, Own};
+use crate::bootstrap::Bootstrap;
 use crate::desired::Desired;
 use crate::error::Error;
 use crate::handler::{State, log_done};
+use crate::settings::Settings;
 use base::backoff::Backoff;
 use base::error::Fatal;
 use service::ctx::Ctx;
@@ -26,11 +27,11 @@ const FAILING: &str = "streams, consumers and schema are not applied yet; trying
 /// The configuration is wrong, or an operator has to fix what the line names.
 pub async fn apply_at_start(ctx: Ctx) -> Result<State, Fatal> {
     let chat = Chat::open(&ctx)?;
-    let own: Own = ctx.vars().read()?;
-    let interval = own.interval()?;
+    let settings: Settings = ctx.read_settings()?;
+    let interval = Duration::from_millis(settings.bootstrap_interval_ms);
     let desired = Desired::read(
-        own.bootstrap_config.as_deref(),
-        own.bootstrap_allow_replicas,
+        settings.bootstrap_config.as_deref(),
+        settings.bootstrap_allow_replicas,
     )?;
     let bootstrap = Arc::new(Bootstrap::new(ctx.with_state(chat.clone()), desired));
     until_success(&ctx, FAILING, Backoff::fixed(START_PAUSE), || {

@@ -46,7 +46,7 @@ async fn start_with(world: &World, extra: &[(&str, &str)]) -> Result<Running, Fa
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
     );
-    function().start(Vars::from_pairs(vars)?).await
+    function().start(Vars::from_pairs(vars)).await
 }
 
 async fn ask(client: &Client, subject: String, body: Value) -> Value {

@@ -2,6 +2,7 @@
 //! away ends up with what everyone else sees; and `chat.inbox.{u}`: the direct messages that wait for somebody.
 
 use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 mod encode;
 mod inbox;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
 
 fn function() -> Function<Chat> {
     Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
+        .settings::<ChatSettings>()
         .answer(SYNC, sync_room)
         .answer(DM_SYNC, sync_direct)
         .answer(DM_INBOX, read_inbox)

@@ -24,7 +24,7 @@ use timeline::chat::open_database;
 
 async fn start(world: &World) -> Running {
     function()
-        .start(Vars::from_pairs(world.vars("sync-messages")).unwrap())
+        .start(Vars::from_pairs(world.vars("sync-messages")))
         .await
         .unwrap()
 }
@@ -512,7 +512,7 @@ async fn an_inbox_reads_no_room_but_its_own() {
     let world = World::start().await;
     world.store_conversations().await;
     // As the function itself connects: the plan is one for any limit.
-    let vars = Vars::from_pairs(world.vars("sync-messages")).unwrap();
+    let vars = Vars::from_pairs(world.vars("sync-messages"));
     let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         let prepare = format!(
@@ -539,7 +539,7 @@ async fn an_inbox_reads_no_room_but_its_own() {
 #[tokio::test]
 async fn no_statement_is_compiled() {
     let world = World::start().await;
-    let vars = Vars::from_pairs(world.vars("sync-messages")).unwrap();
+    let vars = Vars::from_pairs(world.vars("sync-messages"));
     let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         // Dear enough on paper for anything PostgreSQL could do about it.

@@ -2,6 +2,7 @@
 //! back; and `chat.unread.{u}`: counts what lies above them.
 
 use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 mod delivered;
 mod mark;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
 
 fn function() -> Function<Chat> {
     Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
+        .settings::<ChatSettings>()
         .answer(DELIVERED, mark_delivered)
         .answer(READ, mark_room_read)
         .answer(DM_READ, mark_direct_read)

@@ -18,7 +18,7 @@ use testing::{SOON, World, eventually};
 
 async fn start(world: &World) -> Running {
     function()
-        .start(Vars::from_pairs(world.vars("track-receipts")).unwrap())
+        .start(Vars::from_pairs(world.vars("track-receipts")))
         .await
         .unwrap()
 }

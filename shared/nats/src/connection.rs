@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, RequestErrorKind};
+use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -72,7 +73,8 @@ pub async fn connect(
         let refused = Objection::default();
         let options = options(settings, name, broken_tx, refused.clone())?;
         let urls: Vec<String> = settings
-            .nats_url
+            .url
+            .expose()
             .split(',')
             .map(|url| url.trim().to_owned())
             .collect();
@@ -88,7 +90,7 @@ pub async fn connect(
                 ConnectErrorKind::ServerParse => {
                     return Err(Fatal::new(format!(
                         "configuration: NATS_URL={} is not of the form nats://host:4222",
-                        settings.printable_url()
+                        settings.url
                     )));
                 }
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
@@ -98,7 +100,7 @@ pub async fn connect(
                 }
                 kind => {
                     if !told {
-                        tracing::warn!(url = settings.printable_url(), %kind, "waiting for NATS");
+                        tracing::warn!(url = %settings.url, %kind, "waiting for NATS");
                         told = true;
                     }
                 }
@@ -139,7 +141,7 @@ fn options(
             }
             std::future::ready(())
         });
-    if let Some(path) = &settings.nats_creds {
+    if let Some(path) = &settings.credentials {
         let creds = std::fs::read_to_string(path).map_err(|error| {
             Fatal::new(format!(
                 "configuration: NATS_CREDS={} cannot be read: {error}",
@@ -152,11 +154,14 @@ fn options(
                 path.display()
             ))
         })?;
-    } else if let Some(user) = &settings.nats_user {
+    } else if let Some(user) = &settings.user {
         // A private inbox: with a shared `_INBOX.>` one user could read another's replies.
+        let user = user.expose_secret();
+        let password = settings.password.as_ref();
+        let password = password.map_or("", |password| password.expose_secret());
         options = options
             .custom_inbox_prefix(format!("{INBOX}.{user}"))
-            .user_and_password(user.clone(), settings.nats_pass.clone().unwrap_or_default());
+            .user_and_password(user.to_owned(), password.to_owned());
     }
     Ok(options)
 }

@@ -1,56 +1,31 @@
 //! Where NATS is and who we are there.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use base::redact::SecretUrl;
+use secrecy::SecretString;
 
-use base::redact::{REDACTED, without_userinfo};
-
-/// Where NATS is and who we are there; all that a tool without a database reads.
-#[derive(Clone, Deserialize)]
+/// Where NATS is and who we are there.
+#[derive(Debug, Clone)]
 pub struct NatsSettings {
-    /// `NATS_URL`: one server or several, separated by commas.
-    #[serde(default = "default_nats_url")]
-    pub nats_url: String,
-    /// `NATS_USER`, with `NATS_PASS`.
-    pub nats_user: Option<String>,
-    /// `NATS_PASS` or `NATS_PASS_FILE`.
-    pub nats_pass: Option<String>,
-    /// `NATS_CREDS`: a credentials file, instead of user and password.
-    pub nats_creds: Option<PathBuf>,
-}
-
-impl Default for NatsSettings {
-    fn default() -> Self {
-        NatsSettings {
-            nats_url: default_nats_url(),
-            nats_user: None,
-            nats_pass: None,
-            nats_creds: None,
-        }
-    }
+    /// One server, or several separated by commas.
+    pub url: SecretUrl,
+    /// With [`NatsSettings::password`].
+    pub user: Option<SecretString>,
+    /// Of the user.
+    pub password: Option<SecretString>,
+    /// A credentials file, instead of user and password.
+    pub credentials: Option<PathBuf>,
 }
 
 impl NatsSettings {
-    /// `NATS_URL` as it may be printed.
-    pub fn printable_url(&self) -> String {
-        without_userinfo(&self.nats_url)
+    /// A server that asks for no user, or for one that the URL contains.
+    pub fn new(url: impl Into<SecretUrl>) -> NatsSettings {
+        NatsSettings {
+            url: url.into(),
+            user: None,
+            password: None,
+            credentials: None,
+        }
     }
-}
-
-/// Without the password, also where it stands in the URL.
-impl fmt::Debug for NatsSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NatsSettings")
-            .field("nats_url", &self.printable_url())
-            .field("nats_user", &self.nats_user)
-            .field("nats_pass", &self.nats_pass.as_ref().map(|_| REDACTED))
-            .field("nats_creds", &self.nats_creds)
-            .finish()
-    }
-}
-
-fn default_nats_url() -> String {
-    "nats://127.0.0.1:4222".to_owned()
 }

@@ -56,7 +56,7 @@ impl Database {
     /// # Errors
     /// The URL cannot be read.
     pub fn new(settings: &Settings, application: &str) -> Result<Database, Fatal> {
-        let options = PgConnectOptions::from_str(&settings.database_url)
+        let options = PgConnectOptions::from_str(settings.url.expose())
             .map_err(|_| Fatal::new("configuration: DATABASE_URL is not of the form postgres://user:password@host:5432/database"))?
             .application_name(application)
             .options(SESSION)
@@ -64,9 +64,9 @@ impl Database {
         let retired = Retired::default();
         let of_pool = retired.clone();
         let pool = PgPoolOptions::new()
-            .max_connections(settings.database_connections)
-            .idle_timeout(settings.idle_timeout())
-            .max_lifetime(settings.max_lifetime())
+            .max_connections(settings.connections)
+            .idle_timeout(settings.idle_timeout)
+            .max_lifetime(settings.max_lifetime)
             // A ping before every use would double the round trips.
             .test_before_acquire(false)
             .before_acquire(move |connection, metadata| {

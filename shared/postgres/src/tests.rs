@@ -17,8 +17,18 @@ const NAME: &str = "under-test";
 /// What the functions grant a query.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// As the functions are configured.
+fn settings(url: &str) -> Settings {
+    Settings {
+        url: url.into(),
+        connections: 4,
+        idle_timeout: Duration::from_secs(5 * 60),
+        max_lifetime: Duration::from_secs(30 * 60),
+    }
+}
+
 fn connect(url: &str) -> Database {
-    Database::new(&Settings::new(url), NAME).unwrap()
+    Database::new(&settings(url), NAME).unwrap()
 }
 
 async fn execute(pool: &PgPool, sql: &str) {
@@ -166,8 +176,8 @@ async fn a_query_that_is_slow_for_one_costs_nobody_else_an_answer() {
     let world = World::bare().await;
     let database = Database::new(
         &Settings {
-            database_connections: 2,
-            ..Settings::new(world.database_url())
+            connections: 2,
+            ..settings(&world.database_url())
         },
         NAME,
     )

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Settings, Vars};
+use crate::config::{Declared, Settings, Variable, Vars};
 use crate::function::Identity;
 use base::error::Fatal;
 use nats::connection::Connection;
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub identity: Identity,
     pub settings: Settings,
     pub vars: Vars,
+    /// What `--help` shows, and what may be read.
+    pub declared: Vec<Variable>,
     pub nats: Connection,
     pub clock: Clock,
     pub health_checks: Mutex<Vec<HealthCheck>>,
@@ -87,9 +89,25 @@ impl<S> Ctx<S> {
         &self.shared.settings
     }
 
-    /// The environment, for settings of the function's own.
-    pub fn vars(&self) -> &Vars {
-        &self.shared.vars
+    /// Reads settings that the function declared with
+    /// [`Function::settings`](crate::function::Function::settings).
+    ///
+    /// # Errors
+    /// Names the variable that is missing or wrong.
+    pub fn read_settings<T: Declared>(&self) -> Result<T, Fatal> {
+        let declared = |field| {
+            self.shared
+                .declared
+                .iter()
+                .any(|known| known.field == field)
+        };
+        match T::VARIABLES.iter().find(|read| !declared(read.field)) {
+            None => self.shared.vars.read(),
+            Some(read) => Err(Fatal::new(format!(
+                "{} is read and not declared: --help would not show it; add .settings::<…>()",
+                read.name()
+            ))),
+        }
     }
 
     /// The connection the service API uses; not for receiving messages of the log.

@@ -15,7 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Settings, Vars};
+use crate::config::{
+    Declared, NatsVariables, RequestVariables, STANDARD, Settings, Variable, Vars, help, json,
+    unknown,
+};
 use crate::ctx::{Clock, Ctx, Shared};
 use crate::job::{self, Description, Job};
 use crate::meter::Meter;
@@ -67,7 +70,8 @@ pub struct Function<S = ()> {
     identity: Identity,
     /// Of this replica, for the service API and for telemetry.
     id: String,
-    own_settings: &'static str,
+    /// Every variable it reads.
+    variables: Vec<Variable>,
     clock: Clock,
     setup: Setup<S>,
     endpoints: Vec<Bind<S>>,
@@ -98,7 +102,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         Function {
             identity,
             id: new_instance_id(),
-            own_settings: "",
+            variables: [NatsVariables::VARIABLES, RequestVariables::VARIABLES].concat(),
             clock: Arc::new(SystemTime::now),
             setup: Box::new(move |ctx| setup(ctx).boxed()),
             endpoints: Vec::new(),
@@ -113,10 +117,11 @@ impl<S: Send + Sync + 'static> Function<S> {
         self
     }
 
-    /// What `--help` says of the function's own variables: one a line, in the form of those every function has.
+    /// Declares variables that the function reads with [`Ctx::read_settings`]. `--help` and the
+    /// configuration reference show them, and a variable with a similar name is warned about.
     #[must_use]
-    pub fn settings(mut self, help: &'static str) -> Self {
-        self.own_settings = help;
+    pub fn settings<T: Declared>(mut self) -> Self {
+        self.variables.extend_from_slice(T::VARIABLES);
         self
     }
 
@@ -212,9 +217,16 @@ impl<S: Send + Sync + 'static> Function<S> {
             None => {}
             Some("--help" | "-h") => {
                 println!(
-                    "{} {}\n{}\n\n{HELP_SETTINGS}{}\n{HELP_REST}",
-                    identity.name, identity.version, identity.description, self.own_settings
+                    "{} {}\n{}\n\n{HELP_SETTINGS}\n{}\n{HELP_REST}",
+                    identity.name,
+                    identity.version,
+                    identity.description,
+                    help(&self.documented())
                 );
+                return ExitCode::SUCCESS;
+            }
+            Some("--variables") => {
+                println!("{:#}", json(&self.documented()));
                 return ExitCode::SUCCESS;
             }
             Some("--version" | "-V") => {
@@ -239,9 +251,14 @@ impl<S: Send + Sync + 'static> Function<S> {
         }
     }
 
+    /// The variables it reads, and those that libraries read.
+    fn documented(&self) -> Vec<Variable> {
+        [self.variables.as_slice(), &STANDARD].concat()
+    }
+
     fn run_to_end(self) -> Result<(), Fatal> {
         let identity = self.identity;
-        let vars = Vars::from_env()?;
+        let vars = Vars::from_env();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -298,6 +315,9 @@ impl<S: Send + Sync + 'static> Function<S> {
         // Two providers in one tree would make rustls ask which; a second call is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let identity = self.identity;
+        for sentence in unknown(&vars, &self.variables) {
+            tracing::warn!("configuration: {sentence}");
+        }
         let settings = Settings::read(&vars)?;
         let nats = connect(&settings.nats, identity.name, &stop).await?;
         let (failed, failures) = mpsc::unbounded_channel();
@@ -305,6 +325,7 @@ impl<S: Send + Sync + 'static> Function<S> {
             identity,
             settings,
             vars,
+            declared: self.variables,
             nats,
             clock: self.clock,
             health_checks: Mutex::default(),
@@ -345,7 +366,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         let answering =
             Answering::start(service.clone(), receiving(&shared.settings), &stop).await?;
         hear_itself(&service, &shared.nats, &answering, &stop).await?;
-        let health = shared.settings.health_file.clone();
+        let health = shared.settings.requests.health_file.clone();
         let health = health.map(|path| tokio::spawn(stay_healthy(path, service, shared.clone())));
         tracing::info!(
             function = identity.name,
@@ -372,10 +393,10 @@ impl<S: Send + Sync + 'static> Function<S> {
 fn receiving(settings: &Settings) -> requests::Setup<'_> {
     requests::Setup {
         nats: &settings.nats,
-        permits: settings.max_concurrent_requests,
+        permits: settings.requests.max_concurrent_requests,
         limits: QueueLimits {
-            requests: settings.max_waiting_requests,
-            bytes: settings.max_waiting_bytes,
+            requests: settings.requests.max_waiting_requests,
+            bytes: settings.requests.max_waiting_bytes,
         },
         deadline: settings.request_deadline(),
     }
@@ -556,29 +577,14 @@ fn health() -> ExitCode {
     }
 }
 
-const HELP_SETTINGS: &str = "\
-Configuration comes from the environment:
-  NATS_URL                 nats://127.0.0.1:4222; several, separated by commas
-  NATS_USER, NATS_PASS     or NATS_CREDS, a credentials file
-  DATABASE_URL             postgres://user:password@host:5432/database
-  DATABASE_CONNECTIONS     the most connections one copy keeps (4)
-  DATABASE_IDLE_TIMEOUT_MS a connection that nobody used for so long is closed (300000)
-  DATABASE_MAX_LIFETIME_MS a connection as old as this is replaced (1800000)
-  MAX_CONCURRENT_REQUESTS  handled side by side in one copy (256)
-  MAX_WAITING_REQUESTS     more than these wait: the largest queue of a caller loses its newest, with 503 (4096)
-  MAX_WAITING_BYTES        what those that wait may take of memory, at least 2097152 (33554432)
-  REQUEST_DEADLINE_MS      this long after its arrival a request is answered with 503 (5000)
-  MAX_TEXT_BYTES           the longest text; the same for every function (65536)
-  EXPIRE_DAYS              how long messages are kept; 0: for ever; the same for every function (30)
-  HEALTH_FILE              touched while requests and PostgreSQL are answered; --health looks at it
-  OTEL_*                   the standard variables; silent when none is set
-  RUST_LOG                 info,async_nats=warn,sqlx=warn";
+const HELP_SETTINGS: &str = "Configuration comes from the environment:";
 
 const HELP_REST: &str = "\
-NATS_USER, NATS_PASS and DATABASE_URL may stand in files named by NATS_USER_FILE and so on.
+A variable with \"Or NAME_FILE\" may be in a file that NAME_FILE names; setting both is an error.
 
-  --health   exits 0 when the running replica is healthy: HEALTH_FILE was touched within 20 s
-  --version  prints the version";
+  --health     exits 0 when the running replica is healthy: HEALTH_FILE was touched within 20 s
+  --variables  prints the variables as JSON
+  --version    prints the version";
 
 /// A function that was started.
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! A framework for functions behind the NATS service API: configuration, connection, endpoints, work,
 //! telemetry, health, shutdown. `README.md` beside this crate walks one request through it.
 
+extern crate self as service;
+
 mod collector;
 pub mod config;
 pub mod ctx;

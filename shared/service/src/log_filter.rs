@@ -2,8 +2,10 @@
 
 use tracing_subscriber::filter::{Directive, EnvFilter};
 
+use crate::config::distance;
+
 /// What libraries say at `info` is not about chat.
-const DEFAULT_FILTER: &str = "info,async_nats=warn,sqlx=warn";
+pub(crate) const DEFAULT_FILTER: &str = "info,async_nats=warn,sqlx=warn";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The filter that `RUST_LOG` asks for. What cannot be meant is named on standard error, and the rest holds.
@@ -57,21 +59,6 @@ fn is_misspelt_level(directive: &str) -> bool {
         && LEVELS
             .iter()
             .any(|level| distance(&word, level) <= 2 && word.len() + 1 >= level.len())
-}
-
-/// How many letters must be added, left out or changed.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (above, left) in one.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = above + 1;
-        for (index, right) in other.bytes().enumerate() {
-            let changed = diagonal + usize::from(left != right);
-            diagonal = row[index + 1];
-            row[index + 1] = changed.min(diagonal + 1).min(row[index] + 1);
-        }
-    }
-    row[other.len()]
 }
 
 #[cfg(test)]

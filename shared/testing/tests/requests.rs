@@ -54,7 +54,7 @@ async fn the_requests_of_a_caller_are_started_in_the_order_of_their_arrival() {
     let world = World::bare().await;
     let seen = Seen::default();
     let function = noting(&seen)
-        .start(Vars::from_pairs(world.vars("send-message")).unwrap())
+        .start(Vars::from_pairs(world.vars("send-message")))
         .await
         .unwrap();
     let mut client = RawClient::connect(world.nats(), "publisher").await;

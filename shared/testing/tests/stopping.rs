@@ -113,7 +113,7 @@ async fn a_panic_in_a_loop_of_its_own_ends_a_function() {
         Ok(())
     });
     let running = function
-        .start(Vars::from_pairs(world.vars("get-history")).unwrap())
+        .start(Vars::from_pairs(world.vars("get-history")))
         .await
         .unwrap();
     let fatal = running.ended().await.unwrap_err().to_string();

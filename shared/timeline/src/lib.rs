@@ -5,5 +5,6 @@ pub mod append_again;
 pub mod chat;
 pub mod message;
 pub mod published;
+pub mod settings;
 pub mod tail;
 pub mod union;

@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +18,7 @@ use nats::connection::{Connection, connect};
 use nats::settings::NatsSettings;
 use protocol::audit::{AuditCounts, Offender};
 use protocol::endpoints::{BOOTSTRAP_AUDIT, BOOTSTRAP_REPLAY};
-use service::config::Vars;
+use service::config::{NatsVariables, Vars};
 
 /// A connection that takes longer than this is mentioned on the terminal.
 const MENTION_WAITING_AFTER: Duration = Duration::from_secs(1);
@@ -50,15 +49,12 @@ fn parse_sequence(text: &str) -> Result<Seq, String> {
     number.ok_or_else(|| "a sequence of the stream is a whole number; 0: from its first".to_owned())
 }
 
-#[derive(Deserialize)]
-struct Settings {
-    /// `REPLAY_STUCK_AFTER_MS`.
-    #[serde(default = "default_stuck_after_ms")]
-    replay_stuck_after_ms: u64,
-}
-
-const fn default_stuck_after_ms() -> u64 {
-    60_000
+service::settings! {
+    /// What this program reads beyond where NATS is.
+    struct Settings {
+        /// A replay that stores nothing for this long has failed.
+        replay_stuck_after_ms: u64 = 60_000;
+    }
 }
 
 fn main() -> ExitCode {
@@ -74,8 +70,8 @@ fn main() -> ExitCode {
 
 /// Whether every message is where it should be.
 fn run(arguments: &Arguments) -> Result<bool, Fatal> {
-    let vars = Vars::from_env()?;
-    let nats: NatsSettings = vars.read()?;
+    let vars = Vars::from_env();
+    let nats = NatsSettings::from(vars.read::<NatsVariables>()?);
     let settings: Settings = vars.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -97,7 +93,7 @@ async fn connect_as_operator(nats: &NatsSettings) -> Result<Connection, Fatal> {
     tokio::select! {
         connection = &mut connecting => return connection,
         () = tokio::time::sleep(MENTION_WAITING_AFTER) => {
-            eprintln!("audit: waiting for NATS at {}", nats.printable_url());
+            eprintln!("audit: waiting for NATS at {}", nats.url);
         }
     }
     connecting.await

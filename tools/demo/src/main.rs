@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use serde::Deserialize;
+use secrecy::SecretString;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -27,7 +27,7 @@ use protocol::message::Message;
 use protocol::name::Room;
 use protocol::subject::STREAM;
 use request::{request_raw, request_until_answered};
-use service::config::Vars;
+use service::config::{NatsVariables, Vars};
 use service::function::Identity;
 use service::telemetry::{Telemetry, new_instance_id};
 
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
 }
 
 fn run(room: &Room) -> Result<(), Fatal> {
-    let vars = Vars::from_env()?;
+    let vars = Vars::from_env();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -89,15 +89,18 @@ fn run(room: &Room) -> Result<(), Fatal> {
     outcome
 }
 
-/// `OPERATOR_USER`, `OPERATOR_PASS`.
-#[derive(Deserialize)]
-struct OperatorSettings {
-    operator_user: Option<String>,
-    operator_pass: Option<String>,
+service::settings! {
+    /// Who may ask functions how they are.
+    struct OperatorSettings {
+        /// The operator's user.
+        operator_user: Option<SecretString>;
+        /// Its password.
+        operator_pass: Option<SecretString>;
+    }
 }
 
 async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
-    let nats: NatsSettings = vars.read()?;
+    let nats = NatsSettings::from(vars.read::<NatsVariables>()?);
     let operator: OperatorSettings = vars.read()?;
     let stop = CancellationToken::new();
     let publisher = connect(&nats, IDENTITY.name, &stop).await?;
@@ -113,9 +116,9 @@ async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
     steps.instrument(root).await?;
     if operator.operator_user.is_some() {
         let operator = NatsSettings {
-            nats_user: operator.operator_user,
-            nats_pass: operator.operator_pass,
-            nats_creds: None,
+            user: operator.operator_user,
+            password: operator.operator_pass,
+            credentials: None,
             ..nats
         };
         let operator = connect(&operator, IDENTITY.name, &stop).await?;

@@ -15,7 +15,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::Client;
 use clap::Parser;
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +28,7 @@ use nats::settings::NatsSettings;
 use protocol::message::Limits;
 use reader::{ANOTHER_ID, Found};
 use report::{Progress, REFUSED_SHOWN, Summary};
-use service::config::Vars;
+use service::config::{NatsVariables, Vars};
 
 /// A connection that takes longer than this is mentioned on the terminal.
 const MENTION_WAITING_AFTER: Duration = Duration::from_secs(1);
@@ -81,8 +80,8 @@ fn main() -> ExitCode {
 
 /// Whether every line was imported.
 fn run(files: &[String]) -> Result<bool, Fatal> {
-    let vars = Vars::from_env()?;
-    let nats: NatsSettings = vars.read()?;
+    let vars = Vars::from_env();
+    let nats = NatsSettings::from(vars.read::<NatsVariables>()?);
     let settings: Settings = vars.read()?;
     let consumed = Arc::new(AtomicU64::new(0));
     // All of them are opened before the first line is published, so a mistyped name is noticed at
@@ -115,15 +114,12 @@ fn run(files: &[String]) -> Result<bool, Fatal> {
     outcome.map(|()| summary.refused == 0)
 }
 
-#[derive(Deserialize)]
-struct Settings {
-    /// `MAX_TEXT_BYTES`.
-    #[serde(default = "default_max_text_bytes")]
-    max_text_bytes: usize,
-}
-
-fn default_max_text_bytes() -> usize {
-    Limits::default().text_bytes
+service::settings! {
+    /// What this program reads beyond where NATS is.
+    struct Settings {
+        /// The longest text; the same as for every function.
+        max_text_bytes: usize = Limits::default().text_bytes;
+    }
 }
 
 fn now_ms() -> i64 {
@@ -141,7 +137,7 @@ async fn connect_as_publisher(
     tokio::select! {
         connection = &mut connecting => return connection,
         () = tokio::time::sleep(MENTION_WAITING_AFTER) => {
-            progress.print(&format!("waiting for NATS at {}", nats.printable_url()));
+            progress.print(&format!("waiting for NATS at {}", nats.url));
         }
     }
     connecting.await

@@ -9,7 +9,7 @@ use timeline::chat::open_database;
 
 /// PostgreSQL's plan for a statement with these arguments, in a session like the function's own.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
-    let vars = Vars::from_pairs(world.vars("enforce-retention")).unwrap();
+    let vars = Vars::from_pairs(world.vars("enforce-retention"));
     let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         sqlx::raw_sql(AssertSqlSafe(format!(

@@ -187,7 +187,7 @@ async fn replicas_at_work_together_agree_on_every_conflict() {
     logged(&world.client("operator").await, 3 * IDS).await;
     let start = async || {
         function()
-            .start(Vars::from_pairs(vars.clone()).unwrap())
+            .start(Vars::from_pairs(vars.clone()))
             .await
             .unwrap()
     };

@@ -21,10 +21,7 @@ async fn hurried_worker(world: &World) -> Running {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned())),
     );
-    function()
-        .start(Vars::from_pairs(vars).unwrap())
-        .await
-        .unwrap()
+    function().start(Vars::from_pairs(vars)).await.unwrap()
 }
 
 #[tokio::test]

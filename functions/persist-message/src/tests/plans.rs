@@ -76,7 +76,7 @@ async fn plan(
 async fn a_batch_reads_nothing_of_what_it_is_not_about() {
     let world = World::start().await;
     let database = world.database().await;
-    let vars = Vars::from_pairs(world.vars("persist-message")).unwrap();
+    let vars = Vars::from_pairs(world.vars("persist-message"));
     let connected = open_database(&vars, "test").unwrap();
     sqlx::raw_sql(
         "alter table rooms set (autovacuum_enabled = false);

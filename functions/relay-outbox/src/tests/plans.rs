@@ -9,7 +9,7 @@ use timeline::chat::open_database;
 #[tokio::test]
 async fn no_plan_reads_a_whole_table() {
     let world = World::start().await;
-    let vars = Vars::from_pairs(world.vars("relay-outbox")).unwrap();
+    let vars = Vars::from_pairs(world.vars("relay-outbox"));
     let connected = open_database(&vars, "relay-outbox").unwrap();
     let plans = async |stage: &str| {
         for (name, statement, types, arguments) in STATEMENTS {

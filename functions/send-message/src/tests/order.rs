@@ -40,7 +40,7 @@ async fn committer(world: &World, min_batch: usize) -> (Arc<Committer>, Running)
         Ok(())
     });
     let running = function
-        .start(Vars::from_pairs(world.vars("send-message")).unwrap())
+        .start(Vars::from_pairs(world.vars("send-message")))
         .await
         .unwrap();
     (started.await.unwrap(), running)

@@ -9,7 +9,7 @@ use timeline::chat::open_database;
 #[tokio::test]
 async fn no_plan_reads_a_whole_table() {
     let world = World::start().await;
-    let vars = Vars::from_pairs(world.vars("send-message")).unwrap();
+    let vars = Vars::from_pairs(world.vars("send-message"));
     let connected = open_database(&vars, "send-message").unwrap();
     let plans = async |stage: &str| {
         for (name, statement, types, arguments) in STATEMENTS {

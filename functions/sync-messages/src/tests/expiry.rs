@@ -14,13 +14,7 @@ async fn start_with(world: &World, days: &str) -> (Running, Arc<Mutex<SystemTime
     let clock = Arc::new(Mutex::new(SystemTime::now()));
     let shown = clock.clone();
     let function = function().clock(move || *shown.lock().unwrap());
-    (
-        function
-            .start(Vars::from_pairs(vars).unwrap())
-            .await
-            .unwrap(),
-        clock,
-    )
+    (function.start(Vars::from_pairs(vars)).await.unwrap(), clock)
 }
 
 fn unix_ms(at: SystemTime) -> i64 {

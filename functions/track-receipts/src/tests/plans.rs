@@ -9,7 +9,7 @@ use timeline::chat::open_database;
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
-    let vars = Vars::from_pairs(world.vars("track-receipts")).unwrap();
+    let vars = Vars::from_pairs(world.vars("track-receipts"));
     let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         sqlx::raw_sql(AssertSqlSafe(format!(

@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use super::protocol::{Decoder, Frame};
 use base::error::Fatal;
 use nats::settings::NatsSettings;
+use secrecy::{ExposeSecret, SecretString};
 
 /// How long a server may take from the first packet to its answer to CONNECT.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -47,8 +48,8 @@ pub(super) enum Refusal {
 /// Who we are for the server.
 pub(super) struct Credentials {
     name: String,
-    user: Option<String>,
-    pass: Option<String>,
+    user: Option<SecretString>,
+    pass: Option<SecretString>,
     /// A user's JWT with the key that proves it is ours, from `NATS_CREDS`.
     signed: Option<(String, KeyPair)>,
 }
@@ -58,7 +59,7 @@ impl Credentials {
     /// `NATS_CREDS` cannot be read.
     pub(super) fn new(settings: &NatsSettings, name: &str) -> Result<Credentials, Fatal> {
         let mut signed = None;
-        if let Some(path) = &settings.nats_creds {
+        if let Some(path) = &settings.credentials {
             let wrong = |what: String| {
                 Fatal::new(format!(
                     "configuration: NATS_CREDS={} {what}",
@@ -73,7 +74,7 @@ impl Credentials {
         }
         let (user, pass) = match signed {
             Some(_) => (None, None),
-            None => (settings.nats_user.clone(), settings.nats_pass.clone()),
+            None => (settings.user.clone(), settings.password.clone()),
         };
         Ok(Credentials {
             name: name.to_owned(),
@@ -88,7 +89,7 @@ impl Credentials {
         // As async-nats does: what stands in the URL is meant for that server.
         let (user, pass) = match address.username() {
             Some(user) => (Some(user), address.password()),
-            None => (self.user.as_deref(), self.pass.as_deref()),
+            None => (exposed(&self.user), exposed(&self.pass)),
         };
         let mut connect = json!({
             "verbose": false, "pedantic": false, "protocol": 1, "headers": true, "echo": true,
@@ -108,6 +109,10 @@ impl Credentials {
         }
         Ok(connect)
     }
+}
+
+fn exposed(secret: &Option<SecretString>) -> Option<&str> {
+    secret.as_ref().map(|secret| secret.expose_secret())
 }
 
 /// JWT and seed of a credentials file: the lines after `-----BEGIN …-----`.
@@ -249,12 +254,13 @@ pub(super) fn addresses(settings: &NatsSettings) -> Result<Vec<ServerAddr>, Fata
             .filter(|address| !address.is_websocket() && !address.host().is_empty())
     };
     let read = settings
-        .nats_url
+        .url
+        .expose()
         .split(',')
         .map(read)
         .collect::<Option<Vec<_>>>();
     read.ok_or_else(|| {
-        let shown = settings.printable_url();
+        let shown = &settings.url;
         Fatal::new(format!(
             "configuration: NATS_URL={shown} is not of the form nats://host:4222"
         ))
@@ -308,10 +314,7 @@ mod tests {
 
     #[test]
     fn a_url_that_is_none_is_named_without_its_secrets() {
-        let settings = |url: &str| NatsSettings {
-            nats_url: url.to_owned(),
-            ..NatsSettings::default()
-        };
+        let settings = |url: &str| NatsSettings::new(url);
         assert_eq!(
             addresses(&settings("nats://a:1, tls://b,c")).unwrap().len(),
             3
