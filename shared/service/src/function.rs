@@ -64,6 +64,7 @@ pub struct Identity {
 type Setup<S> = Box<dyn FnOnce(Ctx) -> BoxFuture<'static, Result<S, Fatal>> + Send>;
 type Bind<S> = Box<dyn FnOnce(Ctx<S>) -> Registered + Send>;
 type Work<S> = Box<dyn FnOnce(Ctx<S>, Meter) -> BoxFuture<'static, Result<(), Fatal>> + Send>;
+type Assemble = Box<dyn FnOnce(Ctx) -> BoxFuture<'static, Result<Assembled, Fatal>> + Send>;
 
 /// A function: who it is, what it answers, what it works on.
 pub struct Function<S = ()> {
@@ -212,6 +213,81 @@ impl<S: Send + Sync + 'static> Function<S> {
 
     /// The process: arguments, log, start, signals, stop.
     pub fn run(self) -> ExitCode {
+        self.into_plan().run()
+    }
+
+    /// Starts the function inside this process; a test stops it with [`Running::stop`].
+    ///
+    /// # Errors
+    /// As a process would exit: wrong configuration, refused user, failed setup.
+    pub async fn start(self, vars: Vars) -> Result<Running, Fatal> {
+        self.into_plan().start(vars).await
+    }
+
+    fn into_plan(self) -> Plan {
+        let Function {
+            identity,
+            id,
+            own_settings,
+            clock,
+            setup,
+            endpoints,
+            work,
+        } = self;
+        let assemble = move |ctx: Ctx| {
+            async move {
+                let shared = ctx.shared.clone();
+                let state = Arc::new(setup(ctx).await?);
+                let ctx = Ctx { shared, state };
+                let mut assembled = Assembled {
+                    registered: endpoints
+                        .into_iter()
+                        .map(|bind| bind(ctx.clone()))
+                        .collect(),
+                    work: Vec::new(),
+                };
+                for (info, name, start) in work {
+                    let meter = Meter::new(name);
+                    assembled.registered.push(Registered {
+                        info,
+                        meter: meter.clone(),
+                        handler: None,
+                        user_after: None,
+                    });
+                    assembled.work.push(start(ctx.clone(), meter));
+                }
+                Ok(assembled)
+            }
+            .boxed()
+        };
+        Plan {
+            identity,
+            id,
+            own_settings,
+            clock,
+            assemble: Box::new(assemble),
+        }
+    }
+}
+
+/// What a function serves and works on, once its state is there.
+struct Assembled {
+    registered: Vec<Registered>,
+    work: Vec<BoxFuture<'static, Result<(), Fatal>>>,
+}
+
+/// A [`Function`] without its type of state. Everything below is compiled once, in this crate, and
+/// not again in each of ten binaries.
+struct Plan {
+    identity: Identity,
+    id: String,
+    own_settings: &'static str,
+    clock: Clock,
+    assemble: Assemble,
+}
+
+impl Plan {
+    fn run(self) -> ExitCode {
         let identity = self.identity;
         match std::env::args().nth(1).as_deref() {
             None => {}
@@ -303,12 +379,9 @@ impl<S: Send + Sync + 'static> Function<S> {
         }
     }
 
-    /// Starts the function inside this process; a test stops it with [`Running::stop`].
-    ///
-    /// # Errors
-    /// As a process would exit: wrong configuration, refused user, failed setup.
-    pub async fn start(self, vars: Vars) -> Result<Running, Fatal> {
-        self.start_with(vars, CancellationToken::new()).await
+    /// Boxed here: an async function's body is compiled in the crate that awaits it.
+    fn start(self, vars: Vars) -> BoxFuture<'static, Result<Running, Fatal>> {
+        self.start_with(vars, CancellationToken::new()).boxed()
     }
 
     async fn start_with(self, vars: Vars, stop: CancellationToken) -> Result<Running, Fatal> {
@@ -333,35 +406,17 @@ impl<S: Send + Sync + 'static> Function<S> {
             stop: stop.clone(),
             failed,
         });
-        let setup = (self.setup)(Ctx {
+        let assembled = (self.assemble)(Ctx {
             shared: shared.clone(),
             state: Arc::new(()),
         });
-        let state = tokio::select! {
-            state = setup => state?,
+        let Assembled {
+            registered,
+            mut work,
+        } = tokio::select! {
+            assembled = assembled => assembled?,
             () = stop.cancelled() => return Err(Fatal::new("stopped while starting")),
         };
-        let ctx = Ctx {
-            shared: shared.clone(),
-            state: Arc::new(state),
-        };
-
-        let mut registered: Vec<Registered> = self
-            .endpoints
-            .into_iter()
-            .map(|bind| bind(ctx.clone()))
-            .collect();
-        let mut work = Vec::new();
-        for (info, name, start) in self.work {
-            let meter = Meter::new(name);
-            registered.push(Registered {
-                info,
-                meter: meter.clone(),
-                handler: None,
-                user_after: None,
-            });
-            work.push(start(ctx.clone(), meter));
-        }
         let service = Service::new(shared.nats.client().clone(), identity, self.id, registered);
         let answering =
             Answering::start(service.clone(), receiving(&shared.settings), &stop).await?;
@@ -375,17 +430,15 @@ impl<S: Send + Sync + 'static> Function<S> {
         );
 
         work.push(answering.ended().boxed());
+        let stopping = stop.clone();
         let task = tokio::spawn(async move {
-            let outcome = work_until(work, &shared.nats, failures, &stop).await;
+            let outcome = work_until(work, &shared.nats, failures, &stopping).await;
             if let Some(health) = health {
                 health.abort();
             }
             outcome.leave(&shared).await
         });
-        Ok(Running {
-            stop: ctx.shared.stop.clone(),
-            task,
-        })
+        Ok(Running { stop, task })
     }
 }
 
