@@ -6,6 +6,7 @@ extern crate self as service;
 mod collector;
 pub mod config;
 pub mod ctx;
+mod exporter;
 pub mod function;
 pub mod job;
 mod log_filter;

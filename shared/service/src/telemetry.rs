@@ -8,7 +8,6 @@ use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{Key, KeyValue, global};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
-use opentelemetry_otlp::{LogExporter, MetricExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
@@ -20,6 +19,7 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::collector::{Collector, Observed, Signal};
+use crate::exporter;
 use crate::function::Identity;
 use crate::log_filter::log_filter;
 use base::error::Fatal;
@@ -54,12 +54,11 @@ impl Telemetry {
     /// # Errors
     /// An `OTEL_*` variable that cannot be honoured.
     pub fn start(identity: &Identity, instance: &str) -> Result<Telemetry, Fatal> {
-        let wrong = |error| Fatal::new(format!("configuration: OTEL_*: {error}"));
         let resource = resource(identity, instance);
         let mut telemetry = Telemetry::default();
         let collector = &telemetry.collector;
         if exports("TRACES") {
-            let exporter = SpanExporter::builder().build().map_err(wrong)?;
+            let exporter = exporter::spans()?;
             let provider = SdkTracerProvider::builder()
                 .with_batch_exporter(Observed::new(exporter, Signal::Traces, collector))
                 .with_max_links_per_span(MAX_LINKS)
@@ -69,7 +68,7 @@ impl Telemetry {
             telemetry.traces = Some(provider);
         }
         if exports("METRICS") {
-            let exporter = MetricExporter::builder().build().map_err(wrong)?;
+            let exporter = exporter::metrics()?;
             let reader =
                 PeriodicReader::builder(Observed::new(exporter, Signal::Metrics, collector))
                     .build();
@@ -81,7 +80,7 @@ impl Telemetry {
             telemetry.metrics = Some(provider);
         }
         if exports("LOGS") {
-            let exporter = LogExporter::builder().build().map_err(wrong)?;
+            let exporter = exporter::logs()?;
             let exporter = Observed::new(exporter, Signal::Logs, collector);
             telemetry.logs = Some(
                 SdkLoggerProvider::builder()
@@ -205,7 +204,7 @@ fn ours(metadata: &Metadata<'_>) -> bool {
         "hyper",
         "tonic",
         "tower",
-        "reqwest",
+        "ureq",
         "rustls",
     ];
     *metadata.level() <= Level::INFO

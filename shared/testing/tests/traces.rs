@@ -6,9 +6,14 @@
     reason = "helpers of tests fail like tests"
 )]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use testing::{OtlpReceiver, SOON, World, eventually};
 
@@ -684,5 +689,84 @@ async fn identical_questions_at_the_same_moment_cost_one_query() {
     assert_eq!(
         queries, 3,
         "one before, one that was under way, one for all who came meanwhile"
+    );
+}
+
+/// A listener that takes TLS off and passes the rest on to `target`.
+async fn tls_before(target: String) -> u16 {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
+    let certificates = CertificateDer::pem_file_iter(format!("{folder}/cert.pem"))
+        .unwrap()
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
+    let key = PrivateKeyDer::from_pem_file(format!("{folder}/key.pem")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            let target = target.clone();
+            tokio::spawn(async move {
+                // A client that does not trust us hangs up.
+                let mut outside = acceptor.accept(connection).await.ok()?;
+                let mut inside = TcpStream::connect(target).await.ok()?;
+                tokio::io::copy_bidirectional(&mut outside, &mut inside)
+                    .await
+                    .ok()
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn telemetry_reaches_a_collector_behind_tls_that_this_machine_trusts() {
+    let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
+    let address = receiver.endpoint().replace("http://", "");
+    let endpoint = format!("https://localhost:{}", tls_before(address).await);
+    let mut vars = receiver.vars();
+    vars.push(("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint));
+    let trusted = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/cert.pem");
+
+    let stranger = world.spawn_with("get-history", &vars).await;
+    eventually("an unknown certificate is refused", SOON, async || {
+        stranger
+            .stderr()
+            .contains("the OpenTelemetry collector is away")
+            .then_some(())
+    })
+    .await;
+    assert!(receiver.bodies().is_empty());
+
+    vars.push(("SSL_CERT_FILE", trusted));
+    let _history = world.spawn_with("get-history", &vars).await;
+    eventually("metrics come", SOON, async || {
+        (!receiver.metrics().is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn grpc_is_refused_where_it_is_not_built_in() {
+    let world = World::bare().await;
+    let mut command = world.command("get-history");
+    command
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    let output = command.output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success()
+            && said.contains("--features service/grpc")
+            && said.contains("http/protobuf"),
+        "{said}"
     );
 }
