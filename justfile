@@ -57,7 +57,7 @@ ci: check test
 bench *ARGS:
     cargo bench --locked --package bench -- "$@"
 
-# The nats CLI as the operator, on whichever stack is up: just nats micro ls
+# The nats CLI as the operator (or --as USER), on whichever stack is up: just nats micro ls
 [no-cd]
 nats *ARGS:
     @{{ dev }} nats "$@"
@@ -77,9 +77,10 @@ replay FROM:
 audit:
     @{{ dev }} audit
 
-# Run N copies of the function NAME in Docker
+# Run N replicas of the function NAME, on whichever stack is up
+[no-cd]
 scale NAME N:
-    docker compose up --detach --no-recreate --scale "$1=$2" "$1"
+    @{{ dev }} scale "$1" "$2"
 
 # Follow the logs of what is up: all, or the NAMES given
 logs *NAMES:

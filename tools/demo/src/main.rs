@@ -123,8 +123,8 @@ async fn demonstrate(vars: &Vars, room: &Room) -> Result<(), Fatal> {
         };
         let operator = connect(&operator, IDENTITY.name, &stop).await?;
         println!(
-            "12. Who did this? Every replica of every function answers for itself.\n   $ nats \
-             micro ls; nats micro stats persist-message\n"
+            "12. Who did this? Every replica of every function answers for itself.\n   $ ./dev \
+             nats micro ls; ./dev nats micro stats persist-message\n"
         );
         services::list(operator.client()).await?;
     }
@@ -141,7 +141,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         "1. Send a message to {subject}, as a request: JetStream answers when the message is on \
          disk."
     );
-    println!("   $ nats req {subject} '{body}'");
+    println!("   $ ./dev nats --as publisher req {subject} '{body}'");
     let send = tracing::info_span!(
         "send",
         otel.name = format!("send {}", protocol::subject::subject_template(&subject)),
@@ -185,7 +185,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
          or not."
     );
     println!(
-        "   $ nats req {} '{{\"limit\":{PAGE}}}'",
+        "   $ ./dev nats --as publisher req {} '{{\"limit\":{PAGE}}}'",
         HISTORY.subject(&[room.as_str()])
     );
     let page = history(publisher, room, &json!({"limit": PAGE})).await?;
@@ -203,7 +203,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         "3. Wait until the message is in PostgreSQL: then the stream is no longer needed for it."
     );
     println!(
-        "   $ nats req {} '{{\"after\":{},\"limit\":1}}'",
+        "   $ ./dev nats --as publisher req {} '{{\"after\":{},\"limit\":1}}'",
         HISTORY.subject(&[room.as_str()]),
         seq.previous()
     );

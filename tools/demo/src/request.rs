@@ -96,7 +96,7 @@ async fn request_printed(
     body: &Value,
     who: &str,
 ) -> Result<NatsMessage, Fatal> {
-    println!("   $ nats req {subject} '{body}'");
+    println!("   $ ./dev nats --as publisher req {subject} '{body}'");
     request_raw(publisher, &subject, body, who).await
 }
 
@@ -148,7 +148,7 @@ impl Events {
 
     /// Waits for the event with this id and prints it.
     pub async fn wait_for(&mut self, id: &str) -> Result<(), Fatal> {
-        println!("   $ nats sub {}", self.subject);
+        println!("   $ ./dev nats --as publisher sub {}", self.subject);
         let late = || {
             Fatal::new(format!(
                 "no event {id} on {} within {} s: is relay-outbox running?",

@@ -64,7 +64,7 @@ async fn a_demonstration_one_can_read_in_one_trace() {
         "{shown}"
     );
     assert!(
-        shown.contains("$ nats req chat.history.general '{\"limit\":10}'"),
+        shown.contains("$ ./dev nats --as publisher req chat.history.general '{\"limit\":10}'"),
         "{shown}"
     );
     assert!(
