@@ -12,7 +12,7 @@ use postgres::database::SESSION;
 use testing::World;
 
 /// The very text get-history runs.
-const PAGE: &str = include_str!("../../../functions/get-history/src/older.sql");
+const PAGE: &str = include_str!("../../../shared/timeline/src/older.sql");
 /// The newest rows of a room, by somebody who has heard of neither expiry nor what is not stored
 /// yet.
 const PLAIN: &str = "

@@ -1,8 +1,10 @@
-//! Which message is meant: from the index, and what the index does not have yet, from the log.
+//! Finds the message that a request means: in PostgreSQL, and what is not stored yet, in the stream.
+
+use tokio::time::Instant;
 
 use crate::Shared;
-use crate::found::{Found, State};
-use crate::index::{self, Rows};
+use crate::query::{self, Lookup};
+use crate::target::{DeletionState, Target};
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use jetstream::stream::{Limit, StreamMessage};
@@ -11,170 +13,173 @@ use protocol::conversation::Conversation;
 use protocol::delete::{DeleteRequest, MessageKey};
 use protocol::message::derived_id;
 use service::ctx::Ctx;
+use timeline::changes::changes_on;
 use timeline::message::parse;
-use timeline::tail::changes;
 
-/// Messages looked at together in the log.
+/// So much of the stream is read at once.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
-/// Deletions of one conversation that may wait to be stored; with more of them it is a 503.
-const DELETIONS: usize = 10_000;
-const DELETIONS_BYTES: usize = 8 << 20;
-
-fn limit(ctx: &Ctx<Shared>, messages: usize, bytes: usize) -> Limit {
-    Limit::within(messages, bytes, ctx.settings().request_deadline())
-}
 
 /// Finds the message.
 ///
 /// # Errors
-/// 404, 409 when a moderator's id is not enough, 503 when it cannot be told.
-pub async fn find(ctx: &Ctx<Shared>, ask: &DeleteRequest, moderates: bool) -> Result<Found> {
-    // The floor first: what it says is stored, the index has when it is read.
-    let floor = ctx.chat.stream().stored_through().await?;
-    let indexed = index::find(ctx.chat.database(), ask, moderates).await?;
-    let from_index = match &indexed {
-        Some(Rows::Several) => {
-            return Err(Error::new(
-                Code::Conflict,
-                "several people have used this id here: name the message by its seq",
-            ));
+/// 404; 409 when a moderator's id is not enough; 503 when PostgreSQL or the stream must answer and
+/// does not.
+pub async fn find(
+    ctx: &Ctx<Shared>,
+    request: &DeleteRequest,
+    is_moderator: bool,
+) -> Result<Target> {
+    // First: everything up to here is stored, so the lookup below finds it.
+    let stored_through = ctx.chat.stream().stored_through().await?;
+    let lookup = query::find(ctx.chat.database(), request, is_moderator).await?;
+    // While PostgreSQL is away, the message may stand anywhere in the stream.
+    let unstored_from = match lookup {
+        Some(_) => stored_through,
+        None => Seq::ZERO,
+    }
+    .next();
+    let target = match &lookup {
+        Some(Lookup::Several) => return Err(ambiguous()),
+        Some(Lookup::One(target)) => Some((**target).clone()),
+        Some(Lookup::None) | None => {
+            find_in_stream(ctx, request, is_moderator, unstored_from).await?
         }
-        Some(Rows::One(found)) => Some((**found).clone()),
-        Some(Rows::None) | None => None,
     };
-    let found = match from_index {
-        Some(found) => Some(found),
-        None => in_log(ctx, ask, moderates, indexed.is_some().then_some(floor)).await?,
-    };
-    // What the log has above the floor may be a deletion, also of a message that nobody stored and that is erased.
-    let deletions = changes(
+    // A deletion above `stored_through` may concern the message, and it may be all that is left of a
+    // message that was erased before anybody stored it.
+    let deletions = changes_on(
         ctx.chat.stream(),
-        &ask.conversation.change_subject(),
-        floor.next(),
-        limit(ctx, DELETIONS, DELETIONS_BYTES),
+        &[request.conversation.change_subject()],
+        stored_through.next(),
+        Instant::now() + ctx.settings().request_deadline(),
     )
     .await?;
-    let Some(mut found) = found.or_else(|| erased(ask, &deletions)) else {
-        return Err(match indexed {
+    let Some(mut target) = target.or_else(|| erased(request, &deletions)) else {
+        return Err(match lookup {
             Some(_) => Error::new(Code::NotFound, "there is no such message here"),
             None => Error::new(
                 Code::Unavailable,
-                "the database is away, and the log does not hold this message; try again",
+                "the database is away, and the stream does not hold this message; try again",
             ),
         });
     };
     for change in deletions
         .iter()
-        .filter(|change| change.covers(&found.message))
+        .filter(|change| change.covers(&target.message))
     {
-        found.state = found.state.max(State::of(change.deletion.mode));
+        let state = DeletionState::of(change.deletion.mode);
+        target.state = target.state.max(state);
     }
-    Ok(found)
+    Ok(target)
 }
 
-/// What a deletion says of the message it erased.
-fn erased(ask: &DeleteRequest, deletions: &[Change]) -> Option<Found> {
-    let is = |change: &&Change| match &ask.key {
+fn ambiguous() -> Error {
+    Error::new(
+        Code::Conflict,
+        "several users have used this id here: name the message by its seq",
+    )
+}
+
+/// An erased message, as its deletion describes it.
+fn erased(request: &DeleteRequest, deletions: &[Change]) -> Option<Target> {
+    let is_meant = |change: &&Change| match &request.key {
         MessageKey::Seq(seq) => change.deletion.target == *seq,
         MessageKey::Id(id) => {
             change.deletion.id == *id
-                && (change.deletion.user == ask.user.as_str() || change.deletion.derived)
+                && (change.deletion.user == request.user.as_str() || change.deletion.derived)
         }
     };
-    let change = deletions.iter().find(is)?;
+    let change = deletions.iter().find(is_meant)?;
     let Deletion {
         derived, received, ..
     } = change.deletion;
-    Some(Found {
+    Some(Target {
         message: change.tombstone(),
         derived,
         received_ms: received,
-        state: State::There,
+        state: DeletionState::Present,
     })
 }
 
-/// Looks for the message where the index may not reach yet: above `floor`, or, while the database is away, anywhere.
-async fn in_log(
+/// Finds the message in the stream, from `unstored_from` on: what lies below is found in PostgreSQL.
+async fn find_in_stream(
     ctx: &Ctx<Shared>,
-    ask: &DeleteRequest,
-    moderates: bool,
-    floor: Option<Seq>,
-) -> Result<Option<Found>> {
-    let by_seq = match &ask.key {
+    request: &DeleteRequest,
+    is_moderator: bool,
+    unstored_from: Seq,
+) -> Result<Option<Target>> {
+    let seq = match &request.key {
         MessageKey::Seq(seq) => Some(*seq),
-        MessageKey::Id(id) => id
-            .strip_prefix("seq:")
-            .and_then(|seq| seq.parse().ok())
-            .and_then(Seq::new)
-            .filter(|seq| derived_id(*seq) == *id),
+        MessageKey::Id(id) => seq_of_derived_id(id),
     };
-    if let Some(seq) = by_seq
-        && let Some(found) = at(ctx, &ask.conversation, seq).await?
-        && (matches!(ask.key, MessageKey::Seq(_)) || found.derived)
+    if let Some(seq) = seq
+        && let Some(target) = find_at(ctx, &request.conversation, seq).await?
+        && (matches!(request.key, MessageKey::Seq(_)) || target.derived)
     {
-        // Its id may stand under another sequence already; then that one is shown, and is meant.
-        return match index::first_of(ctx.chat.database(), &found).await? {
-            Some(first) if first.message.room == found.message.room => Ok(Some(first)),
-            // Up to the floor the index has whatever can be read; a dead letter cannot be deleted here.
+        // It may be a duplicate: then the message that is stored under its id is shown and meant.
+        return match query::find_first(ctx.chat.database(), &target).await? {
+            Some(first) if first.message.room == target.message.room => Ok(Some(first)),
+            // What is stored through and not found in PostgreSQL is a dead letter, which cannot be
+            // deleted here.
             Some(_) => Ok(None),
-            None => {
-                Ok(Some(found).filter(|found| floor.is_none_or(|floor| found.message.seq > floor)))
-            }
+            None => Ok(Some(target).filter(|target| target.message.seq >= unstored_from)),
         };
     }
-    match &ask.key {
+    match &request.key {
         MessageKey::Seq(_) => Ok(None),
-        MessageKey::Id(id) => by_id(ctx, ask, id, moderates, floor).await,
+        MessageKey::Id(id) => find_by_id(ctx, request, id, is_moderator, unstored_from).await,
     }
 }
 
-/// The message at `seq`, if it is one of the conversation's.
-async fn at(ctx: &Ctx<Shared>, conversation: &Conversation, seq: Seq) -> Result<Option<Found>> {
-    let found = ctx.chat.stream().at(seq).await?;
-    let message = found
-        .filter(|raw| !raw.malformed)
-        .and_then(|raw| read(ctx, &raw.message));
-    Ok(message.filter(|found| found.message.room == conversation.name()))
+fn seq_of_derived_id(id: &str) -> Option<Seq> {
+    let seq = Seq::new(id.strip_prefix("seq:")?.parse().ok()?)?;
+    (derived_id(seq) == id).then_some(seq)
 }
 
-/// The first message with `id`, the asker's own before anybody else's.
-async fn by_id(
+/// The message at `seq`, if it belongs to the conversation.
+async fn find_at(
     ctx: &Ctx<Shared>,
-    ask: &DeleteRequest,
+    conversation: &Conversation,
+    seq: Seq,
+) -> Result<Option<Target>> {
+    let raw = ctx.chat.stream().at(seq).await?;
+    let target = raw
+        .filter(|raw| !raw.malformed)
+        .and_then(|raw| parse_target(ctx, &raw.message));
+    Ok(target.filter(|target| target.message.room == conversation.name()))
+}
+
+/// The first message with this id: the requesting user's own before anybody else's.
+async fn find_by_id(
+    ctx: &Ctx<Shared>,
+    request: &DeleteRequest,
     id: &str,
-    moderates: bool,
-    floor: Option<Seq>,
-) -> Result<Option<Found>> {
-    let mut others: Option<Found> = None;
-    let limit = limit(ctx, CHUNK, CHUNK_BYTES);
-    for subject in ask.conversation.stream_subjects() {
-        let mut next = floor.unwrap_or(Seq::ZERO).next();
+    is_moderator: bool,
+    from: Seq,
+) -> Result<Option<Target>> {
+    let mut others: Option<Target> = None;
+    let limit = Limit::within(CHUNK, CHUNK_BYTES, ctx.settings().request_deadline());
+    for subject in request.conversation.stream_subjects() {
+        let mut next = from;
         loop {
             let window = ctx.chat.stream().first(&subject, next, limit).await?;
-            for found in window
+            for target in window
                 .messages
                 .iter()
-                .filter_map(|message| read(ctx, message))
-                .filter(|found| !found.derived)
+                .filter_map(|message| parse_target(ctx, message))
+                .filter(|target| !target.derived && target.message.id == id)
             {
-                if found.message.id != id {
-                    continue;
+                if target.message.user == request.user.as_str() {
+                    return Ok(Some(target));
                 }
-                if found.message.user == ask.user.as_str() {
-                    return Ok(Some(found));
-                }
-                if others
+                let is_second_user = others
                     .as_ref()
-                    .is_some_and(|other| other.message.user != found.message.user)
-                    && moderates
-                {
-                    return Err(Error::new(
-                        Code::Conflict,
-                        "several people have used this id here: name the message by its seq",
-                    ));
+                    .is_some_and(|other| other.message.user != target.message.user);
+                if is_second_user && is_moderator {
+                    return Err(ambiguous());
                 }
-                others.get_or_insert(found);
+                others.get_or_insert(target);
             }
             match window.messages.last() {
                 Some(last) if !window.complete => next = last.seq.next(),
@@ -185,14 +190,13 @@ async fn by_id(
     Ok(others)
 }
 
-fn read(ctx: &Ctx<Shared>, message: &StreamMessage) -> Option<Found> {
-    let limits = ctx.chat.limits();
-    let read = parse(message, limits).ok()?;
-    let (derived, received_ms) = (read.id.is_none(), message.received_ms);
-    Some(Found {
-        message: read.into_message(),
-        derived,
-        received_ms,
-        state: State::There,
+/// `None` for what becomes a dead letter.
+fn parse_target(ctx: &Ctx<Shared>, message: &StreamMessage) -> Option<Target> {
+    let incoming = parse(message, ctx.chat.limits()).ok()?;
+    Some(Target {
+        derived: incoming.id.is_none(),
+        message: incoming.into_message(),
+        received_ms: message.received_ms,
+        state: DeletionState::Present,
     })
 }

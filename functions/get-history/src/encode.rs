@@ -1,4 +1,4 @@
-//! A page as bytes, no larger than the server takes.
+//! Encodes a page, no larger than the server accepts.
 
 use base::error::{Code, Error, Result};
 use protocol::header;
@@ -6,44 +6,48 @@ use protocol::history::{Cursor, Page};
 use protocol::message::Message;
 use service::request::Reply;
 
-/// What the reply's headers and the protocol may take of `max_payload`.
+/// The part of `max_payload` that is left for the reply's headers.
 const HEADER_ROOM: usize = 2 * 1024;
 
-/// Writes the page; ends it early, away from the cursor, where it would exceed `max_payload` bytes.
+/// Encodes the page. Where it would exceed `max_payload` bytes, it ends early: the messages nearest to
+/// the cursor stay.
 ///
 /// # Errors
 /// 413 when a single message is larger than a reply may be.
 pub fn encode(mut page: Page, cursor: Cursor, max_payload: usize) -> Result<Reply<Page>> {
-    let room = max_payload.saturating_sub(HEADER_ROOM);
-    let written: Vec<Vec<u8>> = page
+    let limit = max_payload.saturating_sub(HEADER_ROOM);
+    let encoded: Vec<Vec<u8>> = page
         .messages
         .iter()
         .map(serde_json::to_vec)
         .collect::<Result<_, _>>()
         .map_err(Error::internal)?;
-    let kept = fitting(&page.messages, &written, cursor, room);
-    if kept.len() < written.len() {
+    let kept = fitting(&page.messages, &encoded, cursor, limit);
+    if kept.len() < encoded.len() {
         page.more = true;
         if kept.is_empty() {
-            let reason = "a message here is larger than the server's max_payload lets a reply be; ask beyond it with before or after";
-            return Err(Error::new(Code::TooLarge, reason));
+            return Err(Error::new(
+                Code::TooLarge,
+                "a message here is larger than the server's max_payload lets a reply be; \
+                 ask beyond it with before or after",
+            ));
         }
-        // Reading forward, what was left out lies ahead: the page is complete only up to its last message.
-        if kept.end < written.len()
+        // When messages after the last one were left out, the page is complete only up to there.
+        if kept.end < encoded.len()
             && let Some(last) = page.messages.get(kept.end - 1)
         {
             page.through = last.seq;
         }
     }
     let mut body = Vec::with_capacity(
-        written[kept.clone()]
+        encoded[kept.clone()]
             .iter()
             .map(|one| one.len() + 1)
             .sum::<usize>()
             + 2,
     );
     body.push(b'[');
-    for (number, one) in written[kept].iter().enumerate() {
+    for (number, one) in encoded[kept].iter().enumerate() {
         if number > 0 {
             body.push(b',');
         }
@@ -58,28 +62,31 @@ pub fn encode(mut page: Page, cursor: Cursor, max_payload: usize) -> Result<Repl
     Ok(Reply::encoded(body.into(), headers))
 }
 
-/// The stretch of messages next to the cursor that fits into `room` bytes.
+/// The messages next to the cursor that fit into `limit` bytes.
 fn fitting(
     messages: &[Message],
-    written: &[Vec<u8>],
+    encoded: &[Vec<u8>],
     cursor: Cursor,
-    room: usize,
+    limit: usize,
 ) -> std::ops::Range<usize> {
     let split = match cursor {
         Cursor::Latest | Cursor::Before(_) => messages.len(),
         Cursor::After(_) => 0,
         Cursor::Around(seq) => messages.partition_point(|message| message.seq < seq),
     };
-    let (mut from, mut to, mut bytes) = (split, split, 2);
+    let mut from = split;
+    let mut to = split;
+    // The two brackets.
+    let mut bytes = 2;
     loop {
         let mut grown = false;
-        if to < written.len() && bytes + written[to].len() < room {
-            bytes += written[to].len() + 1;
+        if to < encoded.len() && bytes + encoded[to].len() < limit {
+            bytes += encoded[to].len() + 1;
             to += 1;
             grown = true;
         }
-        if from > 0 && bytes + written[from - 1].len() < room {
-            bytes += written[from - 1].len() + 1;
+        if from > 0 && bytes + encoded[from - 1].len() < limit {
+            bytes += encoded[from - 1].len() + 1;
             from -= 1;
             grown = true;
         }

@@ -1,133 +1,144 @@
-//! The union of stream and projection: one page.
+//! One page: what stream and projection have next to the cursor, merged.
 //!
-//! The order of the reads carries the promises; `timeline::union::Union` says why. The floor and the stream's
-//! last sequence, the tail above the floor, the deletions above the floor, and last the projection up to
-//! the stream's last sequence.
+//! The order of the reads carries the guarantees; [`timeline::merge`] says why.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::index::{Indexed, Wanted};
-use crate::{Shared, changes_above};
+use sqlx::postgres::PgConnection;
+use tokio::time::Instant;
+
+use crate::{Shared, query};
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use jetstream::stream::Limit;
+use postgres::span::query_span;
 use protocol::change::Change;
+use protocol::conversation::Conversation;
 use protocol::history::{Cursor, HistoryRequest, Page, Source};
 use protocol::receipt::Cursors;
 use service::ctx::Ctx;
-use timeline::tail::{Tails, own_changes};
-use timeline::union::{Cutoffs, Key, Part, Rows, Side, Union, assemble};
+use timeline::changes::{changes_on, few_changes};
+use timeline::cutoffs::Cutoffs;
+use timeline::frontier::Frontier;
+use timeline::merge::{Direction, Merge, Part, Rows, assemble};
+use timeline::query::{DEADLINE, PageQuery, StoredPage, load_page};
+use timeline::tail::Tails;
+use timeline::unstored::{Scope, StreamAlone};
 
-/// How often the projection is asked for more rows, when none of those it gave may be shown.
+/// How often we ask PostgreSQL for twice as many rows when none of those it returned may be shown.
 const ATTEMPTS: u32 = 4;
 
-/// Reads the page; it may hold more bytes than a reply, and is cut when it is encoded.
+/// Loads the page. It may hold more bytes than a reply, and is cut when it is encoded.
 ///
 /// # Errors
-/// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
-pub async fn read(ctx: &Ctx<Shared>, ask: &HistoryRequest, max_bytes: usize) -> Result<Page> {
-    let (log, limits, room) = (
-        ctx.chat.stream(),
-        ctx.chat.limits(),
-        ask.conversation.name(),
-    );
-    // One more than asked for tells whether there is more.
+/// 503 when the stream does not answer, or when PostgreSQL is away and the stream does not reach back
+/// far enough.
+pub async fn load(ctx: &Ctx<Shared>, request: &HistoryRequest, max_bytes: usize) -> Result<Page> {
+    let stream = ctx.chat.stream();
+    let limits = ctx.chat.limits();
+    let room = request.conversation.name();
+    let directions = directions(request.cursor);
+    // One message more than asked for tells whether there is more.
     let need = Limit::within(
-        ask.limit as usize + 1,
+        request.limit as usize + 1,
         max_bytes,
         ctx.settings().request_deadline(),
     );
-    let (floor, (_, end)) = tokio::try_join!(log.stored_through(), log.range())?;
-    let end = end.max(floor);
-    let sides = sides(ask.cursor);
-    let tails = Tails::read(
-        log,
-        &ask.conversation.stream_subjects(),
-        (floor, end),
-        &sides,
-        need,
-        limits,
-    )
-    .await?;
-    let changes = changes_above(ctx, &ask.conversation, floor, end, need.until).await?;
+
+    let frontier = Frontier::load(stream).await?;
+    let subjects = request.conversation.stream_subjects();
+    let tails = Tails::read(stream, &subjects, frontier, &directions, need, limits).await?;
+    let changes = changes_above(ctx, &request.conversation, frontier, need.until).await?;
     let changes: Vec<&Change> = changes
         .iter()
         .filter(|change| change.room == room)
         .collect();
-    let ids: Vec<Key> = Union::keys(tails.all(), &changes);
-    let mut wanted = Wanted {
+
+    let keys = Merge::lookup_keys(tails.all(), &changes);
+    let mut wanted = PageQuery {
         room: &room,
-        sides: &sides,
-        end,
-        // Of what stands in the tail twice, a worker may have stored the second one.
-        rows: need.messages + tails.repeated(),
+        directions: &directions,
+        end: frontier.end,
+        // Of two duplicates in the tail, a worker may have stored the second one.
+        rows: need.messages + tails.duplicates(),
         bytes: max_bytes,
-        text_bytes: limits.text_bytes,
-        ids: &ids,
-        people: &ask.conversation.participants(),
+        max_text_bytes: limits.text_bytes,
+        keys: &keys,
+        participants: &request.conversation.participants(),
         cutoff: !changes.is_empty() || !tails.is_empty(),
     };
-    for attempt in 1.. {
-        let Some(indexed) = ctx.index.read(&wanted).await? else {
-            return from_the_log_alone(ctx, ask, &sides, need).await;
+    for attempt in 1..=ATTEMPTS {
+        let Some(stored) = load_stored(ctx, &wanted).await? else {
+            return load_from_stream_alone(ctx, request, &directions, need).await;
         };
-        let Indexed {
-            sides: rows,
-            known,
-            marks,
-            cutoff_ms,
-        } = indexed;
-        let cutoffs = Cutoffs::of_one(&room, cutoff_ms);
-        let union = Union::new(
-            known.into_iter().collect(),
-            changes.clone(),
+        let StoredPage {
+            parts: rows,
+            stored,
+            cursors,
             cutoffs,
-            tails.all(),
-        );
-        let parts = sides.iter().zip(rows).enumerate();
-        let parts = parts
-            .map(|(number, (side, rows))| union.part(*side, floor, end, tails.of(number), rows));
-        let part = put_together(ask, &sides, parts.collect());
+        } = stored;
+        let merge = Merge::new(stored, changes.clone(), cutoffs, tails.all());
+        let parts = directions
+            .iter()
+            .zip(rows)
+            .enumerate()
+            .map(|(number, (direction, rows))| {
+                merge.part(*direction, frontier, tails.of(number), rows)
+            });
+        let part = assemble_parts(request, &directions, parts.collect());
         if part.messages.is_empty() && part.more && attempt < ATTEMPTS {
-            (wanted.rows, wanted.bytes) = (wanted.rows * 2, wanted.bytes * 2);
+            wanted.rows *= 2;
+            wanted.bytes *= 2;
             continue;
         }
-        let source = if part.from_log {
+        let source = if part.from_stream {
             Source::Both
         } else {
             Source::Index
         };
         let mut page = page(part, source);
         for message in &mut page.messages {
-            Cursors::set_status(message, |to| marks.get(to).copied().unwrap_or_default());
+            Cursors::set_status(message, |to| cursors.get(to).copied().unwrap_or_default());
         }
-        if ask.receipts {
-            ctx.index.time(&room, &mut page.messages).await?;
+        if request.receipts {
+            query::load_times(ctx.chat.database(), &room, &mut page.messages).await?;
         }
         return Ok(page);
     }
-    Err(Error::internal("a page was asked for no more"))
+    Err(Error::internal("the last attempt returns a page"))
 }
 
-/// Which sides of the cursor a page reads. The newest page is what lies before the end of all sequences.
-fn sides(cursor: Cursor) -> Vec<Side> {
+/// `None` while PostgreSQL is away.
+async fn load_stored(ctx: &Ctx<Shared>, wanted: &PageQuery<'_>) -> Result<Option<StoredPage>> {
+    let query = async |connection: &mut PgConnection| {
+        query_span("select", "messages", load_page(connection, wanted)).await
+    };
+    let stored = ctx.chat.database().run_if_there(DEADLINE, query).await?;
+    Ok(stored)
+}
+
+/// The directions in which a page reads from its cursor. The newest page is what lies before the end
+/// of all sequences.
+fn directions(cursor: Cursor) -> Vec<Direction> {
     match cursor {
-        Cursor::Latest => vec![Side::Older(Seq::MAX)],
-        Cursor::Before(seq) => vec![Side::Older(seq)],
-        Cursor::After(seq) => vec![Side::Newer(seq)],
-        Cursor::Around(seq) => vec![Side::Older(seq), Side::Newer(seq.previous())],
+        Cursor::Latest => vec![Direction::Older(Seq::MAX)],
+        Cursor::Before(seq) => vec![Direction::Older(seq)],
+        Cursor::After(seq) => vec![Direction::Newer(seq)],
+        Cursor::Around(seq) => vec![Direction::Older(seq), Direction::Newer(seq.previous())],
     }
 }
 
-fn put_together(ask: &HistoryRequest, sides: &[Side], parts: Vec<Part>) -> Part {
-    let (mut older, mut newer) = (None, None);
-    for (side, part) in sides.iter().zip(parts) {
-        match side {
-            Side::Older(_) => older = Some(part),
-            Side::Newer(_) => newer = Some(part),
+fn assemble_parts(request: &HistoryRequest, directions: &[Direction], parts: Vec<Part>) -> Part {
+    let mut older = None;
+    let mut newer = None;
+    for (direction, part) in directions.iter().zip(parts) {
+        match direction {
+            Direction::Older(_) => older = Some(part),
+            Direction::Newer(_) => newer = Some(part),
         }
     }
-    assemble(ask.limit as usize, older, newer)
+    assemble(request.limit as usize, older, newer)
 }
 
 fn page(part: Part, source: Source) -> Page {
@@ -139,60 +150,85 @@ fn page(part: Part, source: Source) -> Page {
     }
 }
 
-/// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole. A deletion stands behind its
-/// message, so as long as the log has the message, it has the deletion.
-async fn from_the_log_alone(
+/// The deletions above the frontier that the page must know, perhaps with others. Requests share the
+/// read of all conversations' deletions; only when there are too many of these, a page reads those of
+/// its own conversation.
+async fn changes_above(
     ctx: &Ctx<Shared>,
-    ask: &HistoryRequest,
-    sides: &[Side],
+    conversation: &Conversation,
+    frontier: Frontier,
+    until: Instant,
+) -> Result<Arc<[Change]>> {
+    if frontier.is_all_stored() {
+        return Ok(Arc::default());
+    }
+    let from = frontier.first_unstored();
+    let limit = ctx.settings().request_deadline();
+    let load = {
+        let ctx = ctx.clone();
+        move || {
+            let ctx = ctx.clone();
+            let until = Instant::now() + limit;
+            async move {
+                let few = few_changes(ctx.chat.stream(), from, until).await?;
+                Ok(few.map(Arc::from))
+            }
+        }
+    };
+    if let Some(few) = ctx.changes.run(from, limit, load).await?? {
+        return Ok(few);
+    }
+    let subjects = [conversation.change_subject()];
+    let own = changes_on(ctx.chat.stream(), &subjects, from, until).await?;
+    Ok(own.into())
+}
+
+/// While PostgreSQL is away: what the stream still holds, or an error when that may leave a hole.
+async fn load_from_stream_alone(
+    ctx: &Ctx<Shared>,
+    request: &HistoryRequest,
+    directions: &[Direction],
     need: Limit,
 ) -> Result<Page> {
-    const TOO_OLD: &str =
-        "the database is away and the log no longer holds that part of the room; try again";
-    let (log, limits, conversation) = (ctx.chat.stream(), ctx.chat.limits(), &ask.conversation);
-    let (first, end) = log.range().await?;
-    let below = first.previous();
-    let tails = Tails::read(
-        log,
-        &conversation.stream_subjects(),
-        (below, end),
-        sides,
+    let conversation = &request.conversation;
+    let scope = Scope {
+        subjects: &conversation.stream_subjects(),
+        change_subjects: &[conversation.change_subject()],
+        directions,
         need,
-        limits,
-    )
-    .await?;
-    // After the messages, so that no text is read after its deletion was not seen.
-    let changes = own_changes(log, &[conversation.change_subject()], first, need.until).await?;
-    // Trimmed meanwhile: what was read below is not all there was.
-    let (first, _) = log.range().await?;
-    let trimmed = first > Seq::ZERO.next();
+    };
+    let read = StreamAlone::read(&ctx.chat, scope).await?;
+    let frontier = read.unstored.frontier;
+    let tails = &read.unstored.tails;
+    let changes = read.unstored.changes.iter().collect();
     let cutoffs = Cutoffs::of_one(&conversation.name(), ctx.chat.cutoff_ms());
-    let union = Union::new(
-        HashMap::new(),
-        changes.iter().collect(),
-        cutoffs.clone(),
-        tails.all(),
-    );
-    let mut parts = Vec::with_capacity(sides.len());
-    for (number, side) in sides.iter().enumerate() {
+    let merge = Merge::new(HashMap::new(), changes, cutoffs.clone(), tails.all());
+    let mut parts = Vec::with_capacity(directions.len());
+    for (number, direction) in directions.iter().enumerate() {
         let tail = tails.of(number);
-        let unreached = match *side {
-            // What lies before something that has expired has expired, too.
-            Side::Older(_) => trimmed && !tail.expired(&cutoffs),
-            Side::Newer(after) if trimmed && after.next() < first => {
-                return Err(Error::new(Code::Unavailable, TOO_OLD));
-            }
-            Side::Newer(_) => false,
+        let is_cut = match *direction {
+            // Everything before an expired message has expired, too.
+            Direction::Older(_) => read.is_trimmed() && !tail.has_expired(&cutoffs),
+            Direction::Newer(after) if !read.has_all_after(after) => return Err(too_old()),
+            Direction::Newer(_) => false,
         };
         let rows = Rows {
             messages: Vec::new(),
-            reach: unreached.then_some(first),
+            complete_through: is_cut.then_some(read.first),
         };
-        let part = union.part(*side, below, end, tail, rows);
-        if unreached && part.messages.is_empty() {
-            return Err(Error::new(Code::Unavailable, TOO_OLD));
+        let part = merge.part(*direction, frontier, tail, rows);
+        if is_cut && part.messages.is_empty() {
+            return Err(too_old());
         }
         parts.push(part);
     }
-    Ok(page(put_together(ask, sides, parts), Source::Log))
+    let part = assemble_parts(request, directions, parts);
+    Ok(page(part, Source::Log))
+}
+
+fn too_old() -> Error {
+    Error::new(
+        Code::Unavailable,
+        "the database is away and the stream no longer holds that part of the room; try again",
+    )
 }

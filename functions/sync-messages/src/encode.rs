@@ -1,4 +1,4 @@
-//! What was found as bytes: no more entries than asked for, no larger than the server takes.
+//! Encodes a page: no more entries than asked for, no larger than the server accepts.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use protocol::header;
 use protocol::sync::SyncPage;
 use service::request::Reply;
 
-/// What the fields around the lists, the reply's headers and the protocol may take of `max_payload`.
+/// The part of `max_payload` that is left for the fields around the lists and the reply's headers.
 const ENVELOPE: usize = 2 * 1024;
 
 /// An entry of the page, as long as it may still be cut.
@@ -19,7 +19,8 @@ struct Entry {
     bytes: usize,
 }
 
-/// Ends the page after `limit` entries, in the order of their `seq`, and earlier where it would exceed `max_payload` bytes.
+/// Encodes the page. It ends after `limit` entries, in the order of their `seq`, and earlier where it
+/// would exceed `max_payload` bytes.
 ///
 /// # Errors
 /// 413 when a single message is larger than a reply may be.
@@ -37,7 +38,8 @@ pub fn encode(mut found: Found, limit: usize, max_payload: usize) -> Result<Repl
             .collect::<Result<Vec<Entry>>>()?,
     );
     entries.sort_by_key(|entry| entry.seq);
-    let (mut fitting, mut bytes) = (0, ENVELOPE);
+    let mut fitting = 0;
+    let mut bytes = ENVELOPE;
     for entry in entries.iter().take(limit) {
         bytes += entry.bytes + 1;
         if bytes > max_payload {
@@ -47,10 +49,14 @@ pub fn encode(mut found: Found, limit: usize, max_payload: usize) -> Result<Repl
     }
     if fitting < entries.len() {
         let Some(last) = entries[..fitting].last() else {
-            let reason = "the next message is larger than the server's max_payload lets a reply be; go on after its seq, which history shows";
-            return Err(Error::new(Code::TooLarge, reason));
+            return Err(Error::new(
+                Code::TooLarge,
+                "the next message is larger than the server's max_payload lets a reply be; \
+                 go on after its seq, which history shows",
+            ));
         };
-        (found.through, found.more) = (last.seq, true);
+        found.through = last.seq;
+        found.more = true;
         found.messages.retain(|message| message.seq <= last.seq);
         found.changes.retain(|change| change.seq <= last.seq);
     }

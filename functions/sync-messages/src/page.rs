@@ -1,11 +1,11 @@
-//! The union of stream and projection after a cursor.
+//! What happened in a conversation after a cursor: messages and deletions of stream and projection,
+//! merged.
 //!
-//! The order of the reads carries the promises; `timeline::union::Union` says why. The floor and the stream's
-//! last sequence, the tail above the floor, the deletions above the floor, and last the projection up to
-//! the stream's last sequence. What is told ends there, so that messages and changes, which are read one
-//! after the other, end at the same place.
+//! The order of the reads carries the guarantees; [`timeline::merge`] says why. Messages and changes
+//! are read one after the other, so both are cut at the same place: the end of the stream from before
+//! they were read.
 
-use crate::index::{self, Rows};
+use crate::query::{self, StoredChanges};
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use jetstream::stream::Limit;
@@ -16,10 +16,14 @@ use protocol::receipt::Cursors;
 use protocol::sync::SyncRequest;
 use service::ctx::Ctx;
 use timeline::chat::Chat;
-use timeline::tail::{Tails, own_changes};
-use timeline::union::{Cutoffs, Key, Side, Union};
+use timeline::cutoffs::Cutoffs;
+use timeline::frontier::Frontier;
+use timeline::merge::{Direction, Merge, Rows};
+use timeline::query::PageQuery;
+use timeline::tail::Tails;
+use timeline::unstored::{Scope, StreamAlone, Unstored};
 
-/// What was found: no holes up to `through`.
+/// Messages and changes after a cursor, without holes up to `through`.
 #[derive(Debug)]
 pub struct Found {
     /// By `seq`; perhaps more than were asked for.
@@ -34,130 +38,78 @@ pub struct Found {
     pub source: Source,
 }
 
-/// Reads what happened after the cursor.
+/// Loads what happened after the cursor.
 ///
 /// # Errors
-/// 503 when the log does not answer, or PostgreSQL is away and the log does not reach back far enough.
-pub async fn read(ctx: &Ctx<Chat>, ask: &SyncRequest, max_bytes: usize) -> Result<Found> {
-    let (log, conversation) = (ctx.stream(), &ask.conversation);
-    // One more than asked for tells whether there is more.
-    let need = Limit::within(
-        ask.limit as usize + 1,
-        max_bytes,
-        ctx.settings().request_deadline(),
-    );
-    let (floor, (_, end)) = tokio::try_join!(log.stored_through(), log.range())?;
-    let end = end.max(floor);
-    let (subjects, changes) = (
-        conversation.stream_subjects(),
-        [conversation.change_subject()],
-    );
-    let (tails, above) =
-        read_log(ctx, (&subjects, &changes), (floor, end), ask.after, need).await?;
-    let above: Vec<&Change> = above.iter().collect();
-    let keys: Vec<Key> = Union::keys(tails.all(), &above);
-    let (people, cutoff) = (
-        conversation.participants(),
-        !above.is_empty() || !tails.is_empty(),
-    );
+/// 503 when the stream does not answer, or when PostgreSQL is away and the stream does not reach back
+/// far enough.
+pub async fn load(ctx: &Ctx<Chat>, request: &SyncRequest, max_bytes: usize) -> Result<Found> {
+    let conversation = &request.conversation;
     let room = conversation.name();
-    let rows = need.messages + tails.repeated();
-    let wanted = index::Wanted {
+    let directions = [Direction::Newer(request.after)];
+    let scope = Scope {
+        subjects: &conversation.stream_subjects(),
+        change_subjects: &[conversation.change_subject()],
+        directions: &directions,
+        // One message more than asked for tells whether there is more.
+        need: Limit::within(
+            request.limit as usize + 1,
+            max_bytes,
+            ctx.settings().request_deadline(),
+        ),
+    };
+
+    let frontier = Frontier::load(ctx.stream()).await?;
+    let Unstored { tails, changes, .. } = Unstored::read(ctx, frontier, scope).await?;
+    let changes: Vec<&Change> = changes.iter().collect();
+
+    let keys = Merge::lookup_keys(tails.all(), &changes);
+    let wanted = PageQuery {
         room: &room,
-        after: ask.after,
-        end,
-        rows,
+        directions: &directions,
+        end: frontier.end,
+        // Of two duplicates in the tail, a worker may have stored the second one.
+        rows: scope.need.messages + tails.duplicates(),
         bytes: max_bytes,
+        max_text_bytes: ctx.limits().text_bytes,
         keys: &keys,
-        people: &people,
-        cutoff,
+        participants: &conversation.participants(),
+        cutoff: !changes.is_empty() || !tails.is_empty(),
     };
-    let Some(mut rows) = index::read(ctx.database(), &wanted).await? else {
-        return from_the_log_alone(ctx, ask, need).await;
+    let stored = query::load_page(ctx.database(), request.after, &wanted).await?;
+    let Some((stored, stored_changes)) = stored else {
+        return load_from_stream_alone(ctx, request, scope).await;
     };
-    let marks = std::mem::take(&mut rows.marks);
-    let cutoffs = Cutoffs::of_one(&room, rows.cutoff_ms);
-    let mut found = join(Parts {
-        after: ask.after,
-        floor,
-        end,
-        tails,
-        above,
-        rows,
-        cutoffs,
-    });
+    let merge = Merge::new(stored.stored, changes, stored.cutoffs, tails.all());
+    let rows = stored.parts.into_iter().next().unwrap_or_default();
+    let after = request.after;
+    let mut found = found_after(after, &merge, frontier, &tails, rows, stored_changes);
     for message in &mut found.messages {
-        Cursors::set_status(message, |to| marks.get(to).copied().unwrap_or_default());
+        let cursors = |to: &str| stored.cursors.get(to).copied().unwrap_or_default();
+        Cursors::set_status(message, cursors);
     }
     Ok(found)
 }
 
-/// What the log has above the floor: messages for what comes after the cursor, and then every change, for it may
-/// concern any message.
-pub async fn read_log(
-    ctx: &Ctx<Chat>,
-    (subjects, changes): (&[String], &[String]),
-    (floor, end): (Seq, Seq),
+/// Messages and changes after a cursor, as far as both are complete.
+pub fn found_after(
     after: Seq,
-    need: Limit,
-) -> Result<(Tails, Vec<Change>)> {
-    let log = ctx.stream();
-    let tails = Tails::read(
-        log,
-        subjects,
-        (floor, end),
-        &[Side::Newer(after)],
-        need,
-        ctx.limits(),
-    )
-    .await?;
-    let above = if end > floor {
-        own_changes(log, changes, floor.next(), need.until).await?
-    } else {
-        Vec::new()
-    };
-    Ok((tails, above))
-}
-
-/// What was read, of a conversation or of an inbox.
-pub struct Parts<'a> {
-    /// The cursor.
-    pub after: Seq,
-    /// Up to here everything was stored before the rest was read.
-    pub floor: Seq,
-    /// The stream's last sequence, from before the tail was read.
-    pub end: Seq,
-    /// Messages above the floor.
-    pub tails: Tails,
-    /// Changes above the floor.
-    pub above: Vec<&'a Change>,
-    /// What the index has after the cursor, and up to the end.
-    pub rows: Rows,
-    /// Since when messages of the log count.
-    pub cutoffs: Cutoffs,
-}
-
-/// Stream and projection as one, as far as both reach without a hole.
-pub fn join(parts: Parts<'_>) -> Found {
-    let Parts {
-        after,
-        floor,
-        end,
-        tails,
-        above,
-        rows,
-        cutoffs,
-    } = parts;
-    let union = Union::new(rows.known, above, cutoffs, tails.all());
-    let part = union.part(Side::Newer(after), floor, end, tails.of(0), rows.messages);
-    // What lies beyond the nearest of the ends is for the next page.
-    let through = rows
-        .changes_reach
-        .map_or(part.through, |reach| reach.min(part.through));
-    let (changes, told_by_log) = union.entries(rows.changes, &(after.next()..=through));
+    merge: &Merge<'_>,
+    frontier: Frontier,
+    tails: &Tails,
+    rows: Rows,
+    stored_changes: StoredChanges,
+) -> Found {
+    let part = merge.part(Direction::Newer(after), frontier, tails.of(0), rows);
+    // What lies beyond the nearer of the two ends is for the next page.
+    let through = stored_changes
+        .complete_through
+        .map_or(part.through, |end| end.min(part.through));
+    let range = after.next()..=through;
+    let (changes, changes_from_stream) = merge.changes(stored_changes.entries, &range);
     let mut messages = part.messages;
     messages.retain(|message| message.seq <= through);
-    let source = if part.from_log || told_by_log {
+    let source = if part.from_stream || changes_from_stream {
         Source::Both
     } else {
         Source::Index
@@ -166,40 +118,44 @@ pub fn join(parts: Parts<'_>) -> Found {
         messages,
         changes,
         through,
-        more: through < end,
+        more: through < frontier.end,
         source,
     }
 }
 
-/// While PostgreSQL is away: what the log still holds, or an error when that may leave a hole.
-async fn from_the_log_alone(ctx: &Ctx<Chat>, ask: &SyncRequest, need: Limit) -> Result<Found> {
-    const TOO_OLD: &str = "the database is away and the log no longer holds what came right after this cursor; try again";
-    let (log, conversation) = (ctx.stream(), &ask.conversation);
-    let (first, end) = log.range().await?;
-    let below = first.previous();
-    let (subjects, changes) = (
-        conversation.stream_subjects(),
-        [conversation.change_subject()],
-    );
-    let (tails, above) =
-        read_log(ctx, (&subjects, &changes), (below, end), ask.after, need).await?;
-    // Trimmed meanwhile: what was read is not all there was.
-    let (first, _) = log.range().await?;
-    if first > Seq::ZERO.next() && ask.after.next() < first {
-        return Err(Error::new(Code::Unavailable, TOO_OLD));
+/// While PostgreSQL is away: what the stream still holds, or an error when that may leave a hole.
+async fn load_from_stream_alone(
+    ctx: &Ctx<Chat>,
+    request: &SyncRequest,
+    scope: Scope<'_>,
+) -> Result<Found> {
+    let read = StreamAlone::read(ctx, scope).await?;
+    if !read.has_all_after(request.after) {
+        return Err(Error::new(
+            Code::Unavailable,
+            "the database is away and the stream no longer holds what came right after this \
+             cursor; try again",
+        ));
     }
-    let cutoffs = Cutoffs::of_one(&conversation.name(), ctx.cutoff_ms());
-    let parts = Parts {
-        after: ask.after,
-        floor: below,
-        end,
+    let Unstored {
+        frontier,
         tails,
-        above: above.iter().collect(),
-        rows: Rows::default(),
-        cutoffs,
-    };
+        changes,
+    } = read.unstored;
+    let cutoffs = Cutoffs::of_one(&request.conversation.name(), ctx.cutoff_ms());
+    let changes = changes.iter().collect();
+    let merge = Merge::new(Default::default(), changes, cutoffs, tails.all());
+    let nothing = StoredChanges::default();
+    let found = found_after(
+        request.after,
+        &merge,
+        frontier,
+        &tails,
+        Rows::default(),
+        nothing,
+    );
     Ok(Found {
         source: Source::Log,
-        ..join(parts)
+        ..found
     })
 }

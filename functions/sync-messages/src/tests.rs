@@ -517,7 +517,7 @@ async fn an_inbox_reads_no_room_but_its_own() {
     let plan = connected.run(SOON, async |connection| {
         let prepare = format!(
             "prepare page (text, bigint, bigint, bigint, bigint) as {}",
-            crate::inbox::MESSAGES
+            crate::query::INBOX
         );
         sqlx::raw_sql(AssertSqlSafe(prepare))
             .execute(&mut *connection)

@@ -1,8 +1,8 @@
-//! The mark "read": one a user and conversation.
+//! The read cursor: one for each user and conversation.
 
 use sqlx::postgres::PgConnection;
 
-use crate::mark::alone;
+use crate::store::with_user_lock;
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
 use jetstream::stream::Limit;
@@ -10,36 +10,32 @@ use protocol::receipt::{ReadRequest, ReceiptAck};
 use service::ctx::Ctx;
 use timeline::chat::Chat;
 
-const STANDING: &str = "
-    select coalesce((select read from receipts where (reader, room) = ($1, $2)), 0), exists (select from rooms where name = $2)";
+/// Where the cursor of user `$1` in room `$2` stands, and whether the room has a stored message.
+const CURRENT: &str = "
+    select coalesce((select read from receipts where (reader, room) = ($1, $2)), 0),
+           exists (select from rooms where name = $2)";
 
-const MOVE: &str = "
-    with moved as (
-        insert into receipts (reader, room, read) values ($1, $2, $3)
-        on conflict (reader, room) do update set read = excluded.read
-    ), noted as (
-        insert into receipt_moves (reader, room, kind, through, at) values ($1, $2, 'read', $3, clock_timestamp())
-        on conflict do nothing
-    )
-    insert into outbox (first_seq, last_seq, seqs, receipts)
-    values ($3, $3, '{}', jsonb_build_array(jsonb_build_object('kind', 'read', 'user', $1, 'room', $2, 'through', $3)))";
+/// Moves the cursor to `$3`, adds that to the receipt history and puts the receipt into the outbox.
+const ADVANCE: &str = include_str!("read_advance.sql");
 
-/// Moves the mark to `through`, unless it is there already.
+/// Moves the cursor to `through`, unless it stands there or beyond.
 ///
 /// # Errors
-/// 404 where nobody has written yet, so that nobody fills the table with names; 503 when the log or PostgreSQL does not answer.
-pub async fn mark(ctx: &Ctx<Chat>, ask: &ReadRequest, through: Seq) -> Result<ReceiptAck> {
-    let (user, room) = (ask.user.as_str(), ask.conversation.name());
-    let attempt = async |known: bool| {
-        alone(ctx.database(), user, async |connection| {
-            move_to(connection, user, &room, through, known).await
+/// 404 where nobody has written yet, so that nobody fills the table with names of rooms; 503 when the
+/// stream or PostgreSQL does not answer.
+pub async fn advance(ctx: &Ctx<Chat>, request: &ReadRequest, through: Seq) -> Result<ReceiptAck> {
+    let user = request.user.as_str();
+    let room = request.conversation.name();
+    let attempt = async |is_known: bool| {
+        with_user_lock(ctx.database(), user, async |connection| {
+            advance_to(connection, user, &room, through, is_known).await
         })
         .await
     };
-    if let Some(marked) = attempt(false).await? {
-        return Ok(marked);
+    if let Some(ack) = attempt(false).await? {
+        return Ok(ack);
     }
-    if !written(ctx, ask).await? {
+    if !is_in_stream(ctx, request).await? {
         return Err(Error::new(
             Code::NotFound,
             "nobody has written anything here yet",
@@ -47,50 +43,46 @@ pub async fn mark(ctx: &Ctx<Chat>, ask: &ReadRequest, through: Seq) -> Result<Re
     }
     attempt(true)
         .await?
-        .ok_or_else(|| Error::internal("a conversation that is known is not"))
+        .ok_or_else(|| Error::internal("the conversation is in the stream, so its cursor moves"))
 }
 
-/// Whether the log holds a message of the conversation. Asked only when the index knows of none.
-async fn written(ctx: &Ctx<Chat>, ask: &ReadRequest) -> Result<bool> {
-    let limit = Limit::within(1, 1, ctx.settings().request_deadline());
-    for subject in ask.conversation.stream_subjects() {
-        if !ctx
-            .stream()
-            .first(&subject, Seq::ZERO.next(), limit)
-            .await?
-            .messages
-            .is_empty()
-        {
+/// Whether the stream holds a message of the conversation. Called only when no message of it is
+/// stored.
+async fn is_in_stream(ctx: &Ctx<Chat>, request: &ReadRequest) -> Result<bool> {
+    let one = Limit::within(1, 1, ctx.settings().request_deadline());
+    for subject in request.conversation.stream_subjects() {
+        let window = ctx.stream().first(&subject, Seq::ZERO.next(), one).await?;
+        if !window.messages.is_empty() {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// `None` for a conversation the index does not know, unless it is `known` otherwise.
-async fn move_to(
+/// `None` for a conversation without a stored message, unless the caller knows that it exists.
+async fn advance_to(
     connection: &mut PgConnection,
     user: &str,
     room: &str,
     through: Seq,
-    known: bool,
+    is_known: bool,
 ) -> Result<Option<ReceiptAck>, sqlx::Error> {
-    let (before, stored): (i64, bool) = sqlx::query_as(STANDING)
+    let (current, is_stored): (i64, bool) = sqlx::query_as(CURRENT)
         .bind(user)
         .bind(room)
         .fetch_one(&mut *connection)
         .await?;
-    let before = Seq::from_i64(before);
-    if !stored && !known {
+    if !is_stored && !is_known {
         return Ok(None);
     }
-    if through <= before {
+    let current = Seq::from_i64(current);
+    if through <= current {
         return Ok(Some(ReceiptAck {
-            through: before,
+            through: current,
             moved: false,
         }));
     }
-    sqlx::query(MOVE)
+    sqlx::query(ADVANCE)
         .bind(user)
         .bind(room)
         .bind(through.as_i64())

@@ -1,44 +1,41 @@
-//! The part of a conversation, or of several, that the stream has and PostgreSQL may not have yet, read
-//! like `persist-message` reads it.
+//! The tail: the part of a conversation, or of several, that the stream has and PostgreSQL may not
+//! have yet, parsed as `persist-message` parses it.
 
 use std::collections::HashMap;
 
 use futures::future::try_join_all;
 
+use crate::cutoffs::Cutoffs;
+use crate::dedup::Key;
+use crate::frontier::Frontier;
+use crate::merge::Direction;
 use crate::message::parse;
-use crate::union::{Cutoffs, Key, Side};
 use base::seq::Seq;
 use jetstream::stream::{Limit, StreamError, StreamMessage, StreamReader};
-use protocol::change::Change;
 use protocol::message::{Limits, Message};
-use protocol::subject::CHANGES;
 
-/// A tail that is not longer is read as a whole: then nothing in it is missed, and a message that stands
-/// in it twice is known to.
+/// A tail that is not longer than this is read as a whole. Then it lacks nothing, and we know of each
+/// message that stands in it twice.
 const WHOLE: usize = 1_000;
 const WHOLE_BYTES: usize = 1 << 20;
-/// Deletions of all conversations together that are read for a page, before those of its own alone are.
-const DELETIONS: usize = 200;
-const DELETIONS_BYTES: usize = 256 << 10;
-/// Deletions of one conversation that may wait to be stored; with more of them its pages are a 503.
-const OWN_DELETIONS: usize = 10_000;
-const OWN_DELETIONS_BYTES: usize = 8 << 20;
 
-/// The messages on some subjects, such as one conversation's, as the stream has them: all of those from
-/// `from` to `through`. Beyond these there may be some messages, and some missing.
+/// The messages on some subjects, such as those of one conversation, as the stream has them:
+/// everything from `from` to `through`. Outside of this range it may hold some messages and lack
+/// others.
 #[derive(Debug, Default)]
 pub struct Tail {
-    /// Oldest first; what will become dead letters or is repeated within is left out.
+    /// Oldest first. Messages that will become dead letters are left out, and so are duplicates
+    /// within the tail.
     pub messages: Vec<Message>,
     /// When the stream received each of them, in Unix milliseconds.
     received_ms: HashMap<Seq, i64>,
-    /// Sender and id of those whose sender gave an id.
+    /// The keys of those whose sender supplied an id.
     pub ids: Vec<Key>,
-    /// Where each of these stands first.
+    /// Where each of these keys stands first.
     pub(crate) firsts: HashMap<Key, Seq>,
-    /// Messages that were left out because they stand in it twice.
-    pub repeated: usize,
-    /// Everything of what was asked for was read.
+    /// How many messages were left out as duplicates.
+    pub duplicates: usize,
+    /// All that was asked for was read.
     pub complete: bool,
     /// From here on everything was read.
     pub from: Seq,
@@ -46,75 +43,71 @@ pub struct Tail {
     pub through: Seq,
 }
 
-/// The tail as the sides of a page need it.
+/// The tail as a page needs it: one that serves all its directions, or one for each.
 #[derive(Debug)]
 pub struct Tails(Vec<Tail>);
 
 /// What was read of one subject.
-pub(crate) struct Stretch {
+pub(crate) struct SubjectRange {
     pub messages: Vec<StreamMessage>,
     pub complete: bool,
     pub from: Seq,
 }
 
 impl Tails {
-    /// Reads what the stream has above `floor` for a page: all of it, if that is not much, and otherwise
-    /// for each side what is nearest to its cursor, `need` if there is as much. `end` is the stream's last
-    /// sequence.
+    /// Reads what the stream has above `frontier.stored_through` for a page: all of it, if that is
+    /// not much. Otherwise it reads, for each direction, the messages nearest to the cursor: `need`,
+    /// if there are as many.
     ///
     /// # Errors
-    /// The log does not answer.
+    /// The stream does not answer.
     pub async fn read(
-        log: &StreamReader,
+        stream: &StreamReader,
         subjects: &[String],
-        (floor, end): (Seq, Seq),
-        sides: &[Side],
+        frontier: Frontier,
+        directions: &[Direction],
         need: Limit,
         limits: Limits,
     ) -> Result<Tails, StreamError> {
-        let settled = |side: &Side| matches!(side, Side::Older(before) if *before <= floor.next());
-        if end <= floor || sides.iter().all(settled) {
-            return Ok(Tails(vec![Tail::empty(floor.next())]));
+        let from = frontier.first_unstored();
+        let is_stored = |direction: &Direction| matches!(direction, Direction::Older(before) if *before <= from);
+        if frontier.is_all_stored() || directions.iter().all(is_stored) {
+            return Ok(Tails(vec![Tail::empty(from)]));
         }
         let all = Limit {
             messages: WHOLE,
             bytes: WHOLE_BYTES,
             ..need
         };
-        let whole = Tail::oldest(log, subjects, floor.next(), all, limits).await?;
-        if whole.complete || whole.through >= end {
+        let whole = Tail::oldest(stream, subjects, from, all, limits).await?;
+        if whole.complete || whole.through >= frontier.end {
             return Ok(Tails(vec![whole]));
         }
-        let mut tails = Vec::with_capacity(sides.len());
-        for side in sides {
-            tails.push(match *side {
-                Side::Older(before) => {
-                    Tail::newest(
-                        log,
-                        subjects,
-                        floor.next(),
-                        before.min(end.next()),
-                        need,
-                        limits,
-                    )
-                    .await?
+        let mut tails = Vec::with_capacity(directions.len());
+        for direction in directions {
+            let tail = match *direction {
+                Direction::Older(before) => {
+                    let before = before.min(frontier.end.next());
+                    Tail::newest(stream, subjects, from, before, need, limits).await?
                 }
-                Side::Newer(after) => {
-                    Tail::oldest(log, subjects, floor.max(after).next(), need, limits).await?
+                Direction::Newer(after) => {
+                    let from = frontier.stored_through.max(after).next();
+                    Tail::oldest(stream, subjects, from, need, limits).await?
                 }
-            });
+            };
+            tails.push(tail);
         }
         Ok(Tails(tails))
     }
 
-    /// All of them, for what a [`Union`](crate::union::Union) has to know.
+    /// All of them, for a [`Merge`](crate::merge::Merge).
     pub fn all(&self) -> &[Tail] {
         &self.0
     }
 
-    /// That of one side, by its place among the sides.
-    pub fn of(&self, side: usize) -> &Tail {
-        self.0.get(side).unwrap_or(&self.0[0])
+    /// That of one direction, by its number among the directions.
+    pub fn of(&self, direction: usize) -> &Tail {
+        self.0.get(direction).unwrap_or(&self.0[0])
     }
 
     /// There is no message.
@@ -122,15 +115,15 @@ impl Tails {
         self.0.iter().all(|tail| tail.messages.is_empty())
     }
 
-    /// Messages that were left out because they stand in it twice.
-    pub fn repeated(&self) -> usize {
-        self.0.iter().map(|tail| tail.repeated).sum()
+    /// How many messages were left out as duplicates.
+    pub fn duplicates(&self) -> usize {
+        self.0.iter().map(|tail| tail.duplicates).sum()
     }
 }
 
 #[cfg(test)]
 impl Tails {
-    pub(crate) fn of_sides(tails: Vec<Tail>) -> Tails {
+    pub(crate) fn of_directions(tails: Vec<Tail>) -> Tails {
         Tails(tails)
     }
 }
@@ -142,7 +135,7 @@ impl From<Tail> for Tails {
 }
 
 impl Tail {
-    /// Nothing was there from `from` on.
+    /// The stream had nothing from `from` on.
     pub fn empty(from: Seq) -> Tail {
         Tail {
             complete: true,
@@ -155,76 +148,74 @@ impl Tail {
     /// The newest messages in `from..before`: at least `need` if there are as many.
     ///
     /// # Errors
-    /// The log does not answer.
+    /// The stream does not answer.
     pub async fn newest(
-        log: &StreamReader,
+        stream: &StreamReader,
         subjects: &[String],
         from: Seq,
         before: Seq,
         need: Limit,
         limits: Limits,
     ) -> Result<Tail, StreamError> {
-        let read = try_join_all(
-            subjects
-                .iter()
-                .map(|subject| newest_of(log, subject, from, before, need, limits)),
-        )
-        .await?;
-        Ok(Tail::of_newest(read, before, limits))
-    }
-
-    /// Below the highest beginning of the subjects that were cut, some messages are missing.
-    pub(crate) fn of_newest(read: Vec<Stretch>, before: Seq, limits: Limits) -> Tail {
-        let begin = read
+        let ranges = subjects
             .iter()
-            .filter(|stretch| !stretch.complete)
-            .map(|stretch| stretch.from)
-            .max();
-        let from = begin
-            .or_else(|| read.iter().map(|stretch| stretch.from).max())
-            .unwrap_or_default();
-        Tail::of(read, from, before.previous(), limits)
+            .map(|subject| newest_on(stream, subject, from, before, need, limits));
+        let ranges = try_join_all(ranges).await?;
+        Ok(Tail::of_newest(ranges, before, limits))
     }
 
-    /// The oldest messages from `from` on: at least `need` if there are as many, or about so many bytes.
+    /// Some subjects may have been cut at their beginning. Below the highest of these beginnings some
+    /// messages are missing.
+    pub(crate) fn of_newest(ranges: Vec<SubjectRange>, before: Seq, limits: Limits) -> Tail {
+        let cut = ranges
+            .iter()
+            .filter(|range| !range.complete)
+            .map(|range| range.from)
+            .max();
+        let from = cut
+            .or_else(|| ranges.iter().map(|range| range.from).max())
+            .unwrap_or_default();
+        Tail::of(ranges, from, before.previous(), limits)
+    }
+
+    /// The oldest messages from `from` on: at least `need` if there are as many, or about so many
+    /// bytes.
     ///
     /// # Errors
-    /// The log does not answer.
+    /// The stream does not answer.
     pub async fn oldest(
-        log: &StreamReader,
+        stream: &StreamReader,
         subjects: &[String],
         from: Seq,
         need: Limit,
         limits: Limits,
     ) -> Result<Tail, StreamError> {
-        let read = try_join_all(
-            subjects
-                .iter()
-                .map(|subject| oldest_of(log, subject, from, need, limits)),
-        )
-        .await?;
-        Ok(Tail::of_oldest(read, from, limits))
+        let ranges = subjects
+            .iter()
+            .map(|subject| oldest_on(stream, subject, from, need, limits));
+        let ranges = try_join_all(ranges).await?;
+        Ok(Tail::of_oldest(ranges, from, limits))
     }
 
-    /// Beyond the lowest end of the subjects that were cut, some messages are missing.
-    pub(crate) fn of_oldest(read: Vec<Stretch>, from: Seq, limits: Limits) -> Tail {
-        let ends = read.iter().filter(|stretch| !stretch.complete);
-        let through = ends
-            .map(|stretch| {
-                stretch
-                    .messages
-                    .last()
-                    .map_or(from.previous(), |last| last.seq)
-            })
-            .min();
-        Tail::of(read, from, through.unwrap_or(Seq::MAX), limits)
+    /// Some subjects may have been cut at their end. Beyond the lowest of these ends some messages
+    /// are missing.
+    pub(crate) fn of_oldest(ranges: Vec<SubjectRange>, from: Seq, limits: Limits) -> Tail {
+        let end = |range: &SubjectRange| {
+            range
+                .messages
+                .last()
+                .map_or(from.previous(), |last| last.seq)
+        };
+        let cut = ranges.iter().filter(|range| !range.complete);
+        let through = cut.map(end).min().unwrap_or(Seq::MAX);
+        Tail::of(ranges, from, through, limits)
     }
 
-    fn of(read: Vec<Stretch>, from: Seq, through: Seq, limits: Limits) -> Tail {
-        let complete = read.iter().all(|stretch| stretch.complete);
-        let mut messages: Vec<StreamMessage> = read
+    fn of(ranges: Vec<SubjectRange>, from: Seq, through: Seq, limits: Limits) -> Tail {
+        let complete = ranges.iter().all(|range| range.complete);
+        let mut messages: Vec<StreamMessage> = ranges
             .into_iter()
-            .flat_map(|stretch| stretch.messages)
+            .flat_map(|range| range.messages)
             .collect();
         messages.sort_by_key(|message| message.seq);
         let mut tail = Tail {
@@ -240,7 +231,7 @@ impl Tail {
             if let Some(id) = &incoming.id {
                 let key = (incoming.user.clone(), id.clone());
                 if tail.firsts.contains_key(&key) {
-                    tail.repeated += 1;
+                    tail.duplicates += 1;
                     continue;
                 }
                 tail.firsts.insert(key.clone(), incoming.seq);
@@ -253,14 +244,15 @@ impl Tail {
     }
 
     /// The messages that have not expired.
-    pub fn alive(&self, cutoffs: &Cutoffs) -> impl Iterator<Item = &Message> {
+    pub fn unexpired(&self, cutoffs: &Cutoffs) -> impl Iterator<Item = &Message> {
         self.messages
             .iter()
             .filter(move |message| !self.is_expired(message, cutoffs))
     }
 
-    /// Some of it has expired. The stream is in the order of receipt: what is older in the conversation has, too.
-    pub fn expired(&self, cutoffs: &Cutoffs) -> bool {
+    /// Some message of it has expired. The stream is in the order of receipt, so everything older in
+    /// the conversation has expired, too.
+    pub fn has_expired(&self, cutoffs: &Cutoffs) -> bool {
         self.messages
             .iter()
             .any(|message| self.is_expired(message, cutoffs))
@@ -269,147 +261,79 @@ impl Tail {
     fn is_expired(&self, message: &Message, cutoffs: &Cutoffs) -> bool {
         self.received_ms
             .get(&message.seq)
-            .is_some_and(|received_ms| cutoffs.expired(&message.room, *received_ms))
+            .is_some_and(|received_ms| cutoffs.is_expired(&message.room, *received_ms))
     }
 }
 
-/// Every change on `subject` from `from` on, oldest first.
-///
-/// # Errors
-/// The log does not answer; there are more than `limit` allows, and without all of them a reader
-/// might be shown what was deleted.
-pub async fn changes(
-    log: &StreamReader,
-    subject: &str,
-    from: Seq,
-    limit: Limit,
-) -> Result<Vec<Change>, StreamError> {
-    let window = log.first(subject, from, limit).await?;
-    if !window.complete {
-        return Err(StreamError::TooMuch("deletions"));
-    }
-    Ok(window.messages.iter().filter_map(parse_change).collect())
-}
-
-/// The changes of all conversations from `from` on; `None` when they are not few.
-///
-/// # Errors
-/// The log does not answer.
-pub async fn few_changes(
-    log: &StreamReader,
-    from: Seq,
-    until: tokio::time::Instant,
-) -> Result<Option<Vec<Change>>, StreamError> {
-    let window = log
-        .first(
-            CHANGES,
-            from,
-            Limit {
-                messages: DELETIONS,
-                bytes: DELETIONS_BYTES,
-                until,
-            },
-        )
-        .await?;
-    Ok(window
-        .complete
-        .then(|| window.messages.iter().filter_map(parse_change).collect()))
-}
-
-/// The changes on some subjects, such as those of one conversation, from `from` on.
-///
-/// # Errors
-/// As [`changes`]: there may be 10,000 of each.
-pub async fn own_changes(
-    log: &StreamReader,
-    subjects: &[String],
-    from: Seq,
-    until: tokio::time::Instant,
-) -> Result<Vec<Change>, StreamError> {
-    let limit = Limit {
-        messages: OWN_DELETIONS,
-        bytes: OWN_DELETIONS_BYTES,
-        until,
-    };
-    let read = try_join_all(
-        subjects
-            .iter()
-            .map(|subject| changes(log, subject, from, limit)),
-    )
-    .await?;
-    Ok(read.into_iter().flatten().collect())
-}
-
-fn parse_change(message: &StreamMessage) -> Option<Change> {
-    Change::parse(
-        &message.subject,
-        &message.payload,
-        message.seq,
-        message.received_ms,
-    )
-    .ok()
-}
-
-async fn newest_of(
-    log: &StreamReader,
+async fn newest_on(
+    stream: &StreamReader,
     subject: &str,
     from: Seq,
     before: Seq,
     need: Limit,
     limits: Limits,
-) -> Result<Stretch, StreamError> {
+) -> Result<SubjectRange, StreamError> {
     let mut windows: Vec<Vec<StreamMessage>> = Vec::new();
-    let (mut before, mut good, mut bytes, mut complete) = (before, 0, 0, false);
-    while good < need.messages && bytes < need.bytes && !complete {
-        let window = log.last(subject, from, before, need).await?;
+    let mut before = before;
+    let mut kept = Kept::default();
+    let mut complete = false;
+    while !kept.fulfils(need) && !complete {
+        let window = stream.last(subject, from, before, need).await?;
         complete = window.complete || window.messages.is_empty();
         before = window.messages.first().map_or(before, |first| first.seq);
-        good += window
-            .messages
-            .iter()
-            .filter(|message| parse(message, limits).is_ok())
-            .count();
-        bytes += window
-            .messages
-            .iter()
-            .map(|message| message.payload.len())
-            .sum::<usize>();
+        kept.count(&window.messages, limits);
         windows.push(window.messages);
     }
-    let messages = windows.into_iter().rev().flatten().collect();
-    let from = if complete { from } else { before };
-    Ok(Stretch {
+    Ok(SubjectRange {
+        messages: windows.into_iter().rev().flatten().collect(),
+        complete,
+        from: if complete { from } else { before },
+    })
+}
+
+async fn oldest_on(
+    stream: &StreamReader,
+    subject: &str,
+    from: Seq,
+    need: Limit,
+    limits: Limits,
+) -> Result<SubjectRange, StreamError> {
+    let mut messages = Vec::new();
+    let mut next = from;
+    let mut kept = Kept::default();
+    let mut complete = false;
+    while !kept.fulfils(need) && !complete {
+        let window = stream.first(subject, next, need).await?;
+        complete = window.complete || window.messages.is_empty();
+        next = window.messages.last().map_or(next, |last| last.seq.next());
+        kept.count(&window.messages, limits);
+        messages.extend(window.messages);
+    }
+    Ok(SubjectRange {
         messages,
         complete,
         from,
     })
 }
 
-async fn oldest_of(
-    log: &StreamReader,
-    subject: &str,
-    from: Seq,
-    need: Limit,
-    limits: Limits,
-) -> Result<Stretch, StreamError> {
-    let mut messages = Vec::new();
-    let (mut next, mut good, mut bytes, mut complete) = (from, 0, 0, false);
-    while good < need.messages && bytes < need.bytes && !complete {
-        let window = log.first(subject, next, need).await?;
-        complete = window.complete || window.messages.is_empty();
-        next = window.messages.last().map_or(next, |last| last.seq.next());
-        for message in window.messages {
-            if parse(&message, limits).is_ok() {
-                good += 1;
-            }
-            // What will be a dead letter costs memory, too.
-            bytes += message.payload.len();
-            messages.push(message);
+/// How much was read of one subject.
+#[derive(Default)]
+struct Kept {
+    /// Without messages that will become dead letters.
+    messages: usize,
+    /// With them, because they cost memory, too.
+    bytes: usize,
+}
+
+impl Kept {
+    fn count(&mut self, messages: &[StreamMessage], limits: Limits) {
+        for message in messages {
+            self.messages += usize::from(parse(message, limits).is_ok());
+            self.bytes += message.payload.len();
         }
     }
-    Ok(Stretch {
-        messages,
-        complete,
-        from,
-    })
+
+    fn fulfils(&self, need: Limit) -> bool {
+        self.messages >= need.messages || self.bytes >= need.bytes
+    }
 }

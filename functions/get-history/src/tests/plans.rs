@@ -3,8 +3,9 @@
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::*;
-use crate::index::{KNOWN, NEWER, NEWER_MEASURED, OLDER, OLDER_MEASURED};
 use timeline::chat::open_database;
+use timeline::dedup::LOOKUP;
+use timeline::query::{NEWER, NEWER_IN_BYTES, OLDER, OLDER_IN_BYTES};
 
 /// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
@@ -43,19 +44,19 @@ async fn check(world: &World, state: &str) {
             "messages_room_seq_idx",
         ),
         (
-            OLDER_MEASURED,
+            OLDER_IN_BYTES,
             "text, bigint, bigint, bigint, bigint",
             page + ", 1000000",
             "messages_room_seq_idx",
         ),
         (
-            NEWER_MEASURED,
+            NEWER_IN_BYTES,
             "text, bigint, bigint, bigint, bigint",
             newer + ", 1000000",
             "messages_room_seq_idx",
         ),
         (
-            KNOWN,
+            LOOKUP,
             "text[], text[]",
             "'{ann,bob}', '{a,b}'".to_owned(),
             "messages_sender_id_key",

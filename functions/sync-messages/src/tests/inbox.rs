@@ -132,7 +132,7 @@ async fn a_page_of_a_full_inbox_is_one_range_of_its_index() {
     let mut connection = database.acquire().await.unwrap();
     let prepared = format!(
         "prepare inbox (text, bigint, bigint, bigint, bigint) as {}",
-        crate::inbox::MESSAGES
+        crate::query::INBOX
     );
     sqlx::raw_sql(AssertSqlSafe(prepared))
         .execute(&mut *connection)

@@ -40,40 +40,40 @@ async fn plans(world: &World, names: &str) -> Vec<(&'static str, String)> {
             .await,
         ),
         (
-            "known",
+            "deduplication lookup",
             plan(
                 world,
-                crate::unread::KNOWN,
+                timeline::dedup::LOOKUP,
                 "text[], text[]",
                 &format!("'{names}', '{names}'"),
             )
             .await,
         ),
         (
-            "direct marks",
+            "read cursors",
             plan(
                 world,
-                crate::unread::DIRECT_MARKS,
+                timeline::cursors::READ,
                 "text, text[]",
                 &format!("'b-7', '{names}'"),
             )
             .await,
         ),
         (
-            "marks",
+            "room cursors",
             plan(
                 world,
-                crate::unread::MARKS,
+                crate::unread::ROOM_CURSORS,
                 "text, bigint, bigint",
                 "'b-7', 501, 10000",
             )
             .await,
         ),
         (
-            "concerned",
+            "passed",
             plan(
                 world,
-                crate::delivered::CONCERNED,
+                crate::delivered::PASSED,
                 "text, bigint, bigint, bigint",
                 "'b-7', 0, 40000, 10000",
             )
@@ -117,17 +117,14 @@ async fn nobody_reads_the_rooms_of_all_the_others() {
     }
     world.store_conversations().await;
     all_are_ranges(&world, "with messages").await;
-    let concerned = plan(
+    let passed = plan(
         &world,
-        crate::delivered::CONCERNED,
+        crate::delivered::PASSED,
         "text, bigint, bigint, bigint",
         "'b-7', 0, 40000, 10000",
     )
     .await;
-    assert!(
-        concerned.contains("messages_recipient_seq_idx"),
-        "{concerned}"
-    );
+    assert!(passed.contains("messages_recipient_seq_idx"), "{passed}");
     let above = plan(
         &world,
         crate::unread::ABOVE,

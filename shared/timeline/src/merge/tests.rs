@@ -1,11 +1,11 @@
-//! Cases of the union by hand; `tests/model.rs` has all the others.
+//! Single cases of the merge; `tests/model.rs` has all the others.
 
 mod model;
 
 use serde_json::json;
 
 use super::*;
-use crate::tail::Stretch;
+use crate::tail::SubjectRange;
 use jetstream::stream::StreamMessage;
 use protocol::message::Limits;
 
@@ -14,7 +14,9 @@ fn seq(number: u64) -> Seq {
 }
 
 fn message(number: u64, id: &str, text: &str) -> Message {
-    let message = json!({"id": id, "seq": number, "room": "general", "user": "ann", "text": text, "timestamp": 0});
+    let message = json!({
+        "id": id, "seq": number, "room": "general", "user": "ann", "text": text, "timestamp": 0,
+    });
     serde_json::from_value(message).unwrap()
 }
 
@@ -26,8 +28,11 @@ fn tombstone(number: u64, id: &str) -> Message {
 }
 
 fn deletion(target: u64, id: &str) -> Change {
-    let body = json!({"type": "delete", "target": target, "id": id, "user": "ann", "derived": id.starts_with("seq:"),
-                      "timestamp": 0, "received": 0, "mode": "soft", "by": "ann"});
+    let body = json!({
+        "type": "delete", "target": target, "id": id, "user": "ann",
+        "derived": id.starts_with("seq:"), "timestamp": 0, "received": 0, "mode": "soft",
+        "by": "ann",
+    });
     Change::parse(
         "change.chat.general",
         body.to_string().as_bytes(),
@@ -48,35 +53,36 @@ fn tail(messages: &[Message]) -> Tail {
             .into(),
         received_ms: 0,
     };
-    let stretch = Stretch {
+    let range = SubjectRange {
         messages: messages.iter().map(stored).collect(),
         complete: true,
         from: Seq::ZERO,
     };
-    Tail::of_oldest(vec![stretch], Seq::ZERO, Limits::default())
+    Tail::of_oldest(vec![range], Seq::ZERO, Limits::default())
 }
 
-/// Position and text of what is shown of everything up to 50, and whether the log was needed.
+/// Position and text of each message shown up to 50, and whether the stream was needed.
 fn merge(
-    known: &[(&str, u64)],
+    stored: &[(&str, u64)],
     changes: &[Change],
     rows: &[Message],
     messages: &[Message],
 ) -> (Vec<(u64, String)>, bool) {
-    let known = known
+    let stored = stored
         .iter()
         .map(|(id, at)| (("ann".to_owned(), (*id).to_owned()), seq(*at)))
         .collect();
-    let (all, tails) = (Seq::ZERO..=seq(50), [tail(messages)]);
-    let union = Union::new(known, changes.iter().collect(), Cutoffs::default(), &tails);
-    let merged = union.merge(rows.to_vec(), &tails[0], &all, &all);
+    let all = Seq::ZERO..=seq(50);
+    let tails = [tail(messages)];
+    let merge = Merge::new(stored, changes.iter().collect(), Cutoffs::default(), &tails);
+    let merged = merge.range(rows.to_vec(), &tails[0], &all, &all);
     let shown = |message: &Message| {
         assert_eq!(message.deleted, message.text.is_empty());
         (message.seq.get(), message.text.clone())
     };
     (
         merged.messages.values().map(shown).collect(),
-        merged.from_log,
+        merged.from_stream,
     )
 }
 
@@ -89,7 +95,8 @@ fn shown(messages: &[(u64, &str)]) -> Vec<(u64, String)> {
 
 #[test]
 fn the_first_of_two_with_one_id_is_shown() {
-    // The index has the first; the index has the later one, and the first is in the tail; both are in the index's place.
+    // The projection has the first; it has the later one, and the first is in the tail; both have the
+    // same one.
     assert_eq!(
         merge(
             &[("a", 5)],
@@ -120,7 +127,7 @@ fn the_first_of_two_with_one_id_is_shown() {
 }
 
 #[test]
-fn no_text_is_shown_of_what_either_side_knows_as_deleted() {
+fn no_text_is_shown_that_stream_or_projection_has_as_deleted() {
     let change = deletion(5, "a");
     assert_eq!(
         merge(
@@ -150,7 +157,7 @@ fn no_text_is_shown_of_what_either_side_knows_as_deleted() {
         (shown(&[(5, "")]), false),
         "deleted meanwhile"
     );
-    // Another copy than the one the deletion names.
+    // The deletion names a duplicate in another place.
     assert_eq!(
         merge(
             &[("a", 5)],
@@ -163,7 +170,7 @@ fn no_text_is_shown_of_what_either_side_knows_as_deleted() {
 }
 
 #[test]
-fn what_was_erased_before_it_was_stored_has_a_tombstone_once() {
+fn a_message_erased_before_it_was_stored_has_one_tombstone() {
     assert_eq!(
         merge(&[], &[deletion(5, "a")], &[], &[message(7, "b", "y")]),
         (shown(&[(5, ""), (7, "y")]), true)
@@ -177,12 +184,12 @@ fn what_was_erased_before_it_was_stored_has_a_tombstone_once() {
         (shown(&[]), false),
         "outside of the range"
     );
-    // It stands elsewhere, outside of what was read.
+    // The message stands elsewhere, outside of what was read.
     assert_eq!(
         merge(&[("a", 3)], &[deletion(5, "a")], &[], &[]),
         (shown(&[]), false)
     );
-    // The index has it, beyond what may be shown of it.
+    // The projection has it, beyond what may be shown of it.
     assert_eq!(
         merge(&[("a", 5)], &[deletion(5, "a")], &[], &[]),
         (shown(&[(5, "")]), true)
@@ -190,7 +197,7 @@ fn what_was_erased_before_it_was_stored_has_a_tombstone_once() {
 }
 
 #[test]
-fn a_copy_of_what_was_erased_is_no_second_place_for_it() {
+fn a_duplicate_of_an_erased_message_is_not_shown() {
     let change = deletion(5, "a");
     assert_eq!(
         merge(
