@@ -228,7 +228,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         let Function {
             identity,
             id,
-            own_settings,
+            variables,
             clock,
             setup,
             endpoints,
@@ -263,7 +263,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         Plan {
             identity,
             id,
-            own_settings,
+            variables,
             clock,
             assemble: Box::new(assemble),
         }
@@ -281,7 +281,7 @@ struct Assembled {
 struct Plan {
     identity: Identity,
     id: String,
-    own_settings: &'static str,
+    variables: Vec<Variable>,
     clock: Clock,
     assemble: Assemble,
 }
