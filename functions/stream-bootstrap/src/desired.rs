@@ -311,13 +311,19 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_wrong_directory_is_named_in_one_line() {
-        let folder =
-            std::env::temp_dir().join(format!("scrollback-desired-{}", std::process::id()));
+    /// An empty directory of the form that `BOOTSTRAP_CONFIG` expects.
+    fn folder(name: &str) -> std::path::PathBuf {
+        let name = format!("scrollback-desired-{name}-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
         for part in ["streams", "consumers"] {
             std::fs::create_dir_all(folder.join(part)).unwrap();
         }
+        folder
+    }
+
+    #[test]
+    fn a_wrong_directory_is_named_in_one_line() {
+        let folder = folder("wrong");
         let stream = folder.join("streams/CHAT_MESSAGES.json");
         let consumer = folder.join("consumers/CHAT_MESSAGES.persist-message.json");
         let line = || Desired::read(Some(&folder), false).unwrap_err().to_string();
@@ -358,6 +364,17 @@ mod tests {
             Desired::read(Some(&folder), false).unwrap().objects().len(),
             2
         );
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(line().contains("cannot be read"), "{}", line());
+    }
+
+    #[test]
+    fn a_field_that_breaks_a_guarantee_is_named() {
+        let folder = folder("forbidden");
+        let stream = folder.join("streams/CHAT_MESSAGES.json");
+        let consumer = folder.join("consumers/CHAT_MESSAGES.persist-message.json");
+        std::fs::write(&consumer, r#"{"durable_name": "persist-message"}"#).unwrap();
+        let line = || Desired::read(Some(&folder), false).unwrap_err().to_string();
         for (field, named) in [
             (
                 r#""num_replicas": 3"#,
@@ -392,6 +409,5 @@ mod tests {
             );
         }
         std::fs::remove_dir_all(&folder).unwrap();
-        assert!(line().contains("cannot be read"), "{}", line());
     }
 }

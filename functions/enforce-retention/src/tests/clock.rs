@@ -47,14 +47,33 @@ async fn expire_job(client: &Client) -> (u64, u64) {
     )
 }
 
+/// Sets PostgreSQL's clock ahead, and waits until the function has noticed several times.
+async fn check_clock_ahead(database: &PgPool, operator: &Client) {
+    set_clock_ahead(database, 40).await;
+    let before = expire_job(operator).await.1;
+    // The first errors may come from the sessions that were terminated.
+    let noticed = |&(apart, errors): &(u64, u64)| apart > 0 && errors > before + 3;
+    let (apart, _) = eventually("it noticed, several times", SOON, async || {
+        Some(expire_job(operator).await).filter(noticed)
+    })
+    .await;
+    assert!((39 * 86_400..=41 * 86_400).contains(&apart), "{apart}");
+    let refused = ask(operator, RETENTION_RUN.subject(&[]), json!({})).await;
+    assert!(
+        refused["error"]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("hours ahead of NATS'")),
+        "{refused}"
+    );
+}
+
 #[tokio::test]
 async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
     let world = World::start().await;
-    let (client, operator) = (
-        world.client("publisher").await,
-        world.client("operator").await,
-    );
-    let (database, _history) = (world.database().await, world.spawn("get-history").await);
+    let client = world.client("publisher").await;
+    let operator = world.client("operator").await;
+    let database = world.database().await;
+    let _history = world.spawn("get-history").await;
     publish_texts(&client, "chat.general", 5).await;
     store(&world).await;
     let retention = world.spawn_with("enforce-retention", &[OFTEN]).await;
@@ -69,22 +88,7 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
     })
     .await;
 
-    set_clock_ahead(&database, 40).await;
-    let before = expire_job(&operator).await.1;
-    // The first errors may come from the sessions that were terminated.
-    let noticed = |&(apart, errors): &(u64, u64)| apart > 0 && errors > before + 3;
-    let (apart, _) = eventually("it noticed, several times", SOON, async || {
-        Some(expire_job(&operator).await).filter(noticed)
-    })
-    .await;
-    assert!((39 * 86_400..=41 * 86_400).contains(&apart), "{apart}");
-    let refused = ask(&operator, RETENTION_RUN.subject(&[]), json!({})).await;
-    assert!(
-        refused["error"]["reason"]
-            .as_str()
-            .is_some_and(|reason| reason.contains("hours ahead of NATS'")),
-        "{refused}"
-    );
+    check_clock_ahead(&database, &operator).await;
     let complaint = "PostgreSQL's clock is 960 hours ahead of NATS'";
     assert!(
         retention.stderr().contains(complaint),
@@ -126,21 +130,23 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
     assert!(retention.terminate().await.success());
 }
 
+/// How many hours before PostgreSQL's clock a time is.
+async fn hours(database: &PgPool, sql: &str) -> i32 {
+    let sql = format!("select round(extract(epoch from now() - {sql}) / 3600)::int");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .fetch_one(database)
+        .await
+        .unwrap()
+}
+
 #[tokio::test]
 async fn readers_trust_a_clock_only_within_the_tolerance() {
     let world = World::start().await;
     let database = world.database().await;
-    let hours = async |sql: &str| {
-        let sql = format!("select round(extract(epoch from now() - {sql}) / 3600)::int");
-        sqlx::query_scalar::<_, i32>(sqlx::AssertSqlSafe(sql))
-            .fetch_one(&database)
-            .await
-            .unwrap()
-    };
     assert_eq!(
         (
-            hours("believed_now()").await,
-            hours("cutoff('general')").await
+            hours(&database, "believed_now()").await,
+            hours(&database, "cutoff('general')").await
         ),
         (0, 30 * 24),
         "nobody has written NATS' time"
@@ -149,13 +155,13 @@ async fn readers_trust_a_clock_only_within_the_tolerance() {
     sqlx::raw_sql(set_time).execute(&database).await.unwrap();
     assert_eq!(
         (
-            hours("believed_now()").await,
-            hours("cutoff('general')").await
+            hours(&database, "believed_now()").await,
+            hours(&database, "cutoff('general')").await
         ),
         (94, 94 + 30 * 24)
     );
     let ms = "to_timestamp(cutoff_ms('general') / 1000.0)";
-    assert_eq!(hours(ms).await, 94 + 30 * 24);
+    assert_eq!(hours(&database, ms).await, 94 + 30 * 24);
     // The newest message has NATS' time, too.
     sqlx::raw_sql(
         "insert into rooms (name) values ('general');
@@ -165,12 +171,18 @@ async fn readers_trust_a_clock_only_within_the_tolerance() {
     .execute(&database)
     .await
     .unwrap();
-    assert_eq!(hours("believed_now()").await, 4);
+    assert_eq!(hours(&database, "believed_now()").await, 4);
     sqlx::raw_sql("update messages set received_at = now()")
         .execute(&database)
         .await
         .unwrap();
-    assert_eq!(hours("believed_now()").await, 0);
+    assert_eq!(hours(&database, "believed_now()").await, 0);
+}
+
+#[tokio::test]
+async fn each_room_has_its_own_cutoff() {
+    let world = World::start().await;
+    let database = world.database().await;
     // A room's own days, those of direct messages, "for ever", and no row at all.
     sqlx::raw_sql("insert into retention values ('general', 1), ('dm.*', 2), ('forever', null)")
         .execute(&database)
@@ -178,9 +190,9 @@ async fn readers_trust_a_clock_only_within_the_tolerance() {
         .unwrap();
     assert_eq!(
         (
-            hours("cutoff('general')").await,
-            hours("cutoff('dm.a.b')").await,
-            hours("cutoff('other')").await
+            hours(&database, "cutoff('general')").await,
+            hours(&database, "cutoff('dm.a.b')").await,
+            hours(&database, "cutoff('other')").await
         ),
         (24, 48, 720)
     );

@@ -136,125 +136,104 @@ async fn in_database(database: &PgPool, user: &str) -> (i64, i64) {
         .unwrap()
 }
 
-#[tokio::test]
-async fn nothing_of_a_user_is_left_and_their_sequences_remain() {
-    const STORED: usize = 2_000;
-    const UNSTORED: usize = 500;
-    let world = World::start().await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
-    write(&client, "ann", STORED).await;
-    write(&client, "bob", 50).await;
-    store(&world).await;
-    let (_, stored) = range(&world).await;
-    // Some have expired and were deleted; the stream still holds them.
+const STORED: usize = 2_000;
+const UNSTORED: usize = 500;
+/// How many deletions erasing ann takes. One id has three messages in the stream, and one row. In
+/// another room it is a conflict, and becomes a dead letter.
+const WANTED: u64 = (STORED + UNSTORED + OTHERS - 3) as u64;
+
+/// Messages of ann and bob: stored ones, expired ones that only the stream still holds, and some
+/// that are not stored yet. Returns the last sequence that is stored.
+async fn write_all(world: &World, client: &Client, database: &PgPool) -> u64 {
+    write(client, "ann", STORED).await;
+    write(client, "bob", 50).await;
+    store(world).await;
+    let (_, stored) = range(world).await;
     sqlx::raw_sql("delete from messages where sender = 'ann' and seq <= 10")
-        .execute(&database)
+        .execute(database)
         .await
         .unwrap();
     for number in 0..UNSTORED {
-        publish(
-            &client,
-            "chat.general",
-            json!({"user": "ann", "text": format!("{SECRET}, late {number}")}),
-        )
-        .await;
+        let late = json!({"user": "ann", "text": format!("{SECRET}, late {number}")});
+        publish(client, "chat.general", late).await;
     }
-    let bobs = (
-        in_stream_of(&world, "bob").await,
-        in_database(&database, "bob").await,
-    );
+    stored
+}
+
+#[tokio::test]
+async fn nothing_of_a_user_is_left_and_their_sequences_remain() {
+    let world = World::start().await;
+    let client = world.client("publisher").await;
+    let database = world.database().await;
+    let stored = write_all(&world, &client, &database).await;
+    let bob_in_stream = in_stream_of(&world, "bob").await;
+    let bob_in_database = in_database(&database, "bob").await;
     // Only a short time for each part.
     let running = start(&world, &[("REQUEST_DEADLINE_MS", "800"), SELDOM]).await;
-    // One id has three messages in the stream, and one row. In another room it is a conflict, and
-    // becomes a dead letter.
-    let wanted = (STORED + UNSTORED + OTHERS - 3) as u64;
     let mut refused = false;
-    let (dry, _) = erase_all(&world, "ann", true, &mut refused).await;
-    assert_eq!(
-        (dry.deletions, dry.letters, dry.unfit, dry.dry_run),
-        (wanted, 4, 3, true),
-        "{dry:?}"
-    );
-    // Another part does not count again what the first part has counted.
-    let rest = erase(
-        &world,
-        json!({"user": "ann", "dry_run": true, "after": stored}),
-        &mut refused,
-    )
-    .await;
-    assert_eq!(
-        (rest.deletions, rest.unfit),
-        (UNSTORED as u64, 0),
-        "{rest:?}"
-    );
-    assert_eq!(
-        in_stream_of(&world, "ann").await.len() as u64,
-        wanted + 3,
-        "a dry run does nothing"
-    );
+    check_dry_run(&world, stored, &mut refused).await;
     let (done, parts) = erase_all(&world, "ann", false, &mut refused).await;
-    assert!(
-        (refused || done.deletions >= wanted) && parts > 1,
-        "{parts}: {done:?}"
-    );
-    assert_eq!(
-        (done.letters, done.unfit, done.waiting),
-        (4, 3, 0),
-        "{done:?}"
-    );
+    assert!(refused || done.deletions >= WANTED, "{done:?}");
+    assert!(parts > 1, "{parts}: {done:?}");
+    let Erased {
+        letters,
+        unfit,
+        waiting,
+        ..
+    } = done;
+    assert_eq!((letters, unfit, waiting), (4, 3, 0), "{done:?}");
     // Again, before a worker has applied the deletions: nothing is appended twice.
     let (_, last) = range(&world).await;
     let (again, _) = erase_all(&world, "ann", false, &mut refused).await;
-    assert_eq!(
-        (again.deletions, range(&world).await.1),
-        (0, last),
-        "{again:?}"
-    );
+    assert_eq!(again.deletions, 0, "{again:?}");
+    assert_eq!(range(&world).await.1, last);
     assert!(again.underway > 0);
     let (dry, _) = erase_all(&world, "ann", true, &mut refused).await;
-    assert_eq!((dry.deletions, dry.underway), (0, wanted), "{dry:?}");
+    assert_eq!((dry.deletions, dry.underway), (0, WANTED), "{dry:?}");
 
     store(&world).await;
-    assert_eq!(in_stream_of(&world, "ann").await, [0_u64; 0]);
+    check_erased(&world, &database).await;
+    assert_eq!(in_stream_of(&world, "bob").await, bob_in_stream);
+    assert_eq!(in_database(&database, "bob").await, bob_in_database);
+    let (nothing, _) = erase_all(&world, "ann", false, &mut refused).await;
+    assert_eq!((nothing.deletions, nothing.underway), (0, 0), "{nothing:?}");
+    assert_eq!((nothing.letters, nothing.unfit), (0, 0), "{nothing:?}");
+    running.stop().await.unwrap();
+}
+
+async fn check_dry_run(world: &World, stored: u64, refused: &mut bool) {
+    let (dry, _) = erase_all(world, "ann", true, refused).await;
+    assert_eq!((dry.deletions, dry.dry_run), (WANTED, true), "{dry:?}");
+    assert_eq!((dry.letters, dry.unfit), (4, 3), "{dry:?}");
+    // Another part does not count again what the first part has counted.
+    let request = json!({"user": "ann", "dry_run": true, "after": stored});
+    let rest = erase(world, request, refused).await;
+    assert_eq!(rest.deletions, UNSTORED as u64, "{rest:?}");
+    assert_eq!(rest.unfit, 0, "{rest:?}");
+    let held = in_stream_of(world, "ann").await.len() as u64;
+    assert_eq!(held, WANTED + 3, "a dry run does nothing");
+}
+
+async fn check_erased(world: &World, database: &PgPool) {
+    assert_eq!(in_stream_of(world, "ann").await, [0_u64; 0]);
     // The id with three messages has one row.
-    let tombstones = i64::try_from(wanted).unwrap() - 2;
-    assert_eq!(
-        in_database(&database, "ann").await,
-        (tombstones, tombstones)
-    );
+    let tombstones = i64::try_from(WANTED).unwrap() - 2;
+    assert_eq!(in_database(database, "ann").await, (tombstones, tombstones));
     let erased = "
         select count(*) from dead_letters
          where outcome = 'erased' and payload = '' and headers = ''";
     let dead_letters: i64 = sqlx::query_scalar(erased)
-        .fetch_one(&database)
+        .fetch_one(database)
         .await
         .unwrap();
     assert_eq!(dead_letters, 4);
-    assert_eq!(
-        (
-            in_stream_of(&world, "bob").await,
-            in_database(&database, "bob").await
-        ),
-        bobs
-    );
-    let (nothing, _) = erase_all(&world, "ann", false, &mut refused).await;
-    assert_eq!(
-        (
-            nothing.deletions,
-            nothing.underway,
-            nothing.letters,
-            nothing.unfit
-        ),
-        (0, 0, 0, 0),
-        "{nothing:?}"
-    );
-    running.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn what_is_no_dead_letter_yet_stays_until_it_is() {
     let world = World::start().await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     publish(
         &client,
         "chat.general",

@@ -36,15 +36,12 @@ async fn fill(database: &PgPool) {
 #[tokio::test]
 async fn storing_goes_on_while_many_expire() {
     let world = World::start().await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     // As stream-bootstrap does: the stream continues above what is stored.
     let bootstrap = world.client("stream-bootstrap").await;
-    ask(
-        &bootstrap,
-        js_api::STREAM_PURGE.to_owned(),
-        json!({"seq": 300_001}),
-    )
-    .await;
+    let purge = js_api::STREAM_PURGE.to_owned();
+    ask(&bootstrap, purge, json!({"seq": 300_001})).await;
     fill(&database).await;
     let _worker = world.spawn("persist-message").await;
     let running = start(&world, &[SELDOM]).await;
@@ -108,7 +105,8 @@ async fn storing_goes_on_while_many_expire() {
 #[tokio::test]
 async fn the_configured_days_are_the_default() {
     let world = World::start().await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let days = async || {
         sqlx::query_scalar::<_, Option<i32>>("select days from retention where room = '*'")
             .fetch_one(&database)

@@ -50,38 +50,44 @@ async fn shown(client: &Client) -> Vec<(u64, bool, bool)> {
     messages.as_array().unwrap().iter().map(shown).collect()
 }
 
+/// Messages and cursors of bob, made older by 31 days, and then later ones.
+async fn fill(world: &World, client: &Client, database: &PgPool) {
+    publish_texts(client, "dm.ann.bob", 4).await;
+    publish_texts(client, "chat.general", 2).await;
+    publish_texts(client, "chat.forever", 1).await;
+    store(world).await;
+    for through in [2, 3] {
+        advance_cursor(client, DELIVERED.subject(&["bob"]), through).await;
+        advance_cursor(client, DM_READ.subject(&["bob", "ann"]), through).await;
+    }
+    advance_cursor(client, READ.subject(&["bob", "general"]), 5).await;
+    advance_cursor(client, READ.subject(&["bob", "forever"]), 7).await;
+    sqlx::raw_sql("insert into retention values ('forever', null)")
+        .execute(database)
+        .await
+        .unwrap();
+    age_all(database, 31).await;
+    // Later messages, of which some are not stored yet.
+    publish_texts(client, "dm.ann.bob", 1).await;
+    store(world).await;
+    publish_texts(client, "chat.general", 1).await;
+    advance_cursor(client, DELIVERED.subject(&["bob"]), 8).await;
+    advance_cursor(client, READ.subject(&["bob", "general"]), 9).await;
+    // As if these two messages were kept longer than the others.
+    sqlx::raw_sql("update messages set received_at = now() where seq in (3, 4)")
+        .execute(database)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn an_entry_is_deleted_when_all_it_reached_is_gone() {
     let world = World::start().await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let (_history, _receipts) =
         tokio::join!(world.spawn("get-history"), world.spawn("track-receipts"));
-    publish_texts(&client, "dm.ann.bob", 4).await;
-    publish_texts(&client, "chat.general", 2).await;
-    publish_texts(&client, "chat.forever", 1).await;
-    store(&world).await;
-    for through in [2, 3] {
-        advance_cursor(&client, DELIVERED.subject(&["bob"]), through).await;
-        advance_cursor(&client, DM_READ.subject(&["bob", "ann"]), through).await;
-    }
-    advance_cursor(&client, READ.subject(&["bob", "general"]), 5).await;
-    advance_cursor(&client, READ.subject(&["bob", "forever"]), 7).await;
-    sqlx::raw_sql("insert into retention values ('forever', null)")
-        .execute(&database)
-        .await
-        .unwrap();
-    age_all(&database, 31).await;
-    // Later messages, of which some are not stored yet.
-    publish_texts(&client, "dm.ann.bob", 1).await;
-    store(&world).await;
-    publish_texts(&client, "chat.general", 1).await;
-    advance_cursor(&client, DELIVERED.subject(&["bob"]), 8).await;
-    advance_cursor(&client, READ.subject(&["bob", "general"]), 9).await;
-    // As if these two messages were kept longer than the others.
-    sqlx::raw_sql("update messages set received_at = now() where seq in (3, 4)")
-        .execute(&database)
-        .await
-        .unwrap();
+    fill(&world, &client, &database).await;
     let all = entries(&database).await;
 
     let before = shown(&client).await;
@@ -142,7 +148,8 @@ async fn an_entry_is_deleted_when_all_it_reached_is_gone() {
 #[tokio::test]
 async fn a_conversation_that_is_kept_keeps_its_receipt_history() {
     let world = World::start().await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let _receipts = world.spawn("track-receipts").await;
     publish_texts(&client, "dm.ann.bob", 1).await;
     publish_texts(&client, "dm.ann.zoe", 1).await;

@@ -123,10 +123,8 @@ async fn readers_do_not_notice_that_the_stream_is_trimmed() {
         world.spawn("sync-messages"),
         world.spawn_with("send-message", &[("SEND_BURST", "1000")])
     );
-    let (client, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     let send = async || {
         let reply = ask(
             &client,

@@ -15,7 +15,8 @@ use testing::{RawClient, World, eventually};
 pub(super) async fn world() -> (World, Running, Client, PgPool) {
     let world = World::builder().administrator().start().await;
     let running = start(&world).await.unwrap();
-    let (admin, database) = (world.client("administrator").await, world.database().await);
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     (world, running, admin, database)
 }
 
@@ -55,31 +56,30 @@ fn offenders(audit: &Audit) -> Vec<(u64, &str)> {
 const GONE: &str = "acknowledged, and neither stored nor a dead letter";
 const TAKEN: &str = "another message is stored here";
 
-#[tokio::test]
-async fn every_message_is_counted_as_what_became_of_it() {
-    let (world, running, admin, database) = world().await;
+/// Messages 1 to 10, one for each thing that can become of a message.
+async fn every_kind(world: &World, admin: &Client, database: &PgPool) {
     let with_id = json!({"user": "ann", "text": "with an id", "id": "a-1"}).to_string();
-    assert_eq!(publish(&admin, "chat.general", &[], &with_id).await, 1);
-    publish(&admin, "dm.ann.bob", &[], &body("ann", "to be deleted")).await;
-    publish(&admin, "chat.other", &[], &with_id).await;
-    publish(&admin, "chat.general", &[], "no json").await;
+    assert_eq!(publish(admin, "chat.general", &[], &with_id).await, 1);
+    publish(admin, "dm.ann.bob", &[], &body("ann", "to be deleted")).await;
+    publish(admin, "chat.other", &[], &with_id).await;
+    publish(admin, "chat.general", &[], "no json").await;
     let deletion = json!({
         "type": "delete", "target": 2, "id": "seq:2", "derived": true, "user": "ann", "to": "bob",
-        "timestamp": 1, "received": received_ms(&admin, 2).await, "mode": "soft", "by": "ann",
+        "timestamp": 1, "received": received_ms(admin, 2).await, "mode": "soft", "by": "ann",
     });
-    publish(&admin, "change.dm.ann.bob", &[], &deletion.to_string()).await;
+    publish(admin, "change.dm.ann.bob", &[], &deletion.to_string()).await;
     for text in [
         "removed",
         "lost from the database",
         "overwritten in the database",
     ] {
-        publish(&admin, "chat.general", &[], &body("ann", text)).await;
+        publish(admin, "chat.general", &[], &body("ann", text)).await;
     }
     let worker = world.spawn("persist-message").await;
-    settled(&admin).await;
+    settled(admin).await;
     worker.kill().await;
-    publish(&admin, "chat.general", &[], &body("ann", "not stored yet")).await;
-    assert_eq!(publish(&admin, "chat.general", &[], &with_id).await, 10);
+    publish(admin, "chat.general", &[], &body("ann", "not stored yet")).await;
+    assert_eq!(publish(admin, "chat.general", &[], &with_id).await, 10);
     sqlx::raw_sql(
         "update messages set deleted = true, text = '' where seq = 2;
          update dead_letters set outcome = 'dropped', outcome_at = now() where seq = 4;
@@ -89,11 +89,16 @@ async fn every_message_is_counted_as_what_became_of_it() {
          delete from messages where seq = 7;
          update messages set sender = 'zoe' where seq = 8",
     )
-    .execute(&database)
+    .execute(database)
     .await
     .unwrap();
-    api(&admin, "STREAM.MSG.DELETE.CHAT_MESSAGES", json!({"seq": 6})).await;
+    api(admin, "STREAM.MSG.DELETE.CHAT_MESSAGES", json!({"seq": 6})).await;
+}
 
+#[tokio::test]
+async fn every_message_is_counted_as_what_became_of_it() {
+    let (world, running, admin, database) = world().await;
+    every_kind(&world, &admin, &database).await;
     let found = audit(&world, json!({})).await;
     let counts = json!({
         "stored": 1, "deleted": 1, "changes": 1, "duplicates": 1,
@@ -241,7 +246,9 @@ async fn a_long_stream_comes_in_parts() {
     })
     .await;
     let operator = world.client("operator").await;
-    let (mut parts, mut total, mut next) = (0, 0, 1);
+    let mut parts = 0;
+    let mut total = 0;
+    let mut next = 1;
     loop {
         // A busy machine may not finish even one chunk in time.
         let found: Audit = eventually("a part is audited", SOON, async || {

@@ -198,10 +198,8 @@ async fn dead_letter(database: &PgPool, seq: i64, subject: &str, payload: &str, 
 async fn a_deletion_follows_the_message_of_its_own_stream() {
     let (world, admin, database) = with_stream().await;
     publish(&admin, "chat.general", &[], &body("ann", "deleted")).await;
-    let (received, deletion) = (
-        received_ms(&admin, 1).await,
-        deletion(&admin, 1, "ann", None).await,
-    );
+    let received = received_ms(&admin, 1).await;
+    let deletion = deletion(&admin, 1, "ann", None).await;
     api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
     dead_letter(
         &database,

@@ -49,7 +49,8 @@ async fn publish_events(world: &World, admin: &Client, wanted: u64) {
 #[tokio::test]
 async fn a_stream_continues_above_what_is_published() {
     let world = bare().await;
-    let (admin, database) = (world.client("administrator").await, world.database().await);
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     start(&world).await.unwrap().stop().await.unwrap();
     for text in ["one", "two", "three"] {
         publish(&admin, "chat.general", &[], &body("ann", text)).await;

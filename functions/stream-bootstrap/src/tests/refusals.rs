@@ -114,6 +114,36 @@ async fn what_another_version_migrated_is_refused() {
     );
 }
 
+/// A paused consumer is reported.
+async fn check_pause(world: &World, admin: &Client) {
+    let until = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(600);
+    let until = until
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap();
+    api(
+        admin,
+        "CONSUMER.PAUSE.CHAT_MESSAGES.persist-message",
+        json!({ "pause_until": until }),
+    )
+    .await;
+    let found = check(world).await;
+    assert_eq!(
+        (found.ok, found.differences[0].field.as_str()),
+        (false, "pause_until"),
+        "{found:?}"
+    );
+    assert_eq!(
+        found.differences[0].object,
+        "consumer CHAT_MESSAGES/persist-message"
+    );
+    api(
+        admin,
+        "CONSUMER.PAUSE.CHAT_MESSAGES.persist-message",
+        json!({}),
+    )
+    .await;
+}
+
 /// Settings that break a guarantee are named, and changed back where the server allows it.
 #[tokio::test]
 async fn what_breaks_a_guarantee_is_named() {
@@ -148,32 +178,7 @@ async fn what_breaks_a_guarantee_is_named() {
     );
     apply(&world).await;
     assert_eq!(fields().await, [""; 0]);
-    let until = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(600);
-    let until = until
-        .format(&time::format_description::well_known::Rfc3339)
-        .unwrap();
-    api(
-        &admin,
-        "CONSUMER.PAUSE.CHAT_MESSAGES.persist-message",
-        json!({ "pause_until": until }),
-    )
-    .await;
-    let found = check(&world).await;
-    assert_eq!(
-        (found.ok, found.differences[0].field.as_str()),
-        (false, "pause_until"),
-        "{found:?}"
-    );
-    assert_eq!(
-        found.differences[0].object,
-        "consumer CHAT_MESSAGES/persist-message"
-    );
-    api(
-        &admin,
-        "CONSUMER.PAUSE.CHAT_MESSAGES.persist-message",
-        json!({}),
-    )
-    .await;
+    check_pause(&world, &admin).await;
     assert_eq!(fields().await, [""; 0]);
     // The server does not unset these two.
     for (field, value) in [("deny_delete", json!(true)), ("sealed", json!(true))] {

@@ -358,7 +358,8 @@ async fn no_replay_runs_beside_an_apply() {
     let running = start_with(&world, &[("REQUEST_DEADLINE_MS", "500")])
         .await
         .unwrap();
-    let (admin, database) = (world.client("administrator").await, world.database().await);
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     let worker = world.spawn("persist-message").await;
     say(&admin, 1, 10).await;
     settled(&admin).await;

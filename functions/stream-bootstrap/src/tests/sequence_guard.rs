@@ -17,7 +17,8 @@ use testing::{World, eventually};
 pub(super) async fn without_stream() -> (World, Client, PgPool) {
     let world = bare().await;
     start(&world).await.unwrap().stop().await.unwrap();
-    let (admin, database) = (world.client("administrator").await, world.database().await);
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     api(&admin, "STREAM.DELETE.CHAT_MESSAGES", json!({})).await;
     store(&database, 500, "zoe", None, 0).await;
     (world, admin, database)
@@ -262,7 +263,8 @@ async fn a_stream_that_has_to_be_recreated_is_salvaged_first() {
 #[tokio::test]
 async fn a_stream_restored_from_an_older_backup_loses_nothing() {
     let world = World::builder().administrator().start().await;
-    let (admin, database) = (world.client("administrator").await, world.database().await);
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     let say = async |text: String| publish(&admin, "chat.general", &[], &body("ann", &text)).await;
     let stored = async |count: i64| {
         eventually("all is stored", SOON, async || {

@@ -5,44 +5,44 @@ use crate::tests::{start_with, stream_config};
 use protocol::header;
 use testing::RawClient;
 
-#[tokio::test]
-async fn what_nobody_stored_is_appended_again_above_the_guard() {
-    let (world, admin, database) = without_stream().await;
+/// Creates the stream by hand, with messages 1 to 10 of every kind: stored, not stored,
+/// dead-lettered and unreadable ones.
+async fn every_kind(world: &World, admin: &Client, database: &PgPool) {
     // Created by hand, with limits that would drop messages.
     let by_hand = json!({
         "max_age": 3_600_000_000_000_u64,
         "discard": "old",
         "subjects": ["chat.>", "dm.*.*", "admin.*"],
     });
-    api(&admin, "STREAM.CREATE.CHAT_MESSAGES", stream_with(by_hand)).await;
+    api(admin, "STREAM.CREATE.CHAT_MESSAGES", stream_with(by_hand)).await;
     let ann = |text: &str| body("ann", text);
-    publish(&admin, "chat.general", &[], &ann("stored")).await;
-    store(&database, 1, "ann", None, received_ms(&admin, 1).await).await;
+    publish(admin, "chat.general", &[], &ann("stored")).await;
+    store(database, 1, "ann", None, received_ms(admin, 1).await).await;
     // The lost stream had another message at this sequence.
-    publish(&admin, "chat.general", &[], &ann("in a reused place")).await;
-    store(&database, 2, "ann", None, received_ms(&admin, 2).await - 1).await;
+    publish(admin, "chat.general", &[], &ann("at a reused sequence")).await;
+    store(database, 2, "ann", None, received_ms(admin, 2).await - 1).await;
     publish(
-        &admin,
+        admin,
         "chat.general",
         &[("Nats-Msg-Id", "three"), ("X-Kept", "yes")],
         &ann("with an id"),
     )
     .await;
     publish(
-        &admin,
+        admin,
         "dm.ann.bob",
         &[("Nats-Expected-Last-Sequence", "3")],
         &ann("direct"),
     )
     .await;
-    publish(&admin, "chat.general", &[], "no json").await;
-    publish(&admin, "chat.general", &[("A", "b")], "dead already").await;
+    publish(admin, "chat.general", &[], "no json").await;
+    publish(admin, "chat.general", &[("A", "b")], "dead already").await;
     sqlx::query(
         "insert into dead_letters (seq, subject, headers, payload, reason, received_at)
          values (6, 'chat.general', convert_to(E'NATS/1.0\\r\\nA:  b \\r\\n\\r\\n', 'utf8'),
                  'dead already', 'not_json', now())",
     )
-    .execute(&database)
+    .execute(database)
     .await
     .unwrap();
     let mut raw = RawClient::connect(world.nats(), "administrator").await;
@@ -55,29 +55,34 @@ async fn what_nobody_stored_is_appended_again_above_the_guard() {
     .await;
     raw.flush().await.unwrap();
     publish(
-        &admin,
+        admin,
         "chat.general",
         &[("Nats-Msg-Id", "zoe-1")],
         &body("zoe", "stored under another sequence"),
     )
     .await;
-    store(&database, 490, "zoe", Some("zoe-1"), 0).await;
+    store(database, 490, "zoe", Some("zoe-1"), 0).await;
     publish(
-        &admin,
+        admin,
         "chat.history.general",
         &[],
-        &ann("a request swallowed"),
+        &ann("a captured request"),
     )
     .await;
     assert_eq!(
-        publish(&admin, "admin.notice", &[], &ann("to all")).await,
+        publish(admin, "admin.notice", &[], &ann("to all")).await,
         10
     );
+}
 
+#[tokio::test]
+async fn what_nobody_stored_is_appended_again_above_the_guard() {
+    let (world, admin, database) = without_stream().await;
+    every_kind(&world, &admin, &database).await;
     let running = start(&world).await.unwrap();
     let stream = entries(&admin).await;
     let appended = [
-        (501, "in a reused place"),
+        (501, "at a reused sequence"),
         (502, "with an id"),
         (503, "direct"),
         (504, "no json"),
