@@ -182,7 +182,7 @@ impl Bootstrap {
         Ok(done)
     }
 
-    /// Which other stream captures requests or one of our subjects, in one sentence. Our own
+    /// Which other stream captures requests or one of our subjects, as a message. Our own
     /// streams do not count: they are about to get the desired subjects, which capture no requests.
     fn conflict(&self, streams: &[Stream]) -> Option<String> {
         let is_ours = |stream: &Stream| {
@@ -195,7 +195,7 @@ impl Bootstrap {
         captured.next().or_else(|| self.overlapping(&others))
     }
 
-    /// Which of our subjects another stream captures, in one sentence. The server would refuse our
+    /// Which of our subjects another stream captures, as a message. The server would refuse our
     /// stream and name neither.
     fn overlapping(&self, others: &[&Stream]) -> Option<String> {
         self.desired.streams().find_map(|ours| {

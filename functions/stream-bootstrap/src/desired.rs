@@ -90,7 +90,7 @@ impl Desired {
         }
     }
 
-    /// The first thing that is wrong with this desired state, in one sentence.
+    /// The first thing that is wrong with this desired state, as a message.
     fn mistake(&self, allow_replicas: bool) -> Option<String> {
         let required = [
             Kind::Stream {
@@ -129,7 +129,7 @@ impl Desired {
     }
 }
 
-/// The guarantee that this stream's configuration would break, in one sentence.
+/// The guarantee that this stream's configuration would break, as a message.
 fn broken_guarantee(stream: &Object, allow_replicas: bool) -> Option<String> {
     let Object { kind, config } = stream;
     let value = |field: &str| config.get(field).unwrap_or(&Value::Null);
@@ -159,7 +159,7 @@ pub fn subjects(config: &Config) -> Vec<String> {
         .collect()
 }
 
-/// The requests that a stream with these subjects would capture, one sentence for each. JetStream's
+/// The requests that a stream with these subjects would capture, one message for each. JetStream's
 /// acknowledgement would reach the caller before the function's answer.
 pub fn captured_requests(stream: &str, subjects: &[String]) -> Vec<String> {
     let pairs = subjects.iter().flat_map(|subject| {

@@ -47,7 +47,7 @@ impl ForeignEvents {
         }))
     }
 
-    /// Removes them; returns how many in one sentence.
+    /// Removes them; returns a message with their number.
     ///
     /// # Errors
     /// JetStream does not answer.
