@@ -362,8 +362,8 @@ async fn a_bad_request_is_told_what_to_mend() {
         DEADLETTERS_DROP.subject(&[]),
     ] {
         for (body, mend) in [
-            ("", "id of the letter is missing"),
-            ("{}", "id of the letter is missing"),
+            ("", "id of the dead letter is missing"),
+            ("{}", "id of the dead letter is missing"),
             (r#"{"id":0}"#, "id must be"),
             (r#"{"id":-1}"#, "id must be"),
             (r#"{"id":"1"}"#, "id must be"),

@@ -13,11 +13,11 @@ use crate::foreign_events::ForeignEvents;
 use crate::{reappend, replay, schema, sequence_guard};
 use base::seq::Seq;
 use base::subject::overlap;
+use jetstream::api;
 use nats::connection::Connection;
 use postgres::lock::with_session_lock;
 use protocol::audit::Replayed;
 use protocol::bootstrap::{Check, Difference};
-use protocol::js_api;
 use protocol::reason::Reason;
 use service::ctx::Ctx;
 use timeline::chat::Chat;
@@ -304,7 +304,7 @@ async fn streams(nats: &Connection) -> Result<Vec<Stream>, Error> {
     let mut found: Vec<Stream> = Vec::new();
     loop {
         let page: Page = nats
-            .api(js_api::STREAM_LIST, &json!({ "offset": found.len() }))
+            .api(api::STREAM_LIST, &json!({ "offset": found.len() }))
             .await?;
         let streams = page.streams.unwrap_or_default();
         let ended = streams.is_empty();

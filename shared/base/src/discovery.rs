@@ -1,75 +1,75 @@
-//! The NATS service API (ADR-32): what PING, INFO and STATS answer.
+//! The NATS service API (ADR-32): the replies to PING, INFO and STATS.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// `$SRV.PING`: who is there.
+/// The reply to `$SRV.PING`: which replicas run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
     /// `io.nats.micro.v1.ping_response`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The function.
+    /// The function's name.
     pub name: String,
-    /// This copy of it.
+    /// The replica's id.
     pub id: String,
     /// Semantic version.
     pub version: String,
-    /// About the function.
+    /// Facts about the function.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// `$SRV.INFO`: what it answers.
+/// The reply to `$SRV.INFO`: what a function serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
     /// `io.nats.micro.v1.info_response`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The function.
+    /// The function's name.
     pub name: String,
-    /// This copy of it.
+    /// The replica's id.
     pub id: String,
     /// Semantic version.
     pub version: String,
-    /// What it is for.
+    /// What the function does.
     pub description: String,
-    /// About the function.
+    /// Facts about the function.
     pub metadata: BTreeMap<String, String>,
-    /// What it answers or works on.
+    /// Its endpoints, and what it works on in the background.
     pub endpoints: Vec<EndpointInfo>,
 }
 
 /// One endpoint in [`Info`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointInfo {
-    /// No dots: the CLI rejects the whole reply.
+    /// No dots: the `nats` CLI rejects the whole reply if there is one.
     pub name: String,
-    /// What it listens on.
+    /// The subject it subscribes to.
     pub subject: String,
-    /// Copies in one group share the work.
+    /// Replicas in one group share the work.
     pub queue_group: String,
-    /// Shapes and meaning.
+    /// Its description.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// `$SRV.STATS`: how it is doing.
+/// The reply to `$SRV.STATS`: what a replica has done so far.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     /// `io.nats.micro.v1.stats_response`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The function.
+    /// The function's name.
     pub name: String,
-    /// This copy of it.
+    /// The replica's id.
     pub id: String,
     /// Semantic version.
     pub version: String,
-    /// About the function.
+    /// Facts about the function.
     pub metadata: BTreeMap<String, String>,
-    /// RFC 3339, UTC.
+    /// When the replica started: RFC 3339, UTC.
     pub started: String,
-    /// Per endpoint.
+    /// One entry for each endpoint.
     pub endpoints: Vec<EndpointStats>,
 }
 
@@ -84,25 +84,25 @@ pub struct EndpointStats {
     pub queue_group: String,
     /// Requests answered, or messages handled.
     pub num_requests: u64,
-    /// Requests refused, or messages set aside.
+    /// Requests answered with an error, or messages dead-lettered.
     pub num_errors: u64,
     /// The last error, `code:reason`; empty when there was none.
     pub last_error: String,
-    /// Sum over all requests.
+    /// The sum over all requests.
     pub processing_time: u64,
-    /// The sum divided by the requests.
+    /// The sum divided by the number of requests.
     pub average_processing_time: u64,
     /// More counters, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, u64>,
 }
 
-/// Every copy of every function answers what it offers.
+/// Every replica of every function answers with [`Info`].
 pub const DISCOVER_INFO: &str = "$SRV.INFO";
-/// Every copy of every function answers how it is doing.
+/// Every replica of every function answers with [`Stats`].
 pub const DISCOVER_STATS: &str = "$SRV.STATS";
 
-/// The nine subjects of the service API one copy of a function listens on, with the verb of each.
+/// The nine subjects of the service API that a replica subscribes to, each with its verb.
 pub fn discovery_subjects(name: &str, id: &str) -> Vec<(&'static str, String)> {
     ["PING", "INFO", "STATS"]
         .into_iter()
@@ -117,7 +117,7 @@ pub fn discovery_subjects(name: &str, id: &str) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// Where one replica of a function alone is asked whether it is there.
+/// The subject that pings one replica alone.
 pub fn ping_subject(name: &str, id: &str) -> String {
     format!("$SRV.PING.{name}.{id}")
 }

@@ -1,28 +1,29 @@
-//! Errors have two audiences: the caller reads `reason`, the operator's log keeps `detail`.
+//! Errors have two audiences. The caller gets a [`Code`] and a `reason` that says what to correct;
+//! the operator's log gets a `detail` as well.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The code of an error reply; the numbers are HTTP's because everyone knows them.
+/// The code of an error reply. The numbers are HTTP's, because everyone knows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// 400: the request is wrong; the reason says what to mend.
+    /// 400: the request is wrong; the reason says what to correct.
     BadRequest,
-    /// 403: not yours.
+    /// 403: the caller may not do this.
     Forbidden,
-    /// 404: no such thing.
+    /// 404: the thing asked for does not exist.
     NotFound,
-    /// 409: contradicts what is there.
+    /// 409: the request conflicts with what is stored.
     Conflict,
-    /// 413: too large.
+    /// 413: the request or its reply is too large.
     TooLarge,
-    /// 429: too fast; the reason says how long to wait.
+    /// 429: the caller exceeds a rate; the reason says how long to wait.
     TooFast,
-    /// 500: our fault.
+    /// 500: a fault in the function; the operator's log says which.
     Internal,
-    /// 503: something we need is away; try again.
+    /// 503: something the function depends on is unavailable; try again.
     Unavailable,
 }
 
@@ -59,18 +60,18 @@ pub struct ErrorBody {
 pub struct ErrorDetail {
     /// See [`Code::number`].
     pub code: u16,
-    /// A sentence that says what to mend. Never SQL, never a message's text.
+    /// Says what to correct. Never contains SQL or the text of a message.
     pub reason: String,
     /// Whether the same request may succeed later.
     pub retryable: bool,
 }
 
-/// A request that was not understood: code and sentence, both for the caller.
+/// Why a request could not be parsed. Both fields go to the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What kind of wrong.
+    /// The kind of error.
     pub code: Code,
-    /// What to mend.
+    /// What to correct.
     pub reason: String,
 }
 
@@ -95,15 +96,15 @@ impl Refusal {
 /// What a handler returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a request was not answered as asked.
+/// Why a request failed.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{}: {reason}{}", code.number(), if detail.is_empty() { String::new() } else { format!(" ({detail})") })]
+#[error("{}: {reason}{}", code.number(), in_parentheses(detail))]
 pub struct Error {
-    /// For the caller.
+    /// Goes to the caller.
     pub code: Code,
-    /// For the caller: what to mend. Never SQL, never a message's text.
+    /// Goes to the caller: what to correct. Never contains SQL or the text of a message.
     pub reason: Cow<'static, str>,
-    /// For the log. Never a message's text either.
+    /// Goes to the log only. Never contains the text of a message either.
     pub detail: String,
 }
 
@@ -117,14 +118,14 @@ impl Error {
         }
     }
 
-    /// Adds what only the log should know.
+    /// Adds what only the log should contain.
     #[must_use]
     pub fn with_detail(mut self, detail: impl fmt::Display) -> Error {
         self.detail = detail.to_string();
         self
     }
 
-    /// A 500: the caller learns nothing, the log does.
+    /// A 500. The caller gets no details; the log does.
     pub fn internal(detail: impl fmt::Display) -> Error {
         Error::new(
             Code::Internal,
@@ -133,7 +134,7 @@ impl Error {
         .with_detail(detail)
     }
 
-    /// As the caller gets it.
+    /// The body of the error reply.
     pub fn body(&self) -> ErrorBody {
         ErrorBody {
             error: ErrorDetail {
@@ -145,19 +146,27 @@ impl Error {
     }
 }
 
+fn in_parentheses(detail: &str) -> String {
+    if detail.is_empty() {
+        String::new()
+    } else {
+        format!(" ({detail})")
+    }
+}
+
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
         Error::new(refusal.code, refusal.reason)
     }
 }
 
-/// The process cannot do its work: one plain line, and it leaves with a code that is not zero.
+/// The process cannot do its work. It prints this one line and exits with a code other than 0.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct Fatal(String);
 
 impl Fatal {
-    /// `line` says what is wrong and what to mend.
+    /// `line` says what is wrong and what to do about it. Line breaks become spaces.
     pub fn new(line: impl Into<String>) -> Fatal {
         Fatal(line.into().replace('\n', " "))
     }

@@ -2,7 +2,7 @@
 
 /// JetStream's deduplication id.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
-/// ADR-32: the sentence for the caller.
+/// The reason of an error reply, for the caller (ADR-32).
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";
-/// ADR-32: the code, as a number.
+/// The code of an error reply, as a number (ADR-32).
 pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";

@@ -1,4 +1,4 @@
-//! What every crate here shares. No I/O, and nothing of chat.
+//! What every crate shares: no I/O, and nothing of chat.
 
 pub mod backoff;
 pub mod discovery;

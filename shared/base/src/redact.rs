@@ -1,11 +1,11 @@
-//! Secrets left out of what is printed.
+//! Keeps secrets out of logs and errors.
 
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 
-/// Stands for a secret.
+/// Printed in the place of a secret.
 pub const REDACTED: &str = "…";
 
 /// One URL, or several with commas between, that may contain a password. `Debug` and `Display` show

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A position in a stream: 0 (before the first message) to 2^63 - 1, the largest PostgreSQL can hold.
+/// A sequence number of a stream: 0 (before the first message) to 2^63 - 1, the largest number that
+/// PostgreSQL's `bigint` can hold.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -12,9 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct Seq(u64);
 
 impl Seq {
-    /// Before every message.
+    /// The position before every message.
     pub const ZERO: Seq = Seq(0);
-    /// After every message.
+    /// The highest position there can be.
     pub const MAX: Seq = Seq(i64::MAX as u64);
 
     /// `None` above 2^63 - 1.
@@ -36,7 +37,7 @@ impl Seq {
         self.0 as i64
     }
 
-    /// From PostgreSQL's `bigint`; a negative one, which the schema rules out, becomes 0.
+    /// From PostgreSQL's `bigint`. A negative number, which the schema rules out, becomes 0.
     pub const fn from_i64(seq: i64) -> Seq {
         if seq < 0 { Seq(0) } else { Seq(seq as u64) }
     }

@@ -1,11 +1,12 @@
-//! Spans that end as errors unless their work was done.
+//! Spans that end as errors unless their work succeeds.
 
 use std::borrow::Cow;
 
 use tracing::Span;
 
-/// Marks a span as failed when it is dropped before [`done`](SpanGuard::done): a future that is given up at a deadline never
-/// gets to say so itself. The span needs the fields `otel.status_code` and `error.type`.
+/// Marks a span as failed when dropped before [`done`](SpanGuard::done). A future that is dropped
+/// at its deadline cannot do so itself. The span needs the fields `otel.status_code` and
+/// `error.type`.
 #[derive(Debug)]
 pub struct SpanGuard {
     span: Span,
@@ -13,7 +14,7 @@ pub struct SpanGuard {
 }
 
 impl SpanGuard {
-    /// Until something else is known it failed for want of time.
+    /// Until [`done`](Self::done) or [`failed`](Self::failed) is called, the error is a timeout.
     pub fn new(span: &Span) -> SpanGuard {
         SpanGuard {
             span: span.clone(),
@@ -21,12 +22,13 @@ impl SpanGuard {
         }
     }
 
-    /// It is no failure.
+    /// The work succeeded.
     pub fn done(mut self) {
         self.error_type = None;
     }
 
-    /// It failed of something else: a code, never an error's text, which may hold a message.
+    /// The work failed. `error_type` is a code, never an error's text, because that may contain the
+    /// text of a message.
     pub fn failed(mut self, error_type: impl Into<Cow<'static, str>>) {
         self.error_type = Some(error_type.into());
     }

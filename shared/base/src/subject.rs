@@ -1,11 +1,11 @@
-//! Subjects and patterns of subjects.
+//! NATS subjects and patterns.
 
-/// Replies go to inboxes; each user's lie below `_INBOX.{user}.`.
+/// The first token of inboxes, where replies go. Each user's inboxes begin with `_INBOX.{user}.`.
 pub const INBOX: &str = "_INBOX";
-/// Replies through a service import.
+/// The first token of replies that come through a service import.
 pub const SERVICE_REPLY: &str = "_R_";
 
-/// Whether `subject` is one that `pattern` asks for.
+/// Whether `pattern` matches `subject`.
 pub fn matches(pattern: &str, subject: &str) -> bool {
     let mut tokens = subject.split('.');
     for wanted in pattern.split('.') {
@@ -21,7 +21,8 @@ pub fn matches(pattern: &str, subject: &str) -> bool {
 
 /// Whether some subject matches both patterns.
 pub fn overlap(one: &str, other: &str) -> bool {
-    let (mut left, mut right) = (one.split('.'), other.split('.'));
+    let mut left = one.split('.');
+    let mut right = other.split('.');
     loop {
         match (left.next(), right.next()) {
             (None, None) => return true,
@@ -47,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_asks_for_subjects_token_by_token() {
+    fn a_pattern_matches_token_by_token() {
         for (pattern, subject, wanted) in [
             (">", "chat.general", true),
             ("chat.general", "chat.general", true),

@@ -1,4 +1,5 @@
-//! `bootstrap.audit` and `bootstrap.replay`: what became of the log's messages, and storing them again.
+//! `bootstrap.audit` and `bootstrap.replay`: what became of the stream's messages, and storing them
+//! again.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +13,12 @@ use base::seq::Seq;
 const DEFAULT_OFFENDERS: usize = 10;
 const MAX_OFFENDERS: usize = 100;
 
-/// From where on: `{"from"?: seq (0: the log's first), "offenders"?: 0..100 (10)}`.
+/// `{"from"?: seq (0: the stream's first), "offenders"?: 0..100 (10)}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditRequest {
-    /// The first position to look at.
+    /// The first position to look up.
     pub from: Seq,
-    /// How many offenders are named at most; all are counted.
+    /// How many offenders the reply lists at most. All are counted.
     pub offenders: usize,
 }
 
@@ -43,46 +44,46 @@ impl ParseRequest for AuditRequest {
     }
 }
 
-/// What became of the messages of a part of the log.
+/// What became of the messages in one part of the stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
-    /// The first position that was looked at.
+    /// The first position that was looked up.
     pub from: Seq,
-    /// The last one; the next part begins behind it.
+    /// The last one. The next part begins after it.
     pub through: Seq,
-    /// The log goes on behind `through`.
+    /// The stream has messages after `through`.
     pub more: bool,
-    /// Each message is counted once.
+    /// Every message is counted once.
     pub counts: AuditCounts,
-    /// The first of what should not be.
+    /// The first messages that are not where they should be.
     pub offenders: Vec<Offender>,
 }
 
-/// Messages of the log, by what became of them.
+/// Numbers of messages by what became of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditCounts {
-    /// In the index, under their own position.
+    /// Stored in PostgreSQL under their own position.
     pub stored: u64,
-    /// In the index as a tombstone.
+    /// Stored as a tombstone.
     pub deleted: u64,
-    /// Deletions that are in the index.
+    /// Deletions that were applied.
     pub changes: u64,
-    /// Stored under another position, by sender and id.
+    /// Duplicates: the same sender and id are stored under another position.
     pub duplicates: u64,
-    /// In the dead letters, by reason.
+    /// Dead letters, by reason.
     pub dead_letters: BTreeMap<String, u64>,
-    /// Not in the index, and past the time their room keeps messages; deletions of such messages, too.
+    /// Not stored, and older than their room keeps messages; also deletions of such messages.
     #[serde(default)]
     pub expired: u64,
-    /// Not acknowledged by a worker yet.
+    /// Not yet acknowledged by a worker.
     pub waiting: u64,
-    /// Acknowledged and nowhere: the promise is broken, or the index was damaged.
+    /// Acknowledged, but stored nowhere: a promise is broken, or the database was damaged.
     pub missing: u64,
 }
 
 impl AuditCounts {
-    /// Adds what another part of the log has.
+    /// Adds the numbers of another part of the stream.
     pub fn add(&mut self, other: &AuditCounts) {
         self.stored += other.stored;
         self.deleted += other.deleted;
@@ -96,32 +97,32 @@ impl AuditCounts {
         self.missing += other.missing;
     }
 
-    /// Every message that was looked at.
+    /// The number of messages that were looked up.
     pub fn total(&self) -> u64 {
-        let letters: u64 = self.dead_letters.values().sum();
+        let dead_letters: u64 = self.dead_letters.values().sum();
         self.stored
             + self.deleted
             + self.changes
             + self.duplicates
-            + letters
+            + dead_letters
             + self.expired
             + self.waiting
             + self.missing
     }
 }
 
-/// A message of the log that is not where it should be.
+/// A message that is not where it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offender {
     /// Its position.
     pub seq: Seq,
     /// Its subject.
     pub subject: String,
-    /// What is wrong, in a sentence; never a text.
+    /// What is wrong. Never contains a message's text.
     pub what: String,
 }
 
-/// From where on: `{"from"?: seq (0: the log's first)}`.
+/// `{"from"?: seq (0: the stream's first)}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplayRequest {
     /// The first position to deliver again.
@@ -137,16 +138,17 @@ impl ParseRequest for ReplayRequest {
     }
 }
 
-/// The log is being delivered again.
+/// The stream is being delivered again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replayed {
-    /// The first position that is delivered again; lower than asked for where the worker had not come so far.
+    /// The first position to be delivered again. It is lower than asked for when the worker had not
+    /// got that far.
     pub from: Seq,
-    /// The log's last position at that time.
+    /// The stream's last position at that time.
     pub through: Seq,
-    /// The highest position the index knew before.
+    /// The highest position that was stored before.
     pub stored: Seq,
-    /// Positions, first and last, that neither the index nor the log reaches any more.
+    /// The first and the last position that neither PostgreSQL nor the stream has any more.
     pub lost: Option<(Seq, Seq)>,
 }
 
@@ -176,8 +178,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
-        for (body, mend) in [
+    fn a_refusal_names_the_wrong_field() {
+        for (body, hint) in [
             (r#"{"from":-1}"#, "from must be a sequence"),
             (r#"{"from":"7"}"#, "from must be a sequence"),
             (r#"{"from":9223372036854775808}"#, "from must be a sequence"),
@@ -187,7 +189,7 @@ mod tests {
         ] {
             let refusal = AuditRequest::parse("", body.as_bytes()).unwrap_err();
             assert!(
-                refusal.code.number() == 400 && refusal.reason.contains(mend),
+                refusal.code.number() == 400 && refusal.reason.contains(hint),
                 "{body}: {}",
                 refusal.reason
             );
@@ -199,7 +201,8 @@ mod tests {
     fn parts_add_up() {
         let mut sum = AuditCounts::default();
         let part: AuditCounts = serde_json::from_value(serde_json::json!({
-            "stored": 1, "deleted": 2, "changes": 3, "duplicates": 4, "deadLetters": {"not_json": 5}, "expired": 8, "waiting": 6, "missing": 7,
+            "stored": 1, "deleted": 2, "changes": 3, "duplicates": 4,
+            "deadLetters": {"not_json": 5}, "expired": 8, "waiting": 6, "missing": 7,
         }))
         .unwrap();
         assert_eq!(part.total(), 36);

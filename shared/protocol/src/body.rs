@@ -1,4 +1,4 @@
-//! Fields that several requests have in common.
+//! Parsing of fields that several requests share.
 
 use serde_json::{Map, Value};
 
@@ -8,7 +8,7 @@ use base::seq::Seq;
 /// The most entries one page may hold.
 pub const MAX_PAGE: u32 = 500;
 
-/// A body that is a JSON object; an empty one where every field is optional.
+/// The body as a JSON object. No body at all means an object without fields.
 pub(crate) fn object(body: &[u8], example: &str) -> Result<Map<String, Value>, Refusal> {
     if body.is_empty() {
         return Ok(Map::new());
@@ -18,7 +18,7 @@ pub(crate) fn object(body: &[u8], example: &str) -> Result<Map<String, Value>, R
     })
 }
 
-/// `limit`, or `default` where there is none.
+/// The field `limit`, or `default` without one.
 pub(crate) fn limit(body: &Map<String, Value>, default: u32) -> Result<u32, Refusal> {
     match body.get("limit") {
         None | Some(Value::Null) => Ok(default),
@@ -32,7 +32,7 @@ pub(crate) fn limit(body: &Map<String, Value>, default: u32) -> Result<u32, Refu
     }
 }
 
-/// The sequence under `key`, where there is one.
+/// The sequence in the field `key`, if there is one.
 pub(crate) fn sequence(body: &Map<String, Value>, key: &str) -> Result<Option<Seq>, Refusal> {
     match body.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -46,7 +46,7 @@ pub(crate) fn sequence(body: &Map<String, Value>, key: &str) -> Result<Option<Se
     }
 }
 
-/// Whether `key` is true; it is not where it is missing.
+/// The boolean in the field `key`; `false` without one.
 pub(crate) fn flag(body: &Map<String, Value>, key: &str) -> Result<bool, Refusal> {
     match body.get(key) {
         None | Some(Value::Null) => Ok(false),

@@ -1,4 +1,5 @@
-//! `bootstrap.check` and `bootstrap.apply`: what differs between the shipped data and the servers.
+//! `bootstrap.check` and `bootstrap.apply`: the desired state of streams, consumer and schema, and
+//! the actual one.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -6,56 +7,56 @@ use serde_json::Value;
 use base::endpoint::ParseRequest;
 use base::error::Refusal;
 
-/// A request that has nothing to say; its body is ignored.
+/// A request without fields; its body is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmptyRequest;
 
 impl ParseRequest for EmptyRequest {
-    fn parse(_tokens: &str, _body: &[u8]) -> Result<EmptyRequest, Refusal> {
+    fn parse(_names: &str, _body: &[u8]) -> Result<EmptyRequest, Refusal> {
         Ok(EmptyRequest)
     }
 }
 
-/// The answer to `bootstrap.check`.
+/// The reply to `bootstrap.check`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
-    /// Nothing differs, nothing is swallowed, the fence holds.
+    /// Nothing differs, no stream takes requests, the sequence guard holds.
     pub ok: bool,
-    /// Field by field.
+    /// What differs, field by field.
     pub differences: Vec<Difference>,
-    /// Requests that a stream would swallow, a sentence each.
+    /// A message for each kind of request that a stream would take.
     pub swallowed: Vec<String>,
-    /// Migrations not yet run, by number.
+    /// Numbers of the migrations that have not run yet.
     pub migrations: Vec<i64>,
-    /// The log's last sequence against the highest one stored or told.
+    /// The stream's last sequence, and the highest one that was stored or published.
     pub fence: Option<SequenceGuard>,
 }
 
-/// One field that is not as it should be.
+/// A field that differs from its desired value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
     /// `stream CHAT_MESSAGES` or `consumer CHAT_MESSAGES/persist-message`.
     pub object: String,
-    /// The field; `(missing)` when the object is not there.
+    /// The field, or `(missing)` when the object does not exist.
     pub field: String,
-    /// As shipped.
+    /// The desired value.
     pub wanted: Value,
-    /// As the server says.
+    /// The server's value.
     pub actual: Value,
 }
 
-/// The sequence fence: `last` must never be below `stored`.
+/// The sequence guard: `last` must never be below `stored`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SequenceGuard {
     /// The stream's last sequence.
     pub last: u64,
-    /// The highest sequence PostgreSQL knows, or the last one that was told in `CHAT_EVENTS`.
+    /// The highest sequence in PostgreSQL, or the last one published to `CHAT_EVENTS`.
     pub stored: u64,
 }
 
-/// The answer to `bootstrap.apply`.
+/// The reply to `bootstrap.apply`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
-    /// What was done, a sentence each; empty when everything was in place.
+    /// A message for each thing that was done; empty when nothing had to be.
     pub done: Vec<String>,
 }

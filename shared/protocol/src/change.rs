@@ -1,4 +1,5 @@
-//! A change to a message, ordered in the log like any message: `change.chat.{room}`, `change.dm.{a}.{b}`.
+//! Changes to messages: `change.chat.{room}`, `change.dm.{a}.{b}`. They are ordered in the stream
+//! like messages.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,16 +8,16 @@ use crate::message::{MAX_ID_BYTES, Message, Status, derived_id};
 use crate::reason::Reason;
 use base::seq::Seq;
 
-/// The longest name or user in a change, in bytes, as in the messages it concerns.
+/// The longest name of a room or a user in a change, in bytes: the same as in messages.
 const MAX_NAME_BYTES: usize = 255;
 
 /// How thoroughly a message is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Nobody reads the text any more.
+    /// The text is no longer shown to anybody.
     Soft,
-    /// The text is erased from the log and the database, too.
+    /// The text is erased from the stream and from the database as well.
     Hard,
 }
 
@@ -45,8 +46,9 @@ pub enum ChangeType {
     Delete,
 }
 
-/// A deletion as it stands in the log, and as live readers hear it. It carries everything but the text of the message,
-/// so that whoever meets it before the message, or after the message was erased, can put the tombstone in its place.
+/// A deletion as it is in the stream, and as live readers get it. It has everything of the message
+/// but the text. So a reader who gets it before the message, or after the message was erased, can
+/// show the tombstone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
     /// `delete`.
@@ -58,15 +60,15 @@ pub struct Deletion {
     pub id: String,
     /// The message's sender.
     pub user: String,
-    /// To whom it was; only in direct messages.
+    /// The recipient; only in direct messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// The id was made from the position.
+    /// The id was derived from the position.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub derived: bool,
-    /// The message's own time, in Unix milliseconds.
+    /// The message's timestamp, in Unix milliseconds.
     pub timestamp: i64,
-    /// When the log received the message, in Unix milliseconds.
+    /// When the stream received the message, in Unix milliseconds.
     pub received: i64,
     /// Soft or hard.
     pub mode: Mode,
@@ -74,26 +76,26 @@ pub struct Deletion {
     pub by: String,
 }
 
-/// A [`Deletion`] with its place in the log.
+/// A [`Deletion`] with its position in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Its own position.
     pub seq: Seq,
     /// `general`, `__admin__`, `dm.alice.bob`.
     pub room: String,
-    /// When the log received it, in Unix milliseconds.
+    /// When the stream received it, in Unix milliseconds.
     pub received_ms: i64,
-    /// What it says.
+    /// The deletion itself.
     pub deletion: Deletion,
 }
 
 impl Change {
-    /// Whether `subject` is one of changes at all.
+    /// Whether `subject` is one of changes.
     pub fn is_change_subject(subject: &str) -> bool {
         subject.starts_with("change.")
     }
 
-    /// Reads a change of the log.
+    /// Parses a change in the stream.
     ///
     /// # Errors
     /// The [`Reason`] why it can never be applied.
@@ -104,7 +106,7 @@ impl Change {
         received_ms: i64,
     ) -> Result<Change, Reason> {
         let room = changed_room(subject).ok_or(Reason::UnsupportedSubject)?;
-        // serde would take an array for a struct.
+        // serde would accept an array for a struct.
         if payload.first() != Some(&b'{') {
             return Err(Reason::MalformedChange);
         }
@@ -139,7 +141,8 @@ impl Change {
         }
     }
 
-    /// Whether this message is the one that was deleted: the same sender and id, wherever a copy of it stands.
+    /// Whether `message` is the deleted one or a duplicate of it: the same sender and id, at any
+    /// position.
     pub fn covers(&self, message: &Message) -> bool {
         let Deletion {
             target,
@@ -151,7 +154,7 @@ impl Change {
         message.user == *user && message.id == *id && (!derived || message.seq == *target)
     }
 
-    /// What stands in the message's place.
+    /// What readers get in the place of the message.
     pub fn tombstone(&self) -> Message {
         let deletion = &self.deletion;
         Message {
@@ -169,7 +172,7 @@ impl Change {
         }
     }
 
-    /// As sync tells it.
+    /// The deletion as a sync page lists it.
     pub fn entry(&self) -> ChangeEntry {
         let Deletion {
             kind,
@@ -192,13 +195,13 @@ impl Change {
     }
 }
 
-/// A change as sync tells it.
+/// A change as a sync page lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeEntry {
     /// `delete`.
     #[serde(rename = "type")]
     pub kind: ChangeType,
-    /// Its own position in the log.
+    /// Its own position in the stream.
     pub seq: Seq,
     /// The position of the message it deletes.
     pub target: Seq,
@@ -212,7 +215,7 @@ pub struct ChangeEntry {
     pub by: String,
 }
 
-/// Where the changes of a room are appended.
+/// The stream's subject for changes in a room.
 pub fn change_subject(room: &str) -> String {
     if is_direct(room) {
         format!("change.{room}")
@@ -221,7 +224,7 @@ pub fn change_subject(room: &str) -> String {
     }
 }
 
-/// Where the events of a room are published.
+/// The subject for events of a room.
 pub fn event_subject(room: &str) -> String {
     if is_direct(room) {
         format!("events.v1.{room}")
@@ -230,7 +233,7 @@ pub fn event_subject(room: &str) -> String {
     }
 }
 
-/// A room's own name holds no dot.
+/// Names of rooms contain no dots, so only conversations begin with `dm.`.
 fn is_direct(room: &str) -> bool {
     room.starts_with("dm.")
 }
@@ -253,8 +256,10 @@ mod tests {
     use serde_json::{Value, json};
 
     fn deletion() -> Value {
-        json!({"type": "delete", "target": 10, "id": "a-1", "user": "ann", "timestamp": 1_700_000_000_000_i64,
-               "received": 1_700_000_000_001_i64, "mode": "soft", "by": "ann"})
+        json!({
+            "type": "delete", "target": 10, "id": "a-1", "user": "ann", "mode": "soft", "by": "ann",
+            "timestamp": 1_700_000_000_000_i64, "received": 1_700_000_000_001_i64,
+        })
     }
 
     fn parse(subject: &str, body: &Value) -> Result<Change, Reason> {
@@ -267,23 +272,29 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_is_read_and_written() {
+    fn a_deletion_is_parsed_and_written() {
         let change = parse("change.chat.general", &deletion()).unwrap();
         assert_eq!(serde_json::to_value(&change.deletion).unwrap(), deletion());
         assert_eq!(
             serde_json::to_value(change.entry()).unwrap(),
-            json!({"type": "delete", "seq": 12, "target": 10, "id": "a-1", "user": "ann", "mode": "soft", "by": "ann"})
+            json!({
+                "type": "delete", "seq": 12, "target": 10, "id": "a-1",
+                "user": "ann", "mode": "soft", "by": "ann",
+            })
         );
         assert_eq!(
             serde_json::to_string(&change.tombstone()).unwrap(),
-            r#"{"id":"a-1","seq":10,"room":"general","user":"ann","text":"","timestamp":1700000000000,"deleted":true}"#
+            concat!(
+                r#"{"id":"a-1","seq":10,"room":"general","user":"ann","text":"","#,
+                r#""timestamp":1700000000000,"deleted":true}"#
+            )
         );
         assert_eq!(change_subject(&change.room), "change.chat.general");
         assert_eq!(event_subject("dm.ann.bob"), "events.v1.dm.ann.bob");
     }
 
     #[test]
-    fn a_deletion_covers_every_copy_of_its_message_and_no_other() {
+    fn a_deletion_covers_every_duplicate_of_its_message_and_no_other() {
         let change = parse("change.chat.general", &deletion()).unwrap();
         let other = |edit: fn(&mut Message)| {
             let mut message = change.tombstone();
@@ -294,19 +305,17 @@ mod tests {
         assert!(!change.covers(&other(|message| message.user = "bob".to_owned())));
         assert!(!change.covers(&other(|message| message.id = "a-2".to_owned())));
         let mut body = deletion();
-        (body["id"], body["derived"]) = ("seq:10".into(), true.into());
+        body["id"] = "seq:10".into();
+        body["derived"] = true.into();
         let change = parse("change.chat.general", &body).unwrap();
         let mut elsewhere = change.tombstone();
         assert!(change.covers(&elsewhere));
         elsewhere.seq = Seq::new(11).unwrap();
-        assert!(
-            !change.covers(&elsewhere),
-            "somebody gave this id themselves"
-        );
+        assert!(!change.covers(&elsewhere), "this id is client-supplied");
     }
 
     #[test]
-    fn what_is_no_deletion_is_refused() {
+    fn a_malformed_deletion_is_refused() {
         for subject in [
             "change.chat",
             "change.chat.a.b",

@@ -1,20 +1,20 @@
-//! What requests are about: a room, or the conversation of two people.
+//! Conversations: a room, or the direct messages between two users.
 
 use crate::name::{Room, User, split_names};
 use base::endpoint::SubjectTemplate;
 use base::error::Refusal;
 
-/// A room, or the one conversation two people have, whoever asks.
+/// A room, or the direct messages between two users. Both users name the same conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Conversation {
     /// A room.
     Room(Room),
-    /// Two people, in the order of their names.
+    /// Two users, sorted by name.
     Direct(User, User),
 }
 
 impl Conversation {
-    /// Of two people, in either order.
+    /// The conversation of two users, given in either order.
     pub fn direct(one: User, other: User) -> Conversation {
         if one.as_str() <= other.as_str() {
             Conversation::Direct(one, other)
@@ -23,7 +23,7 @@ impl Conversation {
         }
     }
 
-    /// As stored and shown: `general`, `__admin__`, `dm.alice.bob`.
+    /// The name as it is stored and as readers get it: `general`, `__admin__`, `dm.alice.bob`.
     pub fn name(&self) -> String {
         match self {
             Conversation::Room(room) => room.as_str().to_owned(),
@@ -31,7 +31,7 @@ impl Conversation {
         }
     }
 
-    /// The subjects of the log that carry its messages.
+    /// The stream's subjects for its messages.
     pub fn stream_subjects(&self) -> Vec<String> {
         match self {
             Conversation::Room(room) => vec![room.stream_subject()],
@@ -45,7 +45,7 @@ impl Conversation {
         }
     }
 
-    /// Whose it is; a room is nobody's.
+    /// The two users; empty for a room.
     pub fn participants(&self) -> Vec<&str> {
         match self {
             Conversation::Room(_) => Vec::new(),
@@ -53,33 +53,35 @@ impl Conversation {
         }
     }
 
-    /// The subject of the log that carries its deletions.
+    /// The stream's subject for its deletions.
     pub fn change_subject(&self) -> String {
         crate::change::change_subject(&self.name())
     }
 }
 
-/// The name of a conversation whose people are sorted.
+/// The name of the conversation of two users who are sorted already.
 pub(crate) fn direct_name(first: &str, second: &str) -> String {
     format!("dm.{first}.{second}")
 }
 
-/// A request about a conversation, at the end of its subject `{user}.{peer}`. A type of its own, so that no subject of
-/// rooms, which anyone may ask, is ever read as one of two people's.
+/// A request about a conversation, whose subject ends with `{user}.{peer}`. It has a type of its
+/// own, so that the subject of a room, which any user may ask for, is never parsed as that of two
+/// users.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Direct<Q>(pub Q);
 
-/// `{user}.{peer}`: who asks, and what about.
+/// From `{user}.{peer}`: who asks, and about which conversation.
 pub(crate) fn user_and_peer(
     names: &str,
     template: &SubjectTemplate,
 ) -> Result<(User, Conversation), Refusal> {
     let (user, peer) = split_names(names, template)?;
-    let (user, peer) = (User::parse(user)?, User::parse(peer)?);
+    let user = User::parse(user)?;
+    let peer = User::parse(peer)?;
     Ok((user.clone(), Conversation::direct(user, peer)))
 }
 
-/// `{user}.{room}`: who asks, and what about.
+/// From `{user}.{room}`: who asks, and about which conversation.
 pub(crate) fn user_and_room(
     names: &str,
     template: &SubjectTemplate,
@@ -93,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_people_have_one_conversation() {
+    fn two_users_have_one_conversation() {
         let user = |name| User::parse(name).unwrap();
         let one = Conversation::direct(user("bob"), user("alice"));
         assert_eq!(one, Conversation::direct(user("alice"), user("bob")));

@@ -1,4 +1,5 @@
-//! `deadletters.list`, `.show`, `.retry`, `.drop`: what could not be stored, and what operators do about it.
+//! `deadletters.list`, `.show`, `.retry`, `.drop`: messages that could not be stored, and what
+//! operators do about them.
 
 use std::fmt;
 
@@ -12,14 +13,18 @@ use base::error::Refusal;
 use base::seq::Seq;
 
 const DEFAULT_PAGE: u32 = 50;
-const LIST_EXAMPLE: &str = r#"{"limit":50,"after":0,"reason":"not_json","subject":"chat.*","outcome":"waiting"}, or empty"#;
+const LIST_EXAMPLE: &str = concat!(
+    r#"{"limit":50,"after":0,"reason":"not_json","subject":"chat.*","outcome":"waiting"}"#,
+    ", or empty"
+);
 const ONE_EXAMPLE: &str = r#"{"id":1234}"#;
-/// A subject of nats-server fits into its `max_control_line`, 4096 bytes as shipped.
+/// A subject fits into nats-server's `max_control_line`, which is 4096 bytes by default.
 const MAX_PATTERN_BYTES: usize = 4_096;
-/// What a pattern means is compiled token by token.
+/// A pattern is compiled token by token, so their number needs a limit.
 const MAX_PATTERN_TOKENS: usize = 32;
 
-/// A letter's number: 1 to 2^63 - 1, given out in the order in which letters were stored.
+/// The number of a dead letter: 1 to 2^63 - 1, assigned in the order in which dead letters are
+/// stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DeadLetterId(i64);
@@ -35,14 +40,14 @@ impl DeadLetterId {
         self.0
     }
 
-    fn read(body: &Map<String, Value>) -> Result<DeadLetterId, Refusal> {
+    fn from_body(body: &Map<String, Value>) -> Result<DeadLetterId, Refusal> {
         match body.get("id") {
             None | Some(Value::Null) => Err(Refusal::bad_request(format!(
-                "id of the letter is missing; give an object such as {ONE_EXAMPLE}"
+                "id of the dead letter is missing; give an object such as {ONE_EXAMPLE}"
             ))),
             Some(id) => id.as_i64().and_then(DeadLetterId::new).ok_or_else(|| {
                 Refusal::bad_request(format!(
-                    "id must be a letter's: a whole number from 1 to {}",
+                    "id must be a dead letter's: a whole number from 1 to {}",
                     i64::MAX
                 ))
             }),
@@ -56,20 +61,20 @@ impl fmt::Display for DeadLetterId {
     }
 }
 
-/// How a letter left the list of what is waiting.
+/// How a dead letter left the list of those that wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeadLetterOutcome {
-    /// Appended to the log again.
+    /// Appended to the stream again.
     Retried,
-    /// An operator decided so.
+    /// An operator dropped it.
     Dropped,
-    /// Its author deleted the message; headers and payload are gone.
+    /// The message was deleted by its sender; headers and payload are erased.
     Erased,
 }
 
 impl DeadLetterOutcome {
-    /// As on the wire and in the table.
+    /// The name on the wire and in the table.
     pub const fn as_str(self) -> &'static str {
         match self {
             DeadLetterOutcome::Retried => "retried",
@@ -78,7 +83,7 @@ impl DeadLetterOutcome {
         }
     }
 
-    /// From the wire or the table.
+    /// From the name on the wire or in the table.
     pub fn parse(outcome: &str) -> Option<DeadLetterOutcome> {
         [
             DeadLetterOutcome::Retried,
@@ -90,40 +95,45 @@ impl DeadLetterOutcome {
     }
 }
 
-/// Which letters by their outcome.
+/// Selects dead letters by their outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutcomeFilter {
-    /// Those that have none yet.
+    /// Those without an outcome.
     Waiting,
-    /// Those with this one.
+    /// Those with this outcome.
     Only(DeadLetterOutcome),
-    /// Every letter.
+    /// All of them.
     All,
 }
 
 impl OutcomeFilter {
-    fn read(body: &Map<String, Value>) -> Result<OutcomeFilter, Refusal> {
-        let said = match body.get("outcome") {
+    fn from_body(body: &Map<String, Value>) -> Result<OutcomeFilter, Refusal> {
+        let name = match body.get("outcome") {
             None | Some(Value::Null) => return Ok(OutcomeFilter::Waiting),
-            Some(said) => said.as_str(),
+            Some(value) => value.as_str(),
         };
-        match said {
+        match name {
             Some("waiting") => Ok(OutcomeFilter::Waiting),
             Some("all") => Ok(OutcomeFilter::All),
-            said => said.and_then(DeadLetterOutcome::parse).map(OutcomeFilter::Only).ok_or_else(|| {
-                Refusal::bad_request(r#"outcome must be "waiting", "retried", "dropped", "erased" or "all"; without it, waiting"#)
-            }),
+            name => match name.and_then(DeadLetterOutcome::parse) {
+                Some(outcome) => Ok(OutcomeFilter::Only(outcome)),
+                None => Err(Refusal::bad_request(concat!(
+                    r#"outcome must be "waiting", "retried", "dropped", "erased" or "all"; "#,
+                    "without it, waiting"
+                ))),
+            },
         }
     }
 }
 
-/// A subject, or a NATS pattern: `*` is one token, `>` at the end is one or more. 1 to 4096 bytes, at most 32 tokens, none empty.
+/// A subject, or a NATS pattern: `*` is one token, `>` at the end is one or more. 1 to 4096 bytes
+/// and at most 32 tokens, none of them empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectPattern(String);
 
 impl SubjectPattern {
     /// # Errors
-    /// 400 with the rule, when `pattern` breaks it.
+    /// 400 with the rule that `pattern` breaks.
     pub fn parse(pattern: &str) -> Result<SubjectPattern, Refusal> {
         let tokens: Vec<&str> = pattern.split('.').collect();
         let good_token = |(place, token): (usize, &&str)| {
@@ -137,13 +147,14 @@ impl SubjectPattern {
             Ok(SubjectPattern(pattern.to_owned()))
         } else {
             Err(Refusal::bad_request(format!(
-                "subject must be a subject or a NATS pattern such as chat.* or dm.>, at most {MAX_PATTERN_BYTES} bytes and \
-                 {MAX_PATTERN_TOKENS} tokens, none of them empty, > only at the end, no spaces"
+                "subject must be a subject or a NATS pattern such as chat.* or dm.>, \
+                 at most {MAX_PATTERN_BYTES} bytes and {MAX_PATTERN_TOKENS} tokens, \
+                 none of them empty, > only at the end, no spaces"
             )))
         }
     }
 
-    /// As given.
+    /// The pattern as given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -154,18 +165,18 @@ impl SubjectPattern {
     }
 }
 
-/// Which letters: `{"limit"?: 1..500 (50), "after"?: id (0), "reason"?, "subject"?, "outcome"?}`.
+/// `{"limit"?: 1..500 (50), "after"?: id (0), "reason"?, "subject"?, "outcome"?}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListDeadLetters {
-    /// How many at most.
+    /// The most dead letters on the page.
     pub limit: u32,
-    /// Those with a greater id; 0 from the beginning.
+    /// Those with a greater id; with 0 from the beginning.
     pub after: i64,
-    /// Those set aside for this reason.
+    /// Those with this reason.
     pub reason: Option<Reason>,
-    /// Those published to such a subject.
+    /// Those published to a matching subject.
     pub subject: Option<SubjectPattern>,
-    /// Those with such an outcome; without it, those that wait.
+    /// Those with such an outcome; by default those that wait.
     pub outcome: OutcomeFilter,
 }
 
@@ -176,14 +187,14 @@ impl ParseRequest for ListDeadLetters {
             None | Some(Value::Null) => 0,
             Some(after) => after.as_i64().filter(|after| *after >= 0).ok_or_else(|| {
                 Refusal::bad_request(format!(
-                    "after must be the id of a letter, or 0: a whole number up to {}",
+                    "after must be the id of a dead letter, or 0: a whole number up to {}",
                     i64::MAX
                 ))
             })?,
         };
         let subject = match body.get("subject") {
             None | Some(Value::Null) => None,
-            // What is no string is refused like a pattern that is none.
+            // A value that is no string is refused like a malformed pattern.
             Some(pattern) => Some(SubjectPattern::parse(pattern.as_str().unwrap_or_default())?),
         };
         let limit = body::limit(&body, DEFAULT_PAGE)?;
@@ -192,19 +203,19 @@ impl ParseRequest for ListDeadLetters {
             after,
             reason: reason(&body)?,
             subject,
-            outcome: OutcomeFilter::read(&body)?,
+            outcome: OutcomeFilter::from_body(&body)?,
         })
     }
 }
 
 fn reason(body: &Map<String, Value>) -> Result<Option<Reason>, Refusal> {
-    let said = match body.get("reason") {
+    let name = match body.get("reason") {
         None | Some(Value::Null) => return Ok(None),
-        Some(said) => said.as_str(),
+        Some(value) => value.as_str(),
     };
     match Reason::ALL
         .iter()
-        .find(|reason| said == Some(reason.as_str()))
+        .find(|reason| name == Some(reason.as_str()))
     {
         Some(reason) => Ok(Some(*reason)),
         None => {
@@ -217,7 +228,7 @@ fn reason(body: &Map<String, Value>) -> Result<Option<Reason>, Refusal> {
     }
 }
 
-macro_rules! ask_for_one {
+macro_rules! requests_by_id {
     ($($(#[$doc:meta])* $name:ident),*) => {
         $(
             $(#[$doc])*
@@ -226,46 +237,46 @@ macro_rules! ask_for_one {
 
             impl ParseRequest for $name {
                 fn parse(_names: &str, body: &[u8]) -> Result<Self, Refusal> {
-                    DeadLetterId::read(&body::object(body, ONE_EXAMPLE)?).map($name)
+                    DeadLetterId::from_body(&body::object(body, ONE_EXAMPLE)?).map($name)
                 }
             }
         )*
     };
 }
 
-ask_for_one! {
-    /// One letter with its bytes: `{"id"}`.
+requests_by_id! {
+    /// Show one dead letter with headers and payload: `{"id"}`.
     ShowDeadLetter,
-    /// Append it to the log again: `{"id"}`.
+    /// Append a dead letter to the stream again: `{"id"}`.
     RetryDeadLetter,
-    /// It need not be looked at any more: `{"id"}`.
+    /// Take a dead letter off the list of those that wait: `{"id"}`.
     DropDeadLetter
 }
 
-/// A letter without its bytes.
+/// A dead letter without headers and payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
     /// Its number.
     pub id: DeadLetterId,
-    /// The position the message had in the log.
+    /// The position that the message had in the stream.
     pub seq: Seq,
-    /// Where it was published; U+0000 and what is not UTF-8 are written as U+FFFD.
+    /// The subject it was published to. U+0000 and invalid UTF-8 are replaced by U+FFFD.
     pub subject: String,
-    /// Why it could not be stored: the name of a [`Reason`], as stored.
+    /// Why it could not be stored: the name of a [`Reason`].
     pub reason: String,
-    /// More about it; empty when there is no more to say. Never a message's text.
+    /// Details of the reason, or empty. Never contains a message's text.
     pub detail: String,
     /// The payload's length in bytes.
     pub bytes: u64,
-    /// When the log took the message, in Unix milliseconds.
+    /// When the stream received the message, in Unix milliseconds.
     pub received_at: i64,
-    /// When the letter was stored, in Unix milliseconds.
+    /// When the dead letter was stored, in Unix milliseconds.
     pub stored_at: i64,
-    /// What became of it; absent while it waits.
+    /// Its outcome; absent while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<DeadLetterOutcome>,
-    /// Of a retried letter: its new position in the log.
+    /// The new position in the stream, if it was retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome_seq: Option<Seq>,
     /// When it got its outcome, in Unix milliseconds.
@@ -273,62 +284,62 @@ pub struct DeadLetter {
     pub outcome_at: Option<i64>,
 }
 
-/// Letters by ascending id.
+/// Dead letters by ascending id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetterPage {
-    /// At most as many as asked for; fewer where more would exceed `max_payload`.
+    /// At most `limit`; fewer when the reply would exceed `max_payload`.
     pub letters: Vec<DeadLetter>,
-    /// There are more after the last one: ask again with its id as `after`.
+    /// There are more: ask again with the last one's id as `after`.
     pub more: bool,
 }
 
-/// A letter with its bytes.
+/// A dead letter with headers and payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShownDeadLetter {
-    /// All but the bytes.
+    /// Everything but headers and payload.
     #[serde(flatten)]
     pub letter: DeadLetter,
-    /// The header block, `NATS/1.0` and all, in base64; empty when there was none.
+    /// The whole header block, with its line `NATS/1.0`, in base64; empty when there was none.
     pub headers: String,
     /// The payload in base64.
     pub payload: String,
-    /// The payload once more, where it is UTF-8 and the reply has room for it.
+    /// The payload as text, if it is UTF-8 and fits into the reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
 
-/// What became of a letter that was appended again.
+/// What became of a dead letter that was appended again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retried {
-    /// The letter's number.
+    /// The dead letter's number.
     pub id: DeadLetterId,
-    /// Where the log has it now.
+    /// Its new position in the stream.
     pub seq: Seq,
-    /// What was seen within the request's time.
+    /// What was seen of it before the request's deadline.
     pub outcome: RetryOutcome,
-    /// Of [`RetryOutcome::DeadLetter`]: why this time.
+    /// Why it is a dead letter again, with [`RetryOutcome::DeadLetter`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// What was seen of a message that was appended again.
+/// What became of a message that was appended again, as far as we saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RetryOutcome {
     /// It is stored.
     Stored,
-    /// The same sender's message with the same id is stored already, under another position.
+    /// A message with the same sender and id is stored under another position.
     Duplicate,
-    /// It is a dead letter again, a new one.
+    /// It is a new dead letter.
     DeadLetter,
-    /// The log has it, and it was not stored in the time there was: is persist-message running?
+    /// The stream has it, but it was not stored before the deadline. Is persist-message running?
     Appended,
 }
 
-/// A letter that need not be looked at any more.
+/// A dead letter that was taken off the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedDeadLetter {
-    /// The letter's number.
+    /// The dead letter's number.
     pub id: DeadLetterId,
     /// `dropped`.
     pub outcome: DeadLetterOutcome,
@@ -339,7 +350,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_may_be_narrowed() {
+    fn a_list_may_be_filtered() {
         let parse = |body: &str| ListDeadLetters::parse("", body.as_bytes());
         let all = ListDeadLetters {
             limit: 50,
@@ -349,8 +360,16 @@ mod tests {
             outcome: OutcomeFilter::Waiting,
         };
         assert_eq!(parse("").unwrap(), all);
-        assert_eq!(parse(r#"{"limit":null,"after":null,"reason":null,"subject":null,"outcome":null,"unknown":[1]}"#).unwrap(), all);
-        let request = parse(r#"{"limit":500,"after":9223372036854775807,"reason":"not_json","subject":"dm.*.>","outcome":"all"}"#).unwrap();
+        let nulls = concat!(
+            r#"{"limit":null,"after":null,"reason":null,"subject":null,"outcome":null,"#,
+            r#""unknown":[1]}"#
+        );
+        assert_eq!(parse(nulls).unwrap(), all);
+        let filtered = concat!(
+            r#"{"limit":500,"after":9223372036854775807,"reason":"not_json","#,
+            r#""subject":"dm.*.>","outcome":"all"}"#
+        );
+        let request = parse(filtered).unwrap();
         assert_eq!(
             (request.limit, request.after, request.reason),
             (500, i64::MAX, Some(Reason::NotJson))
@@ -367,8 +386,9 @@ mod tests {
             let request = parse(&format!(r#"{{"outcome":"{}"}}"#, outcome.as_str())).unwrap();
             assert_eq!(request.outcome, OutcomeFilter::Only(outcome));
         }
-        let (long, deep) = ("s".repeat(4_097), vec!["*"; 33].join("."));
-        for (body, mend) in [
+        let long = "s".repeat(4_097);
+        let deep = vec!["*"; 33].join(".");
+        for (body, hint) in [
             (r#"{"limit":0}"#.to_owned(), "limit must be"),
             (r#"{"limit":501}"#.to_owned(), "limit must be"),
             (r#"{"limit":-1}"#.to_owned(), "limit must be"),
@@ -400,12 +420,12 @@ mod tests {
         ] {
             let refusal = parse(&body).unwrap_err();
             assert_eq!(refusal.code.number(), 400, "{body}");
-            assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+            assert!(refusal.reason.contains(hint), "{body}: {}", refusal.reason);
         }
     }
 
     #[test]
-    fn one_letter_is_named_by_its_number() {
+    fn one_dead_letter_is_identified_by_its_number() {
         assert_eq!(
             ShowDeadLetter::parse("", br#"{"id":7,"unknown":{}}"#)
                 .unwrap()

@@ -1,4 +1,4 @@
-//! `chat.delete.{u}.{room}`, `dm.delete.{u}.{peer}`: a message leaves, its place remains.
+//! `chat.delete.{user}.{room}`, `dm.delete.{user}.{peer}`: the text goes, a tombstone stays.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,30 +15,30 @@ use base::seq::Seq;
 
 const EXAMPLE: &str = r#"{"seq":1234} or {"id":"a-1","mode":"hard"}"#;
 
-/// Which message: `{"seq"|"id", "mode"?: "soft"|"hard"}`.
+/// `{"seq"|"id", "mode"?: "soft"|"hard"}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeleteRequest {
-    /// Who asks: the subject says so.
+    /// Who asks, from the subject.
     pub user: User,
-    /// Where the message is, from the subject.
+    /// The message's conversation, from the subject.
     pub conversation: Conversation,
-    /// Which one.
+    /// Which message.
     pub key: MessageKey,
-    /// Soft unless said otherwise.
+    /// Soft by default.
     pub mode: Mode,
 }
 
-/// How a request names a message.
+/// How a request identifies a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MessageKey {
     /// By its position.
     Seq(Seq),
-    /// By its id; the asker's own, before anybody else's.
+    /// By its id. Messages of the user who asks come before those of others with the same id.
     Id(String),
 }
 
 impl DeleteRequest {
-    fn read(
+    fn from_body(
         (user, conversation): (User, Conversation),
         body: &[u8],
     ) -> Result<DeleteRequest, Refusal> {
@@ -84,26 +84,27 @@ impl DeleteRequest {
 
 impl ParseRequest for DeleteRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        DeleteRequest::read(user_and_room(names, &endpoints::DELETE.template)?, body)
+        DeleteRequest::from_body(user_and_room(names, &endpoints::DELETE.template)?, body)
     }
 }
 
 impl ParseRequest for Direct<DeleteRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        DeleteRequest::read(user_and_peer(names, &endpoints::DM_DELETE.template)?, body).map(Direct)
+        DeleteRequest::from_body(user_and_peer(names, &endpoints::DM_DELETE.template)?, body)
+            .map(Direct)
     }
 }
 
-/// The message is deleted, for whoever reads from now on.
+/// The message is deleted for everybody who reads from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
-    /// The message's place, where its tombstone stands.
+    /// The message's position, which is now that of its tombstone.
     pub seq: Seq,
     /// `deleted`.
     pub status: DeletedStatus,
 }
 
-/// What became of a message that was to be deleted.
+/// What became of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeletedStatus {
@@ -116,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_named_one_way() {
+    fn a_message_is_identified_one_way() {
         let parse = |body: &str| DeleteRequest::parse("ann.general", body.as_bytes());
         let request = parse(r#"{"seq":7,"user":"mallory","text":[]}"#).unwrap();
         assert_eq!(
@@ -129,7 +130,7 @@ mod tests {
             (MessageKey::Id("a".to_owned()), Mode::Hard)
         );
         let long = format!(r#"{{"id":"{}"}}"#, "i".repeat(129));
-        for (body, mend) in [
+        for (body, hint) in [
             ("", "is missing"),
             ("{}", "is missing"),
             (r#"{"seq":7,"id":"a"}"#, "either"),
@@ -148,7 +149,7 @@ mod tests {
         ] {
             let refusal = parse(body).unwrap_err();
             assert_eq!(refusal.code.number(), 400, "{body}");
-            assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+            assert!(refusal.reason.contains(hint), "{body}: {}", refusal.reason);
         }
     }
 

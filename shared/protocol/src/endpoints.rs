@@ -3,8 +3,8 @@
 //! A row gives an endpoint's constant, its request and reply types, its name in the service API,
 //! its subject, and who may call it; the comment above it is its description. Everything else
 //! follows from the table: what the functions subscribe to, which subjects no stream may take
-//! ([`request_subjects`]), the permissions in `nats/accounts.conf`, the lists that tests go through,
-//! and the tables in `README.md`, `docs/PROTOCOL.md` and the functions' READMEs.
+//! ([`request_subjects`]), the permissions in `nats/accounts.conf`, the lists that tests go
+//! through, and the tables in `README.md`, `docs/PROTOCOL.md` and the functions' READMEs.
 //!
 //! A new endpoint is a row here and a handler in its function.
 

@@ -1,4 +1,5 @@
-//! `events.v1.chat.{room}`, `events.v1.dm.{a}.{b}`: what was stored, deleted, delivered and read, as CloudEvents, and never a text.
+//! `events.v1.chat.{room}`, `events.v1.dm.{a}.{b}`: what was stored, deleted, delivered and read,
+//! as CloudEvents. Events never contain the text of a message.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,41 +7,41 @@ use crate::change::{Mode, event_subject};
 use crate::header;
 use base::seq::Seq;
 
-/// Of every event: the log the message or the deletion stands in.
+/// `ce-source` of every event: the stream that has the message or the deletion.
 const SOURCE: &str = "/scrollback/CHAT_MESSAGES";
-/// Of a decimal [`Seq`]: with leading zeros, positions sort as strings do.
+/// The digits of the largest [`Seq`]. With leading zeros, positions sort as strings.
 const SEQUENCE_DIGITS: usize = 19;
 
-/// A message is stored: it is in history, for good.
+/// A message was stored: from now on it is in history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredEvent {
-    /// The message's position in the log.
+    /// The message's position in the stream.
     pub seq: Seq,
-    /// Its id.
+    /// The message's id.
     pub id: String,
     /// `general`, `__admin__`, `dm.alice.bob`.
     pub room: String,
-    /// Who sent it.
+    /// The sender.
     pub user: String,
-    /// To whom; only in direct messages.
+    /// The recipient; only in direct messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// As the client says, in Unix milliseconds.
+    /// The message's timestamp, in Unix milliseconds.
     pub timestamp: i64,
 }
 
 /// A message was deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletedEvent {
-    /// The deletion's own position in the log.
+    /// The deletion's own position in the stream.
     pub seq: Seq,
-    /// The message's.
+    /// The message's position.
     pub target: Seq,
     /// The message's id.
     pub id: String,
-    /// Its room.
+    /// The message's room.
     pub room: String,
-    /// Who sent it.
+    /// The sender.
     pub user: String,
     /// Soft or hard.
     pub mode: Mode,
@@ -48,18 +49,18 @@ pub struct DeletedEvent {
     pub by: String,
 }
 
-/// A user has got further in a conversation: their messages are delivered, or read, up to here.
+/// A user's delivered or read cursor in a conversation has moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptEvent {
-    /// Whose mark it is.
+    /// Whose cursor it is.
     pub user: String,
     /// The conversation.
     pub room: String,
-    /// Everything of it up to here.
+    /// Every message of the conversation up to here is delivered, or read.
     pub through: Seq,
 }
 
-/// What an event tells; written as JSON, the event's data.
+/// An event. Serialized, it is the event's data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Event {
@@ -74,7 +75,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// The event's place in the one order; of a receipt, which has none, the mark: it comes after what it is about.
+    /// The event's position in the stream. A receipt has none, so it gets that of its cursor and
+    /// comes after the message there.
     pub fn seq(&self) -> Seq {
         match self {
             Event::Stored(event) => event.seq,
@@ -83,7 +85,7 @@ impl Event {
         }
     }
 
-    /// The room it happened in.
+    /// The room it is about.
     pub fn room(&self) -> &str {
         match self {
             Event::Stored(event) => &event.room,
@@ -92,12 +94,13 @@ impl Event {
         }
     }
 
-    /// Where it is published.
+    /// The subject it is published to.
     pub fn subject(&self) -> String {
         event_subject(self.room())
     }
 
-    /// `ce-id`, and JetStream's deduplication id: the same for the same event, whoever publishes it.
+    /// `ce-id`, which is also JetStream's deduplication id. Every replica makes the same id for the
+    /// same event.
     pub fn id(&self) -> String {
         match self {
             Event::Stored(event) => format!("stored:{}", event.seq),
@@ -117,8 +120,8 @@ impl Event {
         }
     }
 
-    /// The headers of a CloudEvent 1.0 in binary mode; every value is printable ASCII. `time` is RFC 3339; `traceparent`
-    /// is the sender's, and left out unless it is one.
+    /// The headers of a CloudEvent 1.0 in binary mode. Every value is printable ASCII. `time` is
+    /// RFC 3339. `traceparent` is the sender's; we leave it out when it is malformed.
     pub fn headers(&self, time: &str, traceparent: Option<&str>) -> Vec<(&'static str, String)> {
         let mut headers = vec![
             (header::MESSAGE_ID, self.id()),
@@ -146,7 +149,7 @@ impl Event {
 }
 
 impl ReceiptEvent {
-    /// A mark reaches each position once, so nothing else is called this.
+    /// A cursor reaches each position once, so the id is unique.
     fn id(&self, kind: &str) -> String {
         format!(
             "{kind}:{}:{}:{}",
@@ -157,20 +160,20 @@ impl ReceiptEvent {
     }
 }
 
-/// Up to where the log is told with an event that has these headers: to the event's own place, or as a receipt says, which has none.
-/// `None` for what is no event of ours.
+/// The position up to which all events are published, once the event with these headers is: its own
+/// position, or for a receipt, which has none, the one in its header. `None` for other messages.
 pub fn published_through<'a>(header: impl Fn(&'static str) -> Option<&'a str>) -> Option<Seq> {
     header(header::SEQUENCE)
         .or_else(|| header(header::PUBLISHED_THROUGH))
         .and_then(sequence)
 }
 
-/// Reads the value of the header `ce-sequence`.
+/// Parses the value of the header `ce-sequence`.
 fn sequence(value: &str) -> Option<Seq> {
     value.parse().ok().and_then(Seq::new)
 }
 
-/// As the HTTP binding of CloudEvents writes an attribute into a header.
+/// Encodes an attribute for a header as CloudEvents' HTTP binding does.
 fn percent_encoded(value: &str) -> String {
     let mut encoded = String::with_capacity(value.len());
     for byte in value.bytes() {
@@ -183,7 +186,8 @@ fn percent_encoded(value: &str) -> String {
     encoded
 }
 
-/// Whether it looks like W3C's: lower-case hexadecimal and hyphens. Whoever sent the message wrote it.
+/// Whether `value` has the form of W3C's header: lower-case hexadecimal digits and hyphens. We
+/// check it because the sender of the message wrote it.
 fn is_traceparent(value: &str) -> bool {
     value.len() == 55
         && value
@@ -196,14 +200,13 @@ mod tests {
     use super::*;
 
     fn stored(room: &str) -> Event {
-        let (seq, timestamp) = (Seq::new(17).unwrap(), 1_700_000_000_000);
         Event::Stored(StoredEvent {
-            seq,
+            seq: Seq::new(17).unwrap(),
             id: "a-1".to_owned(),
             room: room.to_owned(),
             user: "ann".to_owned(),
             to: None,
-            timestamp,
+            timestamp: 1_700_000_000_000,
         })
     }
 
@@ -216,12 +219,15 @@ mod tests {
     }
 
     #[test]
-    fn data_is_as_the_contract_says() {
+    fn data_has_the_form_of_the_contract() {
         assert_eq!(
             serde_json::to_string(&stored("general")).unwrap(),
             r#"{"seq":17,"id":"a-1","room":"general","user":"ann","timestamp":1700000000000}"#
         );
-        let text = r#"{"seq":18,"target":17,"id":"a-1","room":"general","user":"ann","mode":"hard","by":"root"}"#;
+        let text = concat!(
+            r#"{"seq":18,"target":17,"id":"a-1","room":"general","#,
+            r#""user":"ann","mode":"hard","by":"root"}"#
+        );
         let deleted = Event::Deleted(serde_json::from_str(text).unwrap());
         assert_eq!(serde_json::to_string(&deleted).unwrap(), text);
         assert_eq!(
@@ -231,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_has_no_place_in_the_order() {
+    fn a_receipt_has_no_position() {
         let receipt = ReceiptEvent {
             user: "bob".to_owned(),
             room: "dm.\r.bob".to_owned(),
@@ -254,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_of_any_name_makes_a_header() {
+    fn any_room_name_makes_a_valid_header() {
         for (room, encoded) in [
             ("general", "general"),
             ("a%b", "a%25b"),
@@ -280,8 +286,8 @@ mod tests {
     }
 
     #[test]
-    fn an_event_says_up_to_where_the_log_is_told() {
-        let told_by = |headers: &[(&str, &'static str)]| {
+    fn an_event_tells_up_to_where_events_are_published() {
+        let through_by = |headers: &[(&str, &'static str)]| {
             published_through(|name| {
                 headers
                     .iter()
@@ -291,21 +297,21 @@ mod tests {
             .map(Seq::get)
         };
         assert_eq!(
-            told_by(&[
+            through_by(&[
                 (header::SEQUENCE, "0000000000000000017"),
                 (header::PUBLISHED_THROUGH, "3")
             ]),
             Some(17)
         );
-        assert_eq!(told_by(&[(header::PUBLISHED_THROUGH, "3")]), Some(3));
+        assert_eq!(through_by(&[(header::PUBLISHED_THROUGH, "3")]), Some(3));
         assert_eq!(
-            (told_by(&[]), told_by(&[(header::SEQUENCE, "x")])),
+            (through_by(&[]), through_by(&[(header::SEQUENCE, "x")])),
             (None, None)
         );
     }
 
     #[test]
-    fn what_is_no_traceparent_is_left_out() {
+    fn a_malformed_traceparent_is_left_out() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert_eq!(
             value(&stored("a"), Some(good), "traceparent").as_deref(),

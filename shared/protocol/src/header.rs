@@ -1,21 +1,23 @@
-//! Names of the headers Scrollback reads and writes.
+//! Names of the headers that Scrollback reads and writes.
 
-/// `true` when there is more in the direction asked for.
+/// `true` when there are more messages in the direction of the page.
 pub const MORE: &str = "Scrollback-More";
-/// The reply holds everything of its room up to this sequence, in the range asked for.
+/// Within the range asked for, the reply contains every message of the room up to this sequence.
 pub const THROUGH: &str = "Scrollback-Through";
-/// Where the reply came from: `index`, `log` or `both`.
+/// Where the messages came from: `index` (PostgreSQL), `log` (the stream) or `both`.
 pub const SOURCE: &str = "Scrollback-Source";
-/// JetStream's deduplication id; a message's id when its body names none.
+/// JetStream's deduplication id. It is also the message's id when the body has none.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
-/// The `Nats-Msg-Id` a message came with before it was appended again, from below the fence or from the dead letters. A
-/// message from below the fence that came with none has it empty; a retried letter has one that names the letter.
+/// The `Nats-Msg-Id` that a message had before it was appended again, either above the sequence
+/// guard or as a retried dead letter. Empty when a message below the guard had none; a retried dead
+/// letter has one that names the dead letter.
 pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
-/// CloudEvents' extension `sequence`: the position in the log, with leading zeros.
+/// CloudEvents' extension `sequence`: the position in the stream, with leading zeros.
 pub const SEQUENCE: &str = "ce-sequence";
-/// On the event of a receipt, which has no position of its own: everything of the log was told up to here.
+/// On events of receipts, which have no position of their own: the events of everything in the
+/// stream up to here were published before. "Told" is the older word and stays on the wire.
 pub const PUBLISHED_THROUGH: &str = "Scrollback-Told";
-/// ADR-32: the sentence for the caller.
+/// The reason of an error reply, for the caller (ADR-32).
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";
-/// ADR-32: the code, as a number.
+/// The code of an error reply, as a number (ADR-32).
 pub const SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";

@@ -1,4 +1,4 @@
-//! `chat.history.{room}`, `dm.history.{u}.{peer}`: one page of a conversation.
+//! `chat.history.{room}`, `dm.history.{user}.{peer}`: one page of a conversation.
 
 use crate::body;
 use crate::conversation::{Conversation, Direct, user_and_peer};
@@ -12,16 +12,17 @@ use base::seq::Seq;
 const DEFAULT_PAGE: u32 = 50;
 const EXAMPLE: &str = r#"{"limit":50,"before":1234}, or empty"#;
 
-/// Which page: `{"limit"?: 1..500 (50), "before"?: seq, "after"?: seq, "around"?: seq}`, of two people also `"receipts"?: bool`.
+/// `{"limit"?: 1..500 (50), "before"?: seq, "after"?: seq, "around"?: seq}`, for direct messages
+/// also `"receipts"?: bool`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HistoryRequest {
     /// From the subject.
     pub conversation: Conversation,
-    /// How many messages at most.
+    /// The most messages on the page.
     pub limit: u32,
-    /// From where, and in which direction.
+    /// Where the page starts, and in which direction it goes.
     pub cursor: Cursor,
-    /// Of two people: with the times when messages were delivered and read.
+    /// Direct messages only: with the times when messages were delivered and read.
     pub receipts: bool,
 }
 
@@ -34,12 +35,12 @@ pub enum Cursor {
     Before(Seq),
     /// The oldest messages after this sequence.
     After(Seq),
-    /// Half of the page before this sequence, half from it on.
+    /// One half of the page before this sequence, the other from it on.
     Around(Seq),
 }
 
 impl HistoryRequest {
-    fn read(conversation: Conversation, body: &[u8]) -> Result<HistoryRequest, Refusal> {
+    fn from_body(conversation: Conversation, body: &[u8]) -> Result<HistoryRequest, Refusal> {
         let body = body::object(body, EXAMPLE)?;
         let limit = body::limit(&body, DEFAULT_PAGE)?;
         let mut cursor = Cursor::Latest;
@@ -69,40 +70,41 @@ impl HistoryRequest {
 
 impl ParseRequest for HistoryRequest {
     fn parse(names: &str, body: &[u8]) -> Result<HistoryRequest, Refusal> {
-        HistoryRequest::read(Conversation::Room(Room::parse(names)?), body)
+        HistoryRequest::from_body(Conversation::Room(Room::parse(names)?), body)
     }
 }
 
 impl ParseRequest for Direct<HistoryRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (_, conversation) = user_and_peer(names, &endpoints::DM_HISTORY.template)?;
-        let mut request = HistoryRequest::read(conversation, body)?;
+        let mut request = HistoryRequest::from_body(conversation, body)?;
         request.receipts = body::flag(&body::object(body, EXAMPLE)?, "receipts")?;
         Ok(Direct(request))
     }
 }
 
-/// One page, oldest first. On the wire the array is the body and the rest stands in headers.
+/// One page. On the wire the body is the array of messages; the rest is in headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// Oldest first.
     pub messages: Vec<Message>,
-    /// More in the direction asked for; around a sequence: on either side.
+    /// There are more messages in the direction of the page; around a sequence, on either side.
     pub more: bool,
-    /// The page holds everything of its room up to here, in the range asked for.
+    /// Within the range asked for, the page contains every message of the room up to here.
     pub through: Seq,
     /// Where the messages came from.
     pub source: Source,
 }
 
-/// Where a page came from.
+/// Where the messages of a page came from. The names on the wire are older words for PostgreSQL
+/// (`index`) and the stream (`log`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// PostgreSQL had everything.
+    /// PostgreSQL had all of them.
     Index,
-    /// PostgreSQL did not answer: what the log still holds.
+    /// PostgreSQL did not answer; the page has what the stream still holds.
     Log,
-    /// PostgreSQL and the part of the log it has not stored yet.
+    /// PostgreSQL, and the part of the stream that is not stored yet.
     Both,
 }
 
@@ -167,10 +169,10 @@ mod tests {
     }
 
     #[test]
-    fn receipts_are_asked_for_between_two_people() {
+    fn receipts_belong_to_direct_messages_only() {
         let direct = |body: &str| {
             Direct::<HistoryRequest>::parse("ann.bob", body.as_bytes())
-                .map(|Direct(ask)| ask.receipts)
+                .map(|Direct(request)| request.receipts)
         };
         assert_eq!(
             (
@@ -190,8 +192,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_to_mend() {
-        for (body, mend) in [
+    fn a_refusal_says_what_to_correct() {
+        for (body, hint) in [
             (r#"{"limit":0}"#, "limit must be"),
             (r#"{"limit":-1}"#, "limit must be"),
             (r#"{"limit":1000000000}"#, "limit must be"),
@@ -206,7 +208,7 @@ mod tests {
         ] {
             let refusal = parse(body).unwrap_err();
             assert_eq!(refusal.code.number(), 400, "{body}");
-            assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+            assert!(refusal.reason.contains(hint), "{body}: {}", refusal.reason);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What Scrollback speaks: subjects bound to the types they carry, payloads, names, errors.
+//! The protocol: endpoints with the types they carry, subjects, payloads, names.
 //!
-//! No I/O here, no clock and no randomness: everything is a value or a check of one. The contract in
-//! words is `docs/PROTOCOL.md`.
+//! There is no I/O here, no clock and no randomness: everything is a value or the parsing of one.
+//! The contract in words is `docs/PROTOCOL.md`.
 
 pub mod audit;
 pub mod body;

@@ -1,29 +1,30 @@
-//! Names that cannot be wrong: parsed once at the edge, trusted afterwards.
+//! Names of rooms and users, parsed once at the edge and valid from then on.
 
 use std::fmt;
 
 use base::endpoint::SubjectTemplate;
 use base::error::Refusal;
 
-/// The longest room or user a request subject may name, in bytes.
+/// The longest name of a room or a user in a request's subject, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 
-/// A room as a request names it: 1 to 64 of `A-Z a-z 0-9 _ -`.
+/// The name of a room in a request: 1 to 64 of `A-Z a-z 0-9 _ -`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Room(String);
 
 impl Room {
-    /// The room of everything published to `admin.{name}`.
+    /// The room of every message published to `admin.{name}`.
     pub const ADMIN: &'static str = "__admin__";
 
     /// # Errors
-    /// 400 with the rule, when `name` breaks it.
+    /// 400 with the rule that `name` breaks.
     pub fn parse(name: &str) -> Result<Room, Refusal> {
         if is_name(name) {
             Ok(Room(name.to_owned()))
         } else {
             Err(Refusal::bad_request(format!(
-                "a room is 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 _ - and one subject token; mend the end of the subject"
+                "a room is 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 _ - and one subject token; \
+                 correct the end of the subject"
             )))
         }
     }
@@ -33,7 +34,7 @@ impl Room {
         &self.0
     }
 
-    /// The subject in the log that carries this room; a wildcard for the admin room.
+    /// The stream's subject for this room; for the admin room a wildcard.
     pub fn stream_subject(&self) -> String {
         if self.0 == Self::ADMIN {
             "admin.*".to_owned()
@@ -42,7 +43,8 @@ impl Room {
         }
     }
 
-    /// Where a trusted publisher appends to this room. `publisher` ends the subject of the admin room, as one token.
+    /// The subject that a trusted publisher publishes to. For the admin room it ends with
+    /// `publisher`, which must be one token.
     pub fn append_subject(&self, publisher: &str) -> String {
         if self.0 == Self::ADMIN {
             format!("admin.{publisher}")
@@ -51,7 +53,8 @@ impl Room {
         }
     }
 
-    /// From a message's body, where a room stands as a name or, as `chat.general`, the subject it was published on.
+    /// From the body of a message, which may give the room's name (`general`) or its subject
+    /// (`chat.general`).
     ///
     /// # Errors
     /// As [`Room::parse`].
@@ -66,19 +69,20 @@ impl fmt::Display for Room {
     }
 }
 
-/// A user as a request names them: 1 to 64 of `A-Z a-z 0-9 _ -`.
+/// The name of a user in a request: 1 to 64 of `A-Z a-z 0-9 _ -`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct User(String);
 
 impl User {
     /// # Errors
-    /// 400 with the rule, when `name` breaks it.
+    /// 400 with the rule that `name` breaks.
     pub fn parse(name: &str) -> Result<User, Refusal> {
         if is_name(name) {
             Ok(User(name.to_owned()))
         } else {
             Err(Refusal::bad_request(format!(
-                "a user is 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 _ - and one subject token; mend the end of the subject"
+                "a user is 1 to {MAX_NAME_BYTES} of A-Z a-z 0-9 _ - and one subject token; \
+                 correct the end of the subject"
             )))
         }
     }
@@ -95,7 +99,7 @@ impl fmt::Display for User {
     }
 }
 
-/// The two names a subject ends with.
+/// The two names at the end of a subject.
 pub(crate) fn split_names<'a>(
     names: &'a str,
     template: &SubjectTemplate,
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_knows_its_subjects() {
+    fn a_room_has_its_subjects() {
         let general = Room::from_body("chat.general").unwrap();
         assert_eq!(
             (general.as_str(), general.append_subject("import")),

@@ -1,10 +1,11 @@
-//! Why a message could not be stored: the fixed list behind `dead_letters.reason`.
+//! Why a message became a dead letter: the values of `dead_letters.reason`.
 
 use std::fmt;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $name:literal),* $(,)?) => {
-        /// Why a message went to the dead letters. The names are stored and queried: never rename one.
+        /// Why a message became a dead letter. The names are stored and queried, so never rename
+        /// one.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason { $($(#[$doc])* $variant),* }
 
@@ -12,7 +13,7 @@ macro_rules! reasons {
             /// Every reason there is.
             pub const ALL: &'static [Reason] = &[$(Reason::$variant),*];
 
-            /// The name as stored.
+            /// The name, as stored.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Reason::$variant => $name),* }
             }
@@ -25,45 +26,45 @@ reasons! {
     MalformedHeaders = "malformed_headers",
     /// The subject is not UTF-8.
     MalformedSubject = "malformed_subject",
-    /// The subject belongs to no kind of message this version knows.
+    /// The subject belongs to no kind of message that this version knows.
     UnsupportedSubject = "unsupported_subject",
     /// A room or user in the subject is longer than 255 bytes.
     NameTooLong = "name_too_long",
-    /// U+0000 in a name in the subject.
+    /// A name in the subject contains U+0000.
     NulInSubject = "nul_in_subject",
-    /// `chat.__admin__`: that room belongs to `admin.*`.
+    /// `chat.__admin__`: messages of that room go to `admin.*`.
     RoomReserved = "room_reserved",
-    /// No bytes at all.
+    /// The payload is empty.
     EmptyPayload = "empty_payload",
-    /// More bytes than a message of the permitted text length can need.
+    /// The payload is larger than a message with the longest text can be.
     PayloadTooLarge = "payload_too_large",
     /// The payload is not UTF-8.
     InvalidUtf8 = "invalid_utf8",
-    /// JSON, but not an object.
+    /// The payload is JSON, but not an object.
     NotAnObject = "not_an_object",
-    /// Not JSON.
+    /// The payload is not JSON.
     NotJson = "not_json",
-    /// Nested deeper than 128 levels.
+    /// The JSON is nested deeper than 128 levels.
     TooDeep = "too_deep",
-    /// `\ud800` without its other half.
+    /// Half of a surrogate pair: `\ud800` without its other half.
     LoneSurrogate = "lone_surrogate",
-    /// A number no integer of 64 bits can hold.
+    /// A number that does not fit into 64 bits.
     NumberOutOfRange = "number_out_of_range",
-    /// One of the known keys stands there twice.
+    /// One of the known fields occurs twice.
     DuplicateKey = "duplicate_key",
-    /// JetStream's own publish acknowledgement, sent here by a forged reply subject.
+    /// A publish acknowledgement of JetStream, which a forged reply subject directed here.
     PublishAck = "publish_ack",
-    /// No `text`.
+    /// There is no `text`.
     MissingText = "missing_text",
-    /// No `user`, or an empty one.
+    /// There is no `user`, or an empty one.
     MissingUser = "missing_user",
-    /// A known key with a value of another type.
+    /// A known field has a value of another type.
     WrongType = "wrong_type",
-    /// U+0000 in the text; PostgreSQL cannot hold it.
+    /// The text contains U+0000, which PostgreSQL cannot store.
     NulInText = "nul_in_text",
-    /// U+0000 in the user.
+    /// The user contains U+0000.
     NulInUser = "nul_in_user",
-    /// U+0000 in the id.
+    /// The id contains U+0000.
     NulInId = "nul_in_id",
     /// The text is longer than the limit.
     TextTooLong = "text_too_long",
@@ -71,15 +72,17 @@ reasons! {
     UserTooLong = "user_too_long",
     /// The id is longer than 128 bytes.
     IdTooLong = "id_too_long",
-    /// On `change.>`, and no deletion.
+    /// A message on `change.>` that is no valid deletion.
     MalformedChange = "malformed_change",
-    /// Another message is stored under this sequence: the stream was re-created without the fence.
+    /// Another message is stored under this sequence: the stream was recreated without the sequence
+    /// guard.
     SequenceReused = "sequence_reused",
-    /// Its sender has used this id for another text, or in another room; the first one of them is stored.
+    /// The sender used this id before, for another text or in another room. The first one is
+    /// stored.
     IdConflict = "id_conflict",
-    /// PostgreSQL refused this one row; the detail names the SQLSTATE.
+    /// PostgreSQL refused this row; the detail has the SQLSTATE.
     RefusedByDatabase = "refused_by_database",
-    /// Taken from a stream below the fence, waiting to be appended again above it.
+    /// Salvaged from a stream below the sequence guard; it will be appended again above it.
     BelowFence = "below_fence",
 }
 

@@ -1,5 +1,6 @@
-//! `chat.inbox.{u}`, `chat.delivered.{u}`, `chat.read.{u}.{room}`, `dm.read.{u}.{peer}`, `chat.unread.{u}`: what waits for somebody, and
-//! how far they have got.
+//! The inbox, the delivered and read cursors of users, and how much they have not read:
+//! `chat.inbox.{user}`, `chat.delivered.{user}`, `chat.read.{user}.{room}`,
+//! `dm.read.{user}.{peer}`, `chat.unread.{user}`.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +16,12 @@ use base::seq::Seq;
 const DEFAULT_INBOX: u32 = 100;
 const EXAMPLE: &str = r#"{"through":1234}"#;
 
-/// What waits for a user: `{"limit"?: 1..500 (100)}`.
+/// Direct messages that wait for a user: `{"limit"?: 1..500 (100)}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxRequest {
-    /// Whose: the subject says so.
+    /// Whose, from the subject.
     pub user: User,
-    /// How many messages and changes together, at most.
+    /// The most messages and changes together.
     pub limit: u32,
 }
 
@@ -35,10 +36,10 @@ impl ParseRequest for InboxRequest {
     }
 }
 
-/// A user's client holds every direct message up to here: `{"through": seq}`.
+/// A user's client has every direct message up to here: `{"through": seq}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredRequest {
-    /// Whose: the subject says so.
+    /// Whose, from the subject.
     pub user: User,
     /// Up to where.
     pub through: Seq,
@@ -56,7 +57,7 @@ impl ParseRequest for DeliveredRequest {
 /// A user has read a conversation up to here: `{"through": seq}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadRequest {
-    /// Who: the subject says so.
+    /// Who, from the subject.
     pub user: User,
     /// From the subject.
     pub conversation: Conversation,
@@ -92,19 +93,19 @@ fn through(body: &[u8]) -> Result<Seq, Refusal> {
         .ok_or_else(|| Refusal::bad_request("through is missing: the seq up to which it is so"))
 }
 
-/// Where a mark stands now.
+/// Where a cursor is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptAck {
-    /// Up to here.
+    /// The cursor.
     pub through: Seq,
-    /// This request moved it.
+    /// Whether this request moved it.
     pub moved: bool,
 }
 
-/// How much a user has not read. Takes nothing.
+/// How much a user has not read. The request has no fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnreadRequest {
-    /// Whose: the subject says so.
+    /// Whose, from the subject.
     pub user: User,
 }
 
@@ -118,11 +119,12 @@ impl ParseRequest for UnreadRequest {
 /// What a user has not read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unread {
-    /// The conversations with something unread, the one with the newest message first.
+    /// The conversations with unread messages, the one with the newest message first.
     pub unread: Vec<UnreadRoom>,
     /// The sum of their counts.
     pub total: u64,
-    /// There is more than `total`: in a conversation that says so, or in one that is not listed.
+    /// There are more than `total`: in a conversation whose own `more` is set, or in one that is
+    /// not listed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
 }
@@ -132,24 +134,24 @@ pub struct Unread {
 pub struct UnreadRoom {
     /// `general`, `dm.alice.bob`.
     pub room: String,
-    /// Messages of others above the mark, tombstones left out.
+    /// Messages of others after the read cursor, without tombstones.
     pub count: u64,
-    /// At least so many, perhaps more.
+    /// There may be more than `count`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
 }
 
-/// How far a recipient has got in a conversation.
+/// The cursors of a user in a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cursors {
-    /// Confirmed up to here.
+    /// Every direct message up to here is confirmed.
     pub delivered: Seq,
-    /// Read up to here.
+    /// Every message up to here is read.
     pub read: Seq,
 }
 
 impl Cursors {
-    /// How far the message at `seq` came: who has read it, has it.
+    /// The status of the message at `seq`. A message that was read counts as delivered.
     pub fn status(self, seq: Seq) -> Status {
         if seq <= self.read {
             Status::Read
@@ -160,7 +162,8 @@ impl Cursors {
         }
     }
 
-    /// Gives a direct message the status that its recipient's marks, as `of` knows them, say; other messages have none.
+    /// Sets the status of a direct message by the cursors of its recipient, which `of` looks up.
+    /// Other messages have no status.
     pub fn set_status(message: &mut Message, of: impl FnOnce(&str) -> Cursors) {
         if let Some(to) = &message.to {
             message.status = Some(of(to).status(message.seq));
@@ -173,14 +176,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_a_sequence() {
-        let parse =
-            |body: &str| DeliveredRequest::parse("bob", body.as_bytes()).map(|ask| ask.through);
+    fn a_cursor_is_a_sequence() {
+        let parse = |body: &str| {
+            DeliveredRequest::parse("bob", body.as_bytes()).map(|request| request.through)
+        };
         assert_eq!(
             parse(r#"{"through":7,"unknown":1}"#),
             Ok(Seq::new(7).unwrap())
         );
-        for (body, mend) in [
+        for (body, hint) in [
             ("", "through is missing"),
             ("{}", "through is missing"),
             (r#"{"through":null}"#, "through is missing"),
@@ -193,7 +197,7 @@ mod tests {
         ] {
             let refusal = parse(body).unwrap_err();
             assert!(
-                refusal.code.number() == 400 && refusal.reason.contains(mend),
+                refusal.code.number() == 400 && refusal.reason.contains(hint),
                 "{body}: {}",
                 refusal.reason
             );
@@ -211,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_names_whom_it_concerns_and_nobody_else() {
+    fn a_subject_names_its_user_and_nobody_else() {
         let through = br#"{"through":1}"#;
         let Direct(read) = Direct::<ReadRequest>::parse("bob.ann", through).unwrap();
         assert_eq!(
@@ -266,13 +270,13 @@ mod tests {
     }
 
     #[test]
-    fn who_has_read_a_message_has_it() {
+    fn a_message_that_was_read_is_delivered() {
         let seq = |seq| Seq::new(seq).unwrap();
-        let marks = Cursors {
+        let cursors = Cursors {
             delivered: seq(2),
             read: seq(4),
         };
-        let status = [1, 2, 3, 4, 5].map(|at| marks.status(seq(at)));
+        let status = [1, 2, 3, 4, 5].map(|at| cursors.status(seq(at)));
         assert_eq!(
             status,
             [
@@ -283,12 +287,12 @@ mod tests {
                 Status::Sent
             ]
         );
-        let marks = Cursors {
+        let cursors = Cursors {
             delivered: seq(4),
             read: seq(2),
         };
         assert_eq!(
-            [2, 3, 4, 5].map(|at| marks.status(seq(at))),
+            [2, 3, 4, 5].map(|at| cursors.status(seq(at))),
             [
                 Status::Read,
                 Status::Delivered,

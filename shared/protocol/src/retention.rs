@@ -1,4 +1,5 @@
-//! `retention.run`, `retention.status`, `retention.erase`: how long messages are kept, and what they take.
+//! `retention.run`, `retention.status`, `retention.erase`: how long messages are kept, and how much
+//! disk they take.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -8,18 +9,18 @@ use base::endpoint::ParseRequest;
 use base::error::Refusal;
 use base::seq::Seq;
 
-/// The row of table `retention` for whatever has none of its own.
+/// The row of table `retention` for rooms without a row of their own.
 pub const DEFAULT_ROOMS: &str = "*";
-/// Its row for direct messages.
+/// The row of that table for direct messages.
 pub const DIRECT_ROOMS: &str = "dm.*";
 
-/// The longest user a message may name, in bytes.
+/// The longest name of a user in a message, in bytes.
 const MAX_USER_BYTES: usize = 255;
 
-/// Whether something is done: `{"dry_run"?: bool (false)}`.
+/// `{"dry_run"?: bool (false)}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetentionRequest {
-    /// Only says what there is to do.
+    /// Only report what there is to do.
     pub dry_run: bool,
 }
 
@@ -42,48 +43,50 @@ fn dry_run(body: &Map<String, Value>) -> Result<bool, Refusal> {
     }
 }
 
-/// What was done, or would be.
+/// What was done; in a dry run, what there is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionReport {
-    /// Messages that left the log's beginning.
+    /// Messages trimmed from the beginning of the stream.
     pub trimmed: u64,
-    /// Messages that had expired and left the index.
+    /// Expired messages removed from PostgreSQL.
     pub expired: u64,
-    /// Moves of the marks `delivered` and `read` that nobody can ask about any more.
+    /// Entries of the receipt history that no reader can ask for any more.
     pub moves: u64,
-    /// There is more to sweep than the request had time for; it is swept all the same.
+    /// There is more to expire than the request had time for. It will be done in the background.
     pub more: bool,
-    /// Nothing was done.
+    /// This was a dry run: nothing was done.
     pub dry_run: bool,
 }
 
-/// The log's disk budget.
+/// The stream's disk budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Budget {
-    /// What the log may take; `None` without a limit.
+    /// The most bytes the stream may take; `None` without a limit.
     pub max_bytes: Option<u64>,
-    /// What it takes.
+    /// How many it takes.
     pub bytes: u64,
-    /// What of it is not stored yet, at the mean size of a message. Only this much is out of reach of trimming.
+    /// How many of them are not stored yet, estimated from the mean size of a message. Trimming can
+    /// free all the others.
     pub unstored_bytes: u64,
-    /// The same as a part of the budget, 0 to 1; `None` without a limit.
+    /// The same as a fraction of the budget, 0 to 1; `None` without a limit.
     pub unstored_part: Option<f64>,
-    /// Appended a second, over the last while.
+    /// Bytes appended a second, measured lately.
     pub bytes_per_second: u64,
-    /// For how long the budget lasts at that rate if nothing is stored meanwhile; `None` for as long as nothing is appended.
+    /// How long the budget lasts at that rate if nothing is stored meanwhile; `None` while nothing
+    /// is appended.
     pub seconds_left: Option<u64>,
 }
 
-/// Whose texts: `{"user": name, "dry_run"?: bool (false), "after"?: seq (0)}`.
+/// `{"user": name, "dry_run"?: bool (false), "after"?: seq (0)}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EraseRequest {
-    /// As messages name them.
+    /// Whose texts: the name as it is in messages.
     pub user: String,
-    /// Only says what there is to do.
+    /// Only report what there is to do.
     pub dry_run: bool,
-    /// The log was searched up to here.
+    /// The stream was searched up to here.
     pub after: Seq,
 }
 
@@ -110,25 +113,26 @@ impl ParseRequest for EraseRequest {
     }
 }
 
-/// What was done to a user's texts, or would be.
+/// What was done to a user's texts; in a dry run, what there is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Erased {
-    /// Hard deletions that were appended to the log: one a message, or a copy of one.
+    /// Hard deletions appended to the stream, one for each message and each duplicate of one.
     pub deletions: u64,
-    /// Messages for which one waits in the log already, not yet made by a worker.
+    /// Messages whose deletion is in the stream already, but not yet applied by a worker.
     pub underway: u64,
-    /// Dead letters that were emptied.
+    /// Dead letters whose contents were erased.
     pub letters: u64,
-    /// What cannot be stored and was erased from the log.
+    /// Messages that cannot be parsed and were erased from the stream.
     pub unfit: u64,
-    /// What cannot be stored and is no dead letter yet: ask again once the worker has come so far.
+    /// Messages that cannot be parsed and are no dead letters yet: ask again when the worker has
+    /// got that far.
     pub waiting: u64,
-    /// The log was searched up to here: the next part's `after`.
+    /// The stream was searched up to here: the `after` of the next part.
     pub through: Seq,
     /// There is more to do: ask again.
     pub more: bool,
-    /// Nothing was done.
+    /// This was a dry run: nothing was done.
     pub dry_run: bool,
 }
 
@@ -137,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_done_only_where_it_is_said_so() {
+    fn a_dry_run_is_asked_for() {
         for (body, dry) in [
             ("", false),
             ("{}", false),
@@ -172,7 +176,7 @@ mod tests {
             ("anyone at all", false, Seq::new(7).unwrap())
         );
         let long = format!(r#"{{"user":"{}"}}"#, "u".repeat(256));
-        for (body, mend) in [
+        for (body, hint) in [
             ("", "user must be"),
             (r#"{"user":""}"#, "user must be"),
             (r#"{"user":7}"#, "user must be"),
@@ -183,7 +187,7 @@ mod tests {
         ] {
             let refusal = EraseRequest::parse("", body.as_bytes()).unwrap_err();
             assert!(
-                refusal.code.number() == 400 && refusal.reason.contains(mend),
+                refusal.code.number() == 400 && refusal.reason.contains(hint),
                 "{body}: {}",
                 refusal.reason
             );

@@ -1,9 +1,10 @@
-//! `chat.send.{u}.{room}`, `dm.send.{u}.{peer}`: one message, acknowledged when the log has it.
+//! `chat.send.{user}.{room}`, `dm.send.{user}.{peer}`: one message, acknowledged when the stream
+//! has it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::endpoints;
-use crate::message::{Keys, MAX_ID_BYTES, Scalar};
+use crate::message::{Fields, MAX_ID_BYTES, Scalar};
 use crate::name::{Room, User, split_names};
 use crate::reason::Reason;
 use base::endpoint::ParseRequest;
@@ -13,29 +14,31 @@ use base::seq::Seq;
 /// One message to a [`Room`] or to another [`User`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SendRequest<To> {
-    /// Who sends: the subject says so, and permissions pin that token. What the body says is not looked at.
+    /// The sender, from the subject, where permissions pin that token. A `user` in the body is
+    /// ignored.
     pub user: User,
-    /// Where to, from the subject.
+    /// The room or the recipient, from the subject.
     pub to: To,
-    /// What the body says.
+    /// The message, from the body.
     pub draft: Draft,
 }
 
 /// The body of a [`SendRequest`]: `{"text", "id"?, "timestamp"?}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
-    /// The text: no U+0000; its length is the function's to check.
+    /// The text, without U+0000. The function checks its length.
     pub text: String,
-    /// The sender's id: 1 to [`MAX_ID_BYTES`] bytes, no U+0000.
+    /// The client-supplied id: 1 to [`MAX_ID_BYTES`] bytes without U+0000.
     pub id: Option<String>,
-    /// Unix milliseconds, as the client says.
+    /// The client's time, in Unix milliseconds.
     pub timestamp: Option<i64>,
 }
 
 impl ParseRequest for SendRequest<Room> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (user, room) = split_names(names, &endpoints::SEND.template)?;
-        let (user, to) = (User::parse(user)?, Room::parse(room)?);
+        let user = User::parse(user)?;
+        let to = Room::parse(room)?;
         if to.as_str() == Room::ADMIN {
             return Err(Refusal::forbidden(
                 "the room __admin__ takes messages from trusted publishers only",
@@ -62,18 +65,18 @@ impl ParseRequest for SendRequest<User> {
 
 impl Draft {
     fn parse(body: &[u8]) -> Result<Draft, Refusal> {
-        let keys = Keys::read(body).map_err(refusal)?;
-        let text = match keys.text {
+        let fields = Fields::parse(body).map_err(refusal)?;
+        let text = match fields.text {
             Some(Scalar::Text(text)) if text.contains('\0') => {
                 return Err(Refusal::bad_request(
-                    "text must not hold U+0000: the database cannot store it",
+                    "text must not contain U+0000: the database cannot store it",
                 ));
             }
             Some(Scalar::Text(text)) => text,
             None | Some(Scalar::Null) => return Err(Refusal::bad_request("text is missing")),
             Some(_) => return Err(Refusal::bad_request("text must be a string")),
         };
-        let id = match keys.id {
+        let id = match fields.id {
             None | Some(Scalar::Null) => None,
             Some(Scalar::Text(id))
                 if !id.is_empty() && id.len() <= MAX_ID_BYTES && !id.contains('\0') =>
@@ -81,13 +84,13 @@ impl Draft {
                 Some(id)
             }
             Some(_) => {
-                let rule = format!(
-                    "id must be a string of 1 to {MAX_ID_BYTES} bytes without U+0000; leave it out and one is made"
-                );
-                return Err(Refusal::bad_request(rule));
+                return Err(Refusal::bad_request(format!(
+                    "id must be a string of 1 to {MAX_ID_BYTES} bytes without U+0000; leave it out \
+                     and one is generated"
+                )));
             }
         };
-        let timestamp = match keys.timestamp {
+        let timestamp = match fields.timestamp {
             None | Some(Scalar::Null) => None,
             Some(Scalar::Whole(ms)) => Some(ms),
             Some(_) => {
@@ -104,37 +107,39 @@ impl Draft {
     }
 }
 
-/// What is wrong with the body as a whole.
+/// Why the body as a whole is refused.
 fn refusal(reason: Reason) -> Refusal {
     Refusal::bad_request(match reason {
-        Reason::DuplicateKey => "a field of the body stands there twice",
+        Reason::DuplicateKey => "a field occurs twice in the body",
         Reason::TooDeep => "the body is nested too deeply",
-        Reason::LoneSurrogate => "the body holds half of a surrogate pair, which is no character",
-        Reason::NumberOutOfRange => "the body holds a number that is out of range",
+        Reason::LoneSurrogate => {
+            "the body contains half of a surrogate pair, which is no character"
+        }
+        Reason::NumberOutOfRange => "the body contains a number that is out of range",
         Reason::InvalidUtf8 => "the body must be UTF-8",
         _ => r#"the body must be a JSON object such as {"text":"hello","id":"a-1"}"#,
     })
 }
 
-/// The log has the message.
+/// The stream has the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "ack", tag = "type", rename_all = "camelCase")]
 pub struct SendAck {
-    /// The id given, or the one that was made.
+    /// The client-supplied id, or the generated one.
     pub message_id: String,
-    /// Its place in the one order; of a resend, where the message stands already.
+    /// Its position. For a message that was sent before, the position it got then.
     pub seq: Seq,
-    /// How far it came.
+    /// Its status.
     pub status: SentStatus,
-    /// The log had it before.
+    /// The same message was sent before.
     pub duplicate: bool,
 }
 
-/// How far a message that was just sent has come.
+/// The status of a message that was just sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SentStatus {
-    /// In the log.
+    /// The stream has it.
     Sent,
 }
 
@@ -149,25 +154,32 @@ mod tests {
 
     #[test]
     fn the_subject_names_the_sender() {
-        let ask = room(
+        let request = room(
             "ann.general",
             r#"{"text":"hi","user":"mallory","id":"a","timestamp":5,"room":7,"more":[1]}"#,
         )
         .unwrap();
-        assert_eq!((ask.user.as_str(), ask.to.as_str()), ("ann", "general"));
         assert_eq!(
-            ask.draft,
+            (request.user.as_str(), request.to.as_str()),
+            ("ann", "general")
+        );
+        assert_eq!(
+            request.draft,
             Draft {
                 text: "hi".to_owned(),
                 id: Some("a".to_owned()),
                 timestamp: Some(5)
             }
         );
-        let ask =
+        let request =
             SendRequest::<User>::parse("ann.bob", br#"{"text":"","id":null,"timestamp":null}"#)
                 .unwrap();
         assert_eq!(
-            (ask.to.as_str(), ask.draft.id, ask.draft.timestamp),
+            (
+                request.to.as_str(),
+                request.draft.id,
+                request.draft.timestamp
+            ),
             ("bob", None, None)
         );
     }
@@ -204,13 +216,12 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_body_is_told_what_to_mend() {
-        let (at_the_limit, too_long) = (
-            format!(r#"{{"text":"","id":"{}"}}"#, "i".repeat(128)),
-            format!(r#"{{"text":"","id":"{}"}}"#, "i".repeat(129)),
-        );
+    fn a_refusal_says_what_to_correct() {
+        let id_of = |bytes| format!(r#"{{"text":"","id":"{}"}}"#, "i".repeat(bytes));
+        let at_the_limit = id_of(128);
+        let too_long = id_of(129);
         room("ann.general", &at_the_limit).unwrap();
-        for (body, mend) in [
+        for (body, hint) in [
             ("", "a JSON object"),
             ("hello", "a JSON object"),
             (r#"["text"]"#, "a JSON object"),
@@ -235,7 +246,7 @@ mod tests {
         ] {
             let refusal = room("ann.general", body).unwrap_err();
             assert_eq!(refusal.code, Code::BadRequest, "{body}");
-            assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+            assert!(refusal.reason.contains(hint), "{body}: {}", refusal.reason);
         }
         assert!(
             SendRequest::<Room>::parse("ann.general", b"{\"text\":\"\xff\"}")
@@ -246,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_reads_as_the_contract_says() {
+    fn an_acknowledgement_has_the_form_of_the_contract() {
         let ack = SendAck {
             message_id: "a".to_owned(),
             seq: Seq::ZERO.next(),

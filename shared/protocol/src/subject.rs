@@ -1,32 +1,35 @@
-//! Every subject there is, bound to the types it carries. No subject literal stands anywhere else.
+//! Subjects of the stream, of events and of wake-ups. Those of requests are in
+//! [`endpoints`](crate::endpoints); no other crate has a subject as a literal.
 
 use crate::conversation::direct_name;
 use crate::name::{Room, User};
 use crate::reason::Reason;
 
-/// The log.
+/// The stream of messages.
 pub const STREAM: &str = "CHAT_MESSAGES";
-/// The durable consumer every copy of `persist-message` shares.
+/// The durable consumer that all replicas of `persist-message` share.
 pub const WORKER: &str = "persist-message";
-/// What the log takes in.
+/// The subjects that the stream takes.
 pub const STREAM_SUBJECTS: [&str; 4] = ["chat.*", "admin.*", "dm.*.*", "change.>"];
 
-/// Every change in the log.
+/// Every change in the stream.
 pub const CHANGES: &str = "change.>";
-/// Every change to direct messages in the log.
+/// Every change to direct messages in the stream.
 pub const DM_CHANGES: &str = "change.dm.>";
-/// What was stored, deleted, delivered, read: the stream relay-outbox publishes to.
+/// The stream of events: what was stored, deleted, delivered and read. `relay-outbox` publishes to
+/// it.
 pub const EVENTS_STREAM: &str = "CHAT_EVENTS";
-/// What that stream takes in.
+/// The subjects that the stream of events takes.
 pub const EVENTS: &str = "events.v1.>";
-/// Whoever wrote to the outbox says so here, so that nobody has to look all the time.
+/// Wakes `relay-outbox`: a function that has written to the outbox publishes here, so that nobody
+/// has to poll all the time.
 pub const OUTBOX_WAKE: &str = "scrollback.outbox";
 
-/// What the log takes in while its sequences are being lifted: a subject nobody publishes to, so that publishers
-/// get an error instead of an acknowledgement below the fence.
+/// The only subject that the stream takes while its sequences are being advanced. Nobody publishes
+/// to it, so publishers get an error instead of an acknowledgement below the sequence guard.
 pub const GUARD_SUBJECT: &str = "scrollback.fence";
 
-/// What a subject of the log says about its message.
+/// What a subject of the stream tells about its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamSubject<'a> {
     /// `chat.{room}`.
@@ -35,19 +38,19 @@ pub enum StreamSubject<'a> {
     Admin,
     /// `dm.{from}.{to}`.
     Direct {
-        /// Who sent it.
+        /// The sender.
         from: &'a str,
-        /// To whom.
+        /// The recipient.
         to: &'a str,
     },
 }
 
-/// The longest name a subject of the log may hold, in bytes.
-const MAX_LOG_NAME_BYTES: usize = 255;
+/// The longest name in a subject of the stream, in bytes.
+const MAX_NAME_BYTES: usize = 255;
 
 impl<'a> StreamSubject<'a> {
     /// # Errors
-    /// The [`Reason`] why nothing published there can be stored.
+    /// The [`Reason`] why no message on this subject can be stored.
     pub fn parse(subject: &'a str) -> Result<StreamSubject<'a>, Reason> {
         let tokens: Vec<&str> = subject.split('.').collect();
         let parsed = match tokens[..] {
@@ -57,7 +60,7 @@ impl<'a> StreamSubject<'a> {
             ["dm", from, to] => StreamSubject::Direct { from, to },
             _ => return Err(Reason::UnsupportedSubject),
         };
-        if tokens.iter().any(|token| token.len() > MAX_LOG_NAME_BYTES) {
+        if tokens.iter().any(|token| token.len() > MAX_NAME_BYTES) {
             Err(Reason::NameTooLong)
         } else if subject.contains('\0') {
             Err(Reason::NulInSubject)
@@ -66,7 +69,8 @@ impl<'a> StreamSubject<'a> {
         }
     }
 
-    /// The room as stored and shown: `general`, `__admin__`, `dm.alice.bob` with the names sorted.
+    /// The room as it is stored and as readers get it: `general`, `__admin__`, or `dm.alice.bob`
+    /// with the names sorted.
     pub fn room(&self) -> String {
         match *self {
             StreamSubject::Chat(room) => room.to_owned(),
@@ -79,18 +83,18 @@ impl<'a> StreamSubject<'a> {
     }
 }
 
-/// Where a direct message from one user to another is appended.
+/// The stream's subject for direct messages from one user to another.
 pub fn direct_subject(from: &User, to: &User) -> String {
     format!("dm.{from}.{to}")
 }
 
-/// Every direct message to a user, whoever sends it.
+/// Every direct message to a user.
 pub fn direct_subjects_to(user: &User) -> String {
     format!("dm.*.{user}")
 }
 
-/// The form of a subject that messages, changes or events are published to, without anybody's name: spans are named by
-/// it, because names of rooms and users are many and say who talks to whom.
+/// The template of a subject for messages, changes or events. Spans are named after it and not
+/// after the subject, because names of rooms and users are many and tell who talks to whom.
 pub fn subject_template(subject: &str) -> &'static str {
     let tokens: Vec<&str> = subject.split('.').collect();
     match tokens[..] {
@@ -105,7 +109,7 @@ pub fn subject_template(subject: &str) -> &'static str {
     }
 }
 
-/// The subjects of the log that carry the deletions of direct messages from or to `user`.
+/// The stream's subjects for changes to direct messages from or to `user`.
 pub fn direct_change_subjects(user: &User) -> Vec<String> {
     vec![
         crate::change::change_subject(&format!("dm.{user}.*")),
@@ -113,12 +117,13 @@ pub fn direct_change_subjects(user: &User) -> Vec<String> {
     ]
 }
 
-/// Where live readers hear what is appended to `stream_subject`.
+/// The subject where live readers get what is appended to `stream_subject`.
 pub fn live_subject(stream_subject: &str) -> String {
     format!("live.{stream_subject}")
 }
 
-/// Whether the log takes in what is published to `subject`. Wildcards in `subject` are letters like others.
+/// Whether the stream takes messages published to `subject`. Wildcards in `subject` are taken
+/// literally.
 pub fn is_in_stream(subject: &str) -> bool {
     let tokens: Vec<&str> = subject.split('.').collect();
     let matches = |pattern: &str| {
@@ -142,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_takes_in_its_own_subjects() {
+    fn the_stream_takes_its_own_subjects() {
         for taken in [
             "chat.general",
             "chat.*",
@@ -173,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_of_the_log_names_its_room() {
+    fn a_subject_of_the_stream_names_its_room() {
         assert_eq!(
             StreamSubject::parse("chat.general").unwrap().room(),
             "general"

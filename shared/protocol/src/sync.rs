@@ -1,4 +1,4 @@
-//! `chat.sync.{room}`, `dm.sync.{u}.{peer}`: what happened after a cursor.
+//! `chat.sync.{room}`, `dm.sync.{user}.{peer}`: what happened after a cursor.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,19 +15,19 @@ use base::seq::Seq;
 const DEFAULT_PAGE: u32 = 50;
 const EXAMPLE: &str = r#"{"after":1234,"limit":50}"#;
 
-/// From where on: `{"after": seq, "limit"?: 1..500 (50)}`.
+/// `{"after": seq, "limit"?: 1..500 (50)}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SyncRequest {
     /// From the subject.
     pub conversation: Conversation,
-    /// What the client has already.
+    /// The client has everything up to here.
     pub after: Seq,
-    /// How many messages and changes together, at most.
+    /// The most messages and changes together.
     pub limit: u32,
 }
 
 impl SyncRequest {
-    fn read(conversation: Conversation, body: &[u8]) -> Result<SyncRequest, Refusal> {
+    fn from_body(conversation: Conversation, body: &[u8]) -> Result<SyncRequest, Refusal> {
         let body = body::object(body, EXAMPLE)?;
         let limit = body::limit(&body, DEFAULT_PAGE)?;
         let after = body::sequence(&body, "after")?.ok_or_else(|| {
@@ -45,27 +45,27 @@ impl SyncRequest {
 
 impl ParseRequest for SyncRequest {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
-        SyncRequest::read(Conversation::Room(Room::parse(names)?), body)
+        SyncRequest::from_body(Conversation::Room(Room::parse(names)?), body)
     }
 }
 
 impl ParseRequest for Direct<SyncRequest> {
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal> {
         let (_, conversation) = user_and_peer(names, &endpoints::DM_SYNC.template)?;
-        SyncRequest::read(conversation, body).map(Direct)
+        SyncRequest::from_body(conversation, body).map(Direct)
     }
 }
 
-/// What happened after the cursor: creations and changes, each by `seq`.
+/// What happened after the cursor: new messages and changes, each sorted by `seq`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncPage {
-    /// Created after the cursor, as they are now: what was deleted since is a tombstone already.
+    /// Messages after the cursor, as they are now: those deleted since are tombstones.
     pub messages: Vec<Message>,
-    /// Made after the cursor, to any message.
+    /// Changes after the cursor, to any message.
     pub changes: Vec<ChangeEntry>,
-    /// Everything up to here is told: the next cursor.
+    /// The page contains everything up to here: the next cursor.
     pub through: Seq,
-    /// ParseRequest again, after `through`.
+    /// There is more after `through`: ask again.
     pub more: bool,
 }
 
@@ -81,7 +81,7 @@ mod tests {
             (request.after, request.limit, request.conversation.name()),
             (Seq::new(7).unwrap(), 50, "general".to_owned())
         );
-        for (body, mend) in [
+        for (body, hint) in [
             ("", "after is missing"),
             ("{}", "after is missing"),
             (r#"{"after":null}"#, "after is missing"),
@@ -97,12 +97,12 @@ mod tests {
         ] {
             let refusal = parse(body).unwrap_err();
             assert_eq!(refusal.code.number(), 400, "{body}");
-            assert!(refusal.reason.contains(mend), "{body}: {}", refusal.reason);
+            assert!(refusal.reason.contains(hint), "{body}: {}", refusal.reason);
         }
     }
 
     #[test]
-    fn a_room_never_names_two_people() {
+    fn the_name_of_a_room_never_means_a_conversation() {
         for names in ["ann.bob", "dm.ann.bob", "", "*", ">", "a b"] {
             assert!(
                 SyncRequest::parse(names, br#"{"after":0}"#).is_err(),

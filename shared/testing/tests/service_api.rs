@@ -6,26 +6,17 @@
     reason = "helpers of tests fail like tests"
 )]
 
+#[expect(dead_code, reason = "the endpoints are for other tests")]
+mod table;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::join_all;
 use serde_json::Value;
 
 use testing::{SOON, World, eventually};
-
-const FUNCTIONS: &[&str] = &[
-    "delete-message",
-    "enforce-retention",
-    "get-history",
-    "manage-dead-letters",
-    "persist-message",
-    "relay-outbox",
-    "send-message",
-    "stream-bootstrap",
-    "sync-messages",
-    "track-receipts",
-];
 
 /// Every reply to one discovery request, until it has been quiet for a moment.
 async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> Vec<Value> {
@@ -62,23 +53,14 @@ fn schema(verb: &str) -> jsonschema::Validator {
 #[tokio::test]
 async fn every_copy_of_every_function_answers_by_name_and_by_id() {
     let world = World::start().await;
-    let running = tokio::join!(
-        world.spawn("get-history"),
-        world.spawn("get-history"),
-        world.spawn("manage-dead-letters"),
-        world.spawn("persist-message"),
-        world.spawn("relay-outbox"),
-        world.spawn("send-message"),
-        world.spawn("stream-bootstrap"),
-        world.spawn("sync-messages"),
-        world.spawn("delete-message"),
-        world.spawn("track-receipts"),
-        world.spawn("enforce-retention")
-    );
+    let functions = table::functions();
+    let mut replicas: Vec<&str> = functions.iter().map(String::as_str).collect();
+    replicas.push("get-history");
+    let running = join_all(replicas.iter().map(|name| world.spawn(name))).await;
     let operator = world.client("operator").await;
     for verb in ["PING", "INFO", "STATS"] {
         let schema = schema(verb);
-        let copies = FUNCTIONS.len() + 1;
+        let copies = replicas.len();
         let all = replies(&operator, &format!("$SRV.{verb}"), copies).await;
         assert_eq!(all.len(), copies, "{verb}");
         for reply in &all {
@@ -93,8 +75,8 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
             .iter()
             .map(|reply| reply["name"].as_str().unwrap())
             .collect();
-        assert_eq!(names, FUNCTIONS.iter().copied().collect());
-        for &name in FUNCTIONS {
+        assert_eq!(names, functions.iter().map(String::as_str).collect());
+        for name in &functions {
             let copies = if name == "get-history" { 2 } else { 1 };
             let named = replies(&operator, &format!("$SRV.{verb}.{name}"), copies).await;
             assert_eq!(named.len(), copies, "{verb} {name}");

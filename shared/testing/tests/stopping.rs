@@ -1,5 +1,8 @@
 //! How functions end: within one deadline whatever is away, and at once when told twice.
 
+#[expect(dead_code, reason = "the endpoints are for other tests")]
+mod table;
+
 use std::time::{Duration, Instant};
 
 use service::config::Vars;
@@ -13,16 +16,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(25);
 #[tokio::test]
 async fn with_nats_away_a_function_stops_within_its_deadline() {
     let world = World::start().await;
-    let functions = [
-        "get-history",
-        "persist-message",
-        "send-message",
-        "relay-outbox",
-        "enforce-retention",
-        "stream-bootstrap",
-        "track-receipts",
-    ];
-    let running = futures::future::join_all(functions.map(|name| world.spawn(name))).await;
+    let functions = table::functions();
+    let running = futures::future::join_all(functions.iter().map(|name| world.spawn(name))).await;
     world.nats().kill().await;
     let begun = Instant::now();
     for function in &running {
