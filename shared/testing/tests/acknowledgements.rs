@@ -1,5 +1,6 @@
-//! JetStream acknowledges a message to whatever reply subject its publisher named, and nobody checks it. Wherever
-//! that goes, it is no message, no request and no event, and nothing of ours stops.
+//! JetStream acknowledges a message to any reply subject that its publisher gives, unchecked.
+//! Wherever the acknowledgement goes, it counts as no message, no request and no event, and no
+//! function stops.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -21,15 +22,15 @@ use testing::{RawClient, SOON, World, eventually};
 
 use table::{example, functions};
 
-/// Subjects of the log: there the acknowledgement is a dead letter.
-const IN_THE_LOG: [&str; 4] = [
+/// Subjects of the stream. There, the acknowledgement becomes a dead letter.
+const IN_THE_STREAM: [&str; 4] = [
     "chat.other",
     "dm.ann.bob",
     "admin.alerts",
     "change.chat.general",
 ];
 
-/// Subjects on which our functions listen, or others listen to us.
+/// Subjects that our functions subscribe to, and subjects that clients of ours subscribe to.
 fn elsewhere() -> Vec<String> {
     let mut subjects = vec![
         OUTBOX_WAKE.to_owned(),
@@ -64,9 +65,9 @@ async fn ask<T, R>(
 }
 
 #[tokio::test]
-async fn an_acknowledgement_is_nothing_wherever_it_goes() {
+async fn an_acknowledgement_counts_as_nothing_wherever_it_goes() {
     let world = World::start().await;
-    // Without enforce-retention, which removes what this test counts.
+    // Without enforce-retention, because it removes what this test counts.
     let started = functions().into_iter();
     let started = started.filter(|name| name != "enforce-retention");
     let running = join_all(started.map(async |name| world.spawn(&name).await)).await;
@@ -77,7 +78,7 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
     let mut live = client.subscribe("live.chat.general").await.unwrap();
     client.flush().await.unwrap();
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;
-    let replies: Vec<String> = IN_THE_LOG
+    let replies: Vec<String> = IN_THE_STREAM
         .iter()
         .map(|subject| (*subject).to_owned())
         .chain(elsewhere())
@@ -87,7 +88,7 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
         mallory
             .publish_raw("chat.general", Some(reply), None, body.as_bytes())
             .await;
-        // What the server refuses by itself shows here, and is no harm.
+        // Some servers refuse such a reply subject by themselves. That is fine.
         _ = mallory.flush().await;
     }
     let last = ask(
@@ -120,16 +121,16 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
     )
     .await;
     assert_eq!(stored().await, replies.len() as i64 + 1);
-    let letters = ask(&operator, DEADLETTERS_LIST, &[], json!({})).await;
-    let mut letters: Vec<&str> = letters["letters"]
+    let dead_letters = ask(&operator, DEADLETTERS_LIST, &[], json!({})).await;
+    let mut dead_letters: Vec<&str> = dead_letters["letters"]
         .as_array()
         .unwrap()
         .iter()
         .map(|one| one["subject"].as_str().unwrap())
         .collect();
-    letters.sort_unstable();
+    dead_letters.sort_unstable();
     assert_eq!(
-        letters,
+        dead_letters,
         [
             "admin.alerts",
             "change.chat.general",
@@ -138,7 +139,7 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
         ]
     );
 
-    // Everything answers, and means what it says.
+    // Every function still answers correctly.
     ask(&client, HISTORY, &["general"], json!({})).await;
     ask(&client, SYNC, &["general"], json!({"after": 0})).await;
     assert_eq!(
@@ -150,21 +151,21 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
         ask(&client, DELETE, &["ann", "general"], json!({"id": "a"})).await["status"],
         "deleted"
     );
-    let told: i64 = eventually("all of it is told", SOON, async || {
-        let told: i64 = sqlx::query_scalar("select seq from relayed")
+    let published: i64 = eventually("everything is published", SOON, async || {
+        let published: i64 = sqlx::query_scalar("select seq from relayed")
             .fetch_one(&database)
             .await
             .unwrap();
-        (told > last as i64).then_some(told)
+        (published > last as i64).then_some(published)
     })
     .await;
-    assert_eq!(told, last as i64 + 1, "the deletion came behind");
-    eventually("nothing is left that is no event", SOON, async || {
+    assert_eq!(published, last as i64 + 1, "the deletion came last");
+    eventually("only events are left in CHAT_EVENTS", SOON, async || {
         let _ = ask(&operator, BOOTSTRAP_APPLY, &[], json!({})).await;
         (ask(&operator, BOOTSTRAP_CHECK, &[], json!({})).await["ok"] == true).then_some(())
     })
     .await;
-    // A live reader tells an acknowledgement by what it lacks.
+    // Live readers recognize an acknowledgement by the headers it lacks.
     let mut heard = 0;
     while heard < replies.len() + 1 {
         let message = tokio::time::timeout(SOON, live.next())
@@ -184,7 +185,8 @@ async fn an_acknowledgement_is_nothing_wherever_it_goes() {
     assert!(running.iter().all(testing::Process::is_running));
 }
 
-/// JetStream's API does not take its own acknowledgements for requests; newer servers refuse such a reply subject.
+/// JetStream's API does not treat its own acknowledgements as requests. Newer servers refuse such a
+/// reply subject.
 #[tokio::test]
 async fn an_acknowledgement_is_no_request_to_jetstream() {
     let world = World::builder().administrator().start().await;

@@ -1,4 +1,5 @@
-//! What one client may send to a function, as raw protocol: it costs that client's request and nobody else anything.
+//! Malformed and hostile input as raw protocol: it costs the sender's own request, and nobody else
+//! anything.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ const MALFORMED: &[(&str, &[u8])] = &[
     ("a wrong version", b"NATS/9.9\r\nX-A: b\r\n\r\n"),
 ];
 
-/// A second's worth of what the fault campaign sent.
+/// One second of the input that found the fault.
 const PACE: Duration = Duration::from_millis(50);
 
 fn is_refused_with_400(reply: &RawMessage) -> bool {
@@ -47,7 +48,7 @@ async fn malformed_headers_cost_their_own_request_and_nothing_else() {
         let page = page.unwrap_or_else(|error| panic!("after {what}: {error}"));
         assert_eq!(page.payload, b"[]", "after {what}: {page:?}");
     }
-    // Without a subject to answer to, too; and with one that is no inbox.
+    // Also without a reply subject, and with one that is no inbox.
     for (_, block) in MALFORMED {
         client
             .publish_raw("chat.history.general", None, Some(block), b"")

@@ -1,4 +1,4 @@
-//! The connection that requests come in on dies, hangs, comes back; and health says so.
+//! The connection for requests ends, hangs and comes back, and the health file reflects it.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -11,19 +11,20 @@ use tokio::sync::watch;
 
 use testing::{Process, SOON, World, eventually};
 
-/// What happens to the connections for requests; all others pass.
+/// What the proxy does to connections for requests. All other connections pass.
 #[derive(Clone, Copy, PartialEq)]
 enum Mode {
     Pass,
-    /// Those there are hang: they stay open, and nothing moves. New ones pass.
+    /// Present connections hang: they stay open, but no bytes pass. New ones work.
     Hang,
-    /// Those there are end.
+    /// Present connections are closed.
     End,
-    /// All of them hang, new ones too.
+    /// All connections hang, new ones too.
     Block,
 }
 
-/// Between a function and the server. It tells the connection for requests by its name in CONNECT.
+/// Stands between a function and the server. It recognizes the connection for requests by its name
+/// in CONNECT.
 struct Proxy {
     url: String,
     mode: watch::Sender<Mode>,
@@ -123,7 +124,7 @@ async fn a_connection_that_ends_or_hangs_is_replaced() {
     assert!(history.is_running());
 }
 
-/// A file for `HEALTH_FILE`, in a folder that is gone with the value.
+/// A file for `HEALTH_FILE`, in a folder that is removed when the value is dropped.
 struct HealthFile(PathBuf);
 
 impl HealthFile {
@@ -151,8 +152,8 @@ async fn is_touched(path: &Path) {
     .await;
 }
 
-/// Waits until the function finds itself unwell, and forgets what it said while it was well.
-async fn turns_red(function: &Process, file: &HealthFile, why: &str) {
+/// Waits until the function is unhealthy, and removes the file it touched while it was healthy.
+async fn becomes_unhealthy(function: &Process, file: &HealthFile, why: &str) {
     let said = || {
         function
             .stderr()
@@ -188,9 +189,9 @@ async fn health_is_red_while_requests_do_not_come_in() {
         .await;
     is_touched(&file.0).await;
     assert_eq!(exit_code(&world, &file).await, Some(0));
-    // The other connection lives on, and the process with it.
+    // The other connection stays up, and so does the process.
     proxy.mode.send(Mode::Block).unwrap();
-    turns_red(&history, &file, "$SRV.PING is not answered").await;
+    becomes_unhealthy(&history, &file, "$SRV.PING is not answered").await;
     assert_eq!(exit_code(&world, &file).await, Some(1));
     assert!(!file.0.exists(), "touched although nothing is answered");
     proxy.mode.send(Mode::Pass).unwrap();
@@ -207,14 +208,14 @@ async fn health_is_red_while_postgres_is_away() {
         .await;
     is_touched(&file.0).await;
     world.postgres().kill().await;
-    turns_red(&history, &file, "PostgreSQL does not answer").await;
+    becomes_unhealthy(&history, &file, "PostgreSQL does not answer").await;
     world.postgres().start().await;
     is_touched(&file.0).await;
 }
 
 #[tokio::test]
 async fn requests_come_in_over_tls() {
-    // Made for this test: self-signed, for localhost, worth nothing elsewhere.
+    // Made for this test: a self-signed certificate for localhost.
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
     let (cert, key) = (format!("{folder}/cert.pem"), format!("{folder}/key.pem"));
     let tls = format!("16KB\ntls {{ cert_file: {cert:?}, key_file: {key:?} }}");
@@ -225,7 +226,7 @@ async fn requests_come_in_over_tls() {
         .await;
     for scheme in ["tls", "nats"] {
         let url = format!("{scheme}://localhost:{}", world.nats().port());
-        // It is ready when it has answered itself.
+        // It is ready as soon as it has answered its own ping.
         let function = world.launch(
             "get-history",
             &[("NATS_URL", &url), ("SSL_CERT_FILE", &cert)],

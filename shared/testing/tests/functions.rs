@@ -1,4 +1,4 @@
-//! The functions' binaries as processes: started, asked, stopped in every way.
+//! A function's binary as a process: started, called, and stopped in every way.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use testing::{SOON, World, eventually};
 
 #[tokio::test]
-async fn copies_of_a_function_are_told_apart() {
+async fn replicas_of_a_function_have_different_ids() {
     let world = World::start().await;
     let (one, other) = tokio::join!(world.spawn("get-history"), world.spawn("get-history"));
     assert_ne!(one.id(), other.id());

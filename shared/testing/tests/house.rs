@@ -1,4 +1,4 @@
-//! The rules of the house, held by a test rather than by memory.
+//! Rules of this project, checked by a test instead of by reviewers' memory.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -66,7 +66,7 @@ fn every_function_is_in_readme_compose_and_permissions() {
     }
 }
 
-/// The lines of one service in docker-compose.yml, or of one anchor before the services.
+/// The lines of one service in docker-compose.yml, or of an anchor before the services.
 fn block(compose: &str, head: &str) -> String {
     let mut lines = compose.lines().skip_while(|line| !line.starts_with(head));
     let first = lines
@@ -82,7 +82,8 @@ fn block(compose: &str, head: &str) -> String {
 #[test]
 fn compose_builds_one_image_once_and_asks_for_health_rarely() {
     let compose = read("docker-compose.yml");
-    // Every service that builds makes an image of its own, and the next `just up` recreates all of them.
+    // If several services built the image, each would make its own, and the next `just up` would
+    // recreate all of them.
     assert_eq!(
         compose.matches(" build:").count(),
         1,
@@ -91,7 +92,7 @@ fn compose_builds_one_image_once_and_asks_for_health_rarely() {
     let function = block(&compose, "x-function:");
     assert!(
         function.contains("pull_policy: never"),
-        "the image is made here: {function}"
+        "the image is built here: {function}"
     );
     let health = block(&compose, "x-healthcheck:");
     for wanted in ["interval: 30s", "start_interval: 2s"] {
@@ -111,7 +112,7 @@ fn compose_builds_one_image_once_and_asks_for_health_rarely() {
             "{service}"
         );
     }
-    // Docker and ./dev kill a function only after it should have left by itself.
+    // Docker and ./dev kill a function only after its own deadline for stopping.
     let seconds = |text: &str, before: &str| {
         let (_, rest) = text
             .split_once(before)
@@ -163,7 +164,7 @@ fn spans_are_not_named_after_rooms_and_users() {
 
 #[test]
 fn subjects_stand_in_protocol_and_nowhere_else() {
-    // Those of NATS itself: JetStream's API, and service discovery with its inboxes.
+    // Subjects of NATS itself: JetStream's API, service discovery, inboxes.
     let of_nats = [
         "jetstream/src/api.rs",
         "base/src/discovery.rs",
@@ -285,6 +286,6 @@ fn the_first_page_of_the_contract_says_how_to_hear_a_reply() {
             "a client cannot find out how to get a reply: {snippet}"
         );
     }
-    // What the lines promise is what the server permits.
+    // The permissions match the lines.
     assert!(read("nats/accounts.conf").contains("subscribe: [\"_INBOX.publisher.>\""));
 }

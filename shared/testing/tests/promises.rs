@@ -1,4 +1,4 @@
-//! The promises, held while processes and servers die.
+//! The promises hold while processes and servers die.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -12,7 +12,7 @@ use protocol::endpoints::HISTORY;
 use protocol::message::Message;
 use testing::{RawClient, SOON, World, eventually};
 
-/// Publishes with acknowledgement, as often as it takes; the sequence.
+/// Publishes until the stream acknowledges; returns the sequence.
 async fn publish(client: &Client, room: &str, user: &str, id: &str) -> u64 {
     let body = json!({"user": user, "text": format!("text of {id}"), "id": id}).to_string();
     eventually("an acknowledgement", SOON, async || {
@@ -29,7 +29,7 @@ async fn publish(client: &Client, room: &str, user: &str, id: &str) -> u64 {
     .await
 }
 
-/// The whole room, paged from the newest message to the beginning.
+/// All messages of the room, read page by page from the newest to the oldest.
 async fn whole_room(client: &Client, room: &str) -> Vec<Message> {
     let mut messages: Vec<Message> = Vec::new();
     loop {
@@ -98,7 +98,7 @@ async fn a_worker_killed_in_the_middle_of_a_batch_costs_nothing() {
         victim.kill().await;
         victim = world.spawn_with("persist-message", &small).await;
     }
-    // The promise holds at once, whatever is stored so far; and again when all of it is.
+    // The promise holds at once, however much is stored by then, and again when everything is.
     check(&whole_room(&client, "general").await, &acknowledged);
     let database = world.database().await;
     eventually("all are stored", SOON, async || {
@@ -271,7 +271,8 @@ async fn a_forged_reply_subject_reaches_nothing() {
         "nothing came in between"
     );
 
-    // JetStream's own acknowledgement goes wherever it is told to; there it is no message.
+    // JetStream sends its acknowledgement to any reply subject; it must not count as a message
+    // there.
     let body = json!({"user": "ann", "text": "x"}).to_string();
     raw.publish_raw("chat.general", Some("chat.other"), None, body.as_bytes())
         .await;
@@ -293,7 +294,7 @@ async fn a_worker_that_cannot_move_ends_itself() {
     let world = World::start().await;
     let client = world.client("publisher").await;
     publish(&client, "general", "ann", "held").await;
-    // Somebody takes the message and never acknowledges it.
+    // A client pulls the message and never acknowledges it.
     let mut thief = RawClient::connect(world.nats(), "persist-message").await;
     let inbox = thief.inbox();
     thief.subscribe(&inbox).await;

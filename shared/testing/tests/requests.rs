@@ -1,4 +1,4 @@
-//! How requests are received and started: in order, fairly, within limits.
+//! Requests are started in order, fairly, and within limits.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -17,7 +17,8 @@ use testing::{RawClient, SOON, World, eventually};
 
 type Seen = Arc<Mutex<Vec<u64>>>;
 
-/// `send-message` as the permissions know it, whose handlers only note the number in the text, before they first wait.
+/// A function with the user of `send-message`. Its handlers only note the number in the text,
+/// before their first await.
 fn noting(seen: &Seen) -> Function<Seen> {
     let seen = seen.clone();
     let identity = Identity {
@@ -60,7 +61,7 @@ async fn the_requests_of_a_caller_are_started_in_the_order_of_their_arrival() {
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     let inbox = client.inbox();
     for number in 0..REQUESTS {
-        // Two endpoints in turn: the order is the caller's, not the endpoint's.
+        // Two endpoints in turn: the order is kept for each caller, not for each endpoint.
         let subject = if number % 3 == 0 {
             "dm.send.alice.bob"
         } else {
@@ -89,7 +90,7 @@ async fn with_one_permit_every_endpoint_answers() {
         .await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     for _ in 0..3 {
-        // Twice each: a permit that an idle endpoint held would come free with the first.
+        // Twice each: the first request would free a permit that an idle endpoint held.
         for subject in [
             "chat.history.general",
             "chat.history.general",
@@ -107,7 +108,7 @@ async fn with_one_permit_every_endpoint_answers() {
 
 const FLOOD: usize = 20_000;
 
-/// The answers to a flood, by their code; 200 for a page.
+/// The replies to a flood, counted by code; 200 is a page.
 async fn answers(flooder: &mut RawClient) -> BTreeMap<u16, usize> {
     let mut codes = BTreeMap::new();
     for _ in 0..FLOOD {
@@ -123,7 +124,7 @@ async fn answers(flooder: &mut RawClient) -> BTreeMap<u16, usize> {
     codes
 }
 
-/// The most memory a process ever had, in MB.
+/// The peak memory of a process, in MB.
 fn peak_megabytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -136,7 +137,7 @@ fn peak_megabytes(pid: u32) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_one_client_is_refused_and_holds_up_nobody_else() {
     let world = World::start().await;
-    // Whatever a machine's speed: only the queue's own limits refuse, not the deadline.
+    // Only the limits of the queue may refuse requests, not the deadline, however slow the machine.
     let deadline = [
         ("REQUEST_DEADLINE_MS", "60000"),
         ("MAX_CONCURRENT_REQUESTS", "16"),
@@ -150,7 +151,7 @@ async fn a_flood_of_one_client_is_refused_and_holds_up_nobody_else() {
         .collect();
     let begun = Instant::now();
     flooder.send(flood.as_bytes()).await;
-    // The server has taken all of it before anybody else asks.
+    // The server has received the whole flood before the other client asks.
     flooder.flush().await.unwrap();
     let operator = world.client("operator").await;
     let asked = Instant::now();

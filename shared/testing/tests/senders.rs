@@ -1,4 +1,4 @@
-//! A thousand people sending at once, while the functions they depend on are killed.
+//! A thousand users send at once, while the functions they depend on are killed.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -23,7 +23,7 @@ const ROOMS: usize = 5;
 const CONNECTIONS: usize = 25;
 const KILLS: usize = 6;
 
-/// Sends until it is acknowledged, now and then once more, and says under which position it stands.
+/// Sends until the message is acknowledged, now and then once more, and returns its position.
 async fn send(client: &Client, user: &str, number: usize) -> u64 {
     let (room, id) = (
         format!("room-{}", number % ROOMS),
@@ -87,7 +87,7 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
                     world.spawn_with(name, &[("PERSIST_BATCH", "50")]).await,
                 ));
             }
-            // Spread over the sending, however fast it is.
+            // The kills are spread over the whole time of sending, however fast it is.
             eventually("more was sent", SOON, async || {
                 (done.load(Ordering::Relaxed) >= SENDERS * EACH * kill / (KILLS + 1)).then_some(())
             })
@@ -130,7 +130,7 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
         stored == acknowledged,
         "what is stored is what was acknowledged"
     );
-    // As a reader sees it.
+    // The room as readers get it.
     let mut read = HashMap::new();
     for room in 0..ROOMS {
         let (mut after, mut more) = (0, true);

@@ -1,4 +1,5 @@
-//! What other tests rely on: the servers come up as shipped, end and come back as asked, and leave nothing behind.
+//! What other tests rely on: the servers run with the shipped configuration, stop and start as
+//! asked, and leave nothing behind.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -204,7 +205,7 @@ async fn the_receiver_reads_spans() {
         tokio::net::TcpStream::connect(receiver.endpoint().trim_start_matches("http://"))
             .await
             .unwrap();
-    // Twice over one connection, as exporters do.
+    // Two requests over one connection, as exporters send them.
     for _ in 0..2 {
         let head = format!(
             "POST /v1/traces HTTP/1.1\r\nHost: test\r\ncontent-length: {}\r\n\r\n",
@@ -235,7 +236,8 @@ async fn the_receiver_reads_spans() {
     assert!(receiver.contains("chat.general") && !receiver.contains("a secret"));
 }
 
-/// Starts everything, says what, and waits to be killed; run by the test below in a process of its own.
+/// Starts everything, prints what, and waits to be killed. The test below runs it in a process of
+/// its own.
 #[tokio::test]
 #[ignore = "part of nothing_outlives_a_killed_test"]
 async fn a_test_that_hangs() {
@@ -243,7 +245,7 @@ async fn a_test_that_hangs() {
     let other = World::bare().await;
     let database = world.database().await;
     sqlx::query("select 1").execute(&database).await.unwrap();
-    // Stopped backends cannot notice that their postmaster is gone.
+    // Suspended backends cannot notice that their postmaster has gone.
     world.postgres().pause().await;
     let pids = [
         world.nats().id(),
@@ -286,7 +288,8 @@ async fn nothing_outlives_a_killed_test() {
     .await;
     std::fs::remove_file(&report).unwrap();
     let folder = started["folder"].as_str().unwrap();
-    // Their arguments and working directories name the folder: the postmasters, nats-servers, and each backend.
+    // The folder is in the arguments or is the working directory of postmasters, nats-servers and
+    // backends.
     assert!(
         processes_of(folder) > 8,
         "{} processes",
@@ -304,7 +307,7 @@ async fn nothing_outlives_a_killed_test() {
     .await;
 }
 
-/// How many processes have the folder in their arguments or as their working directory.
+/// The number of processes that have the folder in their arguments or as their working directory.
 fn processes_of(folder: &str) -> usize {
     let concerned = |process: std::path::PathBuf| {
         let arguments = std::fs::read(process.join("cmdline")).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Every function is found, described and measured through the NATS service API, by every way of asking.
+//! Every function is found, described and measured through the NATS service API: by name, by id,
+//! and with all others.
 
 #![expect(
     clippy::expect_used,
@@ -18,7 +19,7 @@ use serde_json::Value;
 
 use testing::{SOON, World, eventually};
 
-/// Every reply to one discovery request, until it has been quiet for a moment.
+/// All replies to one discovery request: as many as are wanted, and any that follow soon after.
 async fn replies(client: &async_nats::Client, subject: &str, wanted: usize) -> Vec<Value> {
     let inbox = client.new_inbox();
     let mut subscription = client.subscribe(inbox.clone()).await.unwrap();
@@ -51,7 +52,7 @@ fn schema(verb: &str) -> jsonschema::Validator {
 }
 
 #[tokio::test]
-async fn every_copy_of_every_function_answers_by_name_and_by_id() {
+async fn every_replica_of_every_function_answers_by_name_and_by_id() {
     let world = World::start().await;
     let functions = table::functions();
     let mut replicas: Vec<&str> = functions.iter().map(String::as_str).collect();
@@ -60,9 +61,9 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
     let operator = world.client("operator").await;
     for verb in ["PING", "INFO", "STATS"] {
         let schema = schema(verb);
-        let copies = replicas.len();
-        let all = replies(&operator, &format!("$SRV.{verb}"), copies).await;
-        assert_eq!(all.len(), copies, "{verb}");
+        let wanted = replicas.len();
+        let all = replies(&operator, &format!("$SRV.{verb}"), wanted).await;
+        assert_eq!(all.len(), wanted, "{verb}");
         for reply in &all {
             let wrong: Vec<String> = schema
                 .iter_errors(reply)
@@ -77,11 +78,11 @@ async fn every_copy_of_every_function_answers_by_name_and_by_id() {
             .collect();
         assert_eq!(names, functions.iter().map(String::as_str).collect());
         for name in &functions {
-            let copies = if name == "get-history" { 2 } else { 1 };
-            let named = replies(&operator, &format!("$SRV.{verb}.{name}"), copies).await;
-            assert_eq!(named.len(), copies, "{verb} {name}");
-            for copy in named {
-                let id = copy["id"].as_str().unwrap();
+            let wanted = if name == "get-history" { 2 } else { 1 };
+            let named = replies(&operator, &format!("$SRV.{verb}.{name}"), wanted).await;
+            assert_eq!(named.len(), wanted, "{verb} {name}");
+            for reply in named {
+                let id = reply["id"].as_str().unwrap();
                 let by_id = replies(&operator, &format!("$SRV.{verb}.{name}.{id}"), 1).await;
                 assert_eq!(by_id.len(), 1);
                 assert_eq!(by_id[0]["id"], id);

@@ -1,5 +1,5 @@
-//! Sessions that PostgreSQL, or something before it, ends while nobody uses them, and a database that was read-only for a
-//! moment: nobody is refused for it, and nothing stays behind.
+//! PostgreSQL, or a proxy before it, ends idle sessions; a database is read-only for a moment. No
+//! request fails because of it afterwards, and nothing is left behind.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -13,7 +13,7 @@ use protocol::endpoints::{DEADLETTERS_LIST, DELETE, DM_INBOX, HISTORY, READ, SEN
 use protocol::header;
 use testing::{Process, SOON, World, eventually};
 
-/// Whoever has a session.
+/// The functions that have sessions.
 const FUNCTIONS: [&str; 8] = [
     "persist-message",
     "get-history",
@@ -25,8 +25,8 @@ const FUNCTIONS: [&str; 8] = [
     "relay-outbox",
 ];
 
-const OURS: &str = "application_name in ('persist-message', 'get-history', 'sync-messages', 'send-message', 'track-receipts',
-                                         'delete-message', 'manage-dead-letters', 'relay-outbox')";
+const OURS: &str = "application_name in ('persist-message', 'get-history', 'sync-messages',
+    'send-message', 'track-receipts', 'delete-message', 'manage-dead-letters', 'relay-outbox')";
 
 struct Chat {
     world: World,
@@ -68,7 +68,8 @@ impl Chat {
         serde_json::from_slice(&reply.payload).unwrap()
     }
 
-    /// One request of each kind, each of which has to be answered at the first attempt; the position of what was sent.
+    /// Sends one request of each kind. Each has to be answered at the first attempt. Returns the
+    /// position of the message sent.
     async fn one_of_each(&self, id: &str) -> u64 {
         let sent = self
             .ask(
@@ -103,7 +104,7 @@ impl Chat {
         seq
     }
 
-    /// Eight of each at once, so that every function has all the sessions it may have.
+    /// Eight of each at once, so that every function opens all the sessions it may have.
     async fn warm(&self) {
         join_all(
             (0..8).map(|number| async move { self.one_of_each(&format!("warm-{number}")).await }),
@@ -145,7 +146,7 @@ impl Chat {
 }
 
 /// Waits for the event of the message at `seq`.
-async fn told(events: &mut Subscriber, seq: u64) {
+async fn published(events: &mut Subscriber, seq: u64) {
     let heard = async {
         loop {
             let event: Value =
@@ -161,7 +162,7 @@ async fn told(events: &mut Subscriber, seq: u64) {
 }
 
 #[tokio::test]
-async fn sessions_that_end_while_nobody_uses_them_cost_nobody_an_answer() {
+async fn sessions_that_end_while_idle_cost_nobody_an_answer() {
     let chat = Chat::start().await;
     let mut events = chat
         .world
@@ -175,7 +176,7 @@ async fn sessions_that_end_while_nobody_uses_them_cost_nobody_an_answer() {
         chat.end_sessions().await;
         let seq = chat.one_of_each(&format!("ended-{round}")).await;
         chat.stored(seq).await;
-        told(&mut events, seq).await;
+        published(&mut events, seq).await;
     }
     chat.execute("alter role scrollback set idle_session_timeout = '100ms'")
         .await;
@@ -183,7 +184,7 @@ async fn sessions_that_end_while_nobody_uses_them_cost_nobody_an_answer() {
     for round in 0..3 {
         let seq = chat.one_of_each(&format!("idle-{round}")).await;
         chat.stored(seq).await;
-        told(&mut events, seq).await;
+        published(&mut events, seq).await;
         eventually("hardly any session is left", SOON, async || {
             (chat.sessions().await <= 2).then_some(())
         })
@@ -205,7 +206,7 @@ async fn a_database_that_was_read_only_for_a_moment_is_used_again_at_once() {
     chat.execute("alter role scrollback set default_transaction_read_only = on")
         .await;
     chat.end_sessions().await;
-    // Sent, and not stored; a mark is refused; whoever reads is served.
+    // Messages are sent but not stored, cursors are refused, and readers are served.
     let sent = chat
         .ask(
             &chat.client,
@@ -239,7 +240,11 @@ async fn a_database_that_was_read_only_for_a_moment_is_used_again_at_once() {
         chat.ask(&chat.client, UNREAD.subject(&["bob"]), json!({}))
             .await;
     }
-    chat.execute("set default_transaction_read_only = off; alter role scrollback reset default_transaction_read_only").await;
+    chat.execute(
+        "set default_transaction_read_only = off; \
+         alter role scrollback reset default_transaction_read_only",
+    )
+    .await;
     let marked = chat
         .ask(
             &chat.client,
@@ -250,6 +255,6 @@ async fn a_database_that_was_read_only_for_a_moment_is_used_again_at_once() {
     assert_eq!(marked["moved"], true, "{marked}");
     let begun = std::time::Instant::now();
     chat.stored(seq).await;
-    told(&mut events, seq).await;
+    published(&mut events, seq).await;
     assert!(begun.elapsed() < SOON / 2, "{:?}", begun.elapsed());
 }

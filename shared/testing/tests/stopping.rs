@@ -1,4 +1,4 @@
-//! How functions end: within one deadline whatever is away, and at once when told twice.
+//! Functions stop within one deadline, whatever is unavailable, and at once on a second signal.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -12,7 +12,7 @@ use service::ctx::Ctx;
 use service::function::{Function, Identity};
 use testing::{RawClient, SOON, World, eventually};
 
-/// What a function promises; compose and `dev` kill after 30 s.
+/// The deadline of a function. Compose and `dev` kill after 30 s.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_second_signal_ends_a_function_at_once() {
         .request("chat.unread.alice", None, b"")
         .await
         .unwrap();
-    // Its request hangs as long as PostgreSQL does.
+    // The request hangs for as long as PostgreSQL does.
     world.postgres().pause().await;
     let inbox = client.inbox();
     client

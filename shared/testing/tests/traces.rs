@@ -18,17 +18,17 @@ use tokio_rustls::TlsAcceptor;
 use testing::{OtlpReceiver, SOON, World, eventually};
 
 #[tokio::test]
-async fn send_store_and_query_stand_in_one_trace() {
+async fn send_store_and_query_are_in_one_trace() {
     let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
     let vars = receiver.vars();
-    // The demonstration waits for the schedule of the batch processor otherwise.
+    // Otherwise the demonstration would wait for the schedule of the batch processor.
     let mut quick = vars.clone();
     quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
     let (history, worker) = tokio::join!(
         world.spawn_with("get-history", &quick),
         world.spawn_with("persist-message", &quick)
     );
-    // The demonstration asks them, too; their spans are another test's.
+    // The demonstration calls these as well; other tests check their spans.
     let others = [
         "send-message",
         "sync-messages",
@@ -95,7 +95,8 @@ async fn send_store_and_query_stand_in_one_trace() {
         Some("postgresql")
     );
 
-    // The batch has a trace of its own, with a link to the message it stored and the statement below it.
+    // The batch has a trace of its own, with a link to the message it stored, and the statement as
+    // its child.
     let spans = receiver
         .wait_for("the batch's own trace", SOON, |spans| {
             spans.iter().any(|receive| {
@@ -116,7 +117,7 @@ async fn send_store_and_query_stand_in_one_trace() {
 }
 
 #[tokio::test]
-async fn an_acknowledged_send_stands_in_the_trace_of_its_request() {
+async fn an_acknowledged_send_is_in_the_trace_of_its_request() {
     let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
     let mut quick = receiver.vars();
     quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
@@ -178,7 +179,7 @@ async fn an_acknowledged_send_stands_in_the_trace_of_its_request() {
 }
 
 #[tokio::test]
-async fn an_event_stands_in_the_trace_of_its_message() {
+async fn an_event_is_in_the_trace_of_its_message() {
     let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
     let mut quick = receiver.vars();
     quick.push(("OTEL_BSP_SCHEDULE_DELAY", "100"));
@@ -350,7 +351,7 @@ async fn a_collector_that_is_away_costs_a_line_and_no_time() {
 #[tokio::test]
 async fn a_collector_that_never_answers_delays_the_end_by_one_flush_only() {
     let world = World::start().await;
-    // The kernel accepts for it; nobody reads.
+    // The kernel accepts the connection, but nothing reads from it.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let vars = [
@@ -412,7 +413,7 @@ async fn replicas_are_told_apart_and_durations_are_in_seconds() {
     );
 }
 
-/// The ids of every replica of get-history that answers.
+/// The ids of the replicas of get-history that answer.
 async fn ids_of_replicas(world: &World) -> Vec<String> {
     let operator = world.client("operator").await;
     let inbox = operator.new_inbox();
@@ -480,7 +481,7 @@ async fn a_503_and_the_query_behind_it_are_errors() {
     assert_eq!(query.attributes["error.type"], "timeout");
     holder.rollback().await.unwrap();
 
-    // An error PostgreSQL answers with is named by its SQLSTATE, never by its text.
+    // An error from PostgreSQL is recorded by its SQLSTATE, never by its text.
     sqlx::query("alter table messages rename column text to words")
         .execute(&database)
         .await
@@ -636,7 +637,7 @@ async fn no_span_is_named_after_a_room_or_a_user() {
 }
 
 #[tokio::test]
-async fn identical_questions_at_the_same_moment_cost_one_query() {
+async fn identical_requests_at_the_same_moment_cost_one_query() {
     let (world, receiver) = (World::start().await, OtlpReceiver::start().await);
     let mut vars = receiver.vars();
     vars.push(("OTEL_BSP_SCHEDULE_DELAY", "50"));
@@ -662,14 +663,20 @@ async fn identical_questions_at_the_same_moment_cost_one_query() {
     };
     ask().await;
     eventually("the first reading waits for the table", SOON, async || {
-        let waiting = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%from messages%')";
-        sqlx::query_scalar::<_, bool>(waiting).fetch_one(&database).await.unwrap().then_some(())
+        let waiting = "select exists (select from pg_stat_activity
+            where wait_event_type = 'Lock' and query like '%from messages%')";
+        sqlx::query_scalar::<_, bool>(waiting)
+            .fetch_one(&database)
+            .await
+            .unwrap()
+            .then_some(())
     })
     .await;
     for _ in 0..50 {
         ask().await;
     }
-    // Requests on the same subscription that need no database: when they are answered, the fifty have been taken.
+    // Requests on the same subscription that need no database: when they are answered, the fifty
+    // have been received.
     for _ in 0..10 {
         client
             .request("chat.history.general", "[]".into())

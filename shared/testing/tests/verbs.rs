@@ -1,4 +1,5 @@
-//! `./dev`, run in a folder of its own. What it starts there (docker, the nats CLI) only writes down what it was asked.
+//! `./dev`, run in a folder of its own. The programs it starts there (docker, the nats CLI) only
+//! print their arguments.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 struct Checkout(PathBuf);
 
 impl Checkout {
-    /// `./dev` alone, beside programs that answer as given.
+    /// A copy of `./dev`, and programs with the given bodies.
     fn new(name: &str, programs: &[(&str, &str)]) -> Checkout {
         let folder =
             std::env::temp_dir().join(format!("scrollback-verbs-{name}-{}", std::process::id()));
@@ -79,8 +80,12 @@ fn script(path: &Path, body: &str) {
 const NATS: &str = r#"echo "$NATS_URL $NATS_USER $NATS_PASSWORD" "$@""#;
 
 #[test]
-fn the_nats_cli_speaks_to_docker_when_that_is_up() {
-    let docker = r#"case "$*" in *" ps "*) echo 0123abcd ;; *" port nats 4222") echo 127.0.0.1:14222 ;; *) exit 1 ;; esac"#;
+fn the_nats_cli_connects_to_docker_when_that_is_up() {
+    let docker = r#"case "$*" in
+        *" ps "*) echo 0123abcd ;;
+        *" port nats 4222") echo 127.0.0.1:14222 ;;
+        *) exit 1 ;;
+    esac"#;
     let checkout = Checkout::new("docker", &[("docker", docker), ("nats", NATS)]);
     std::fs::write(
         checkout.0.join(".env"),
@@ -88,9 +93,9 @@ fn the_nats_cli_speaks_to_docker_when_that_is_up() {
     )
     .unwrap();
     let output = checkout.dev(&["nats", "micro", "ls"]);
-    let said = String::from_utf8(output.stdout).unwrap();
+    let output_text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(
-        said,
+        output_text,
         "nats://127.0.0.1:14222 operator pw_secret --inbox-prefix _INBOX.operator micro ls\n"
     );
 }
@@ -99,20 +104,25 @@ fn the_nats_cli_speaks_to_docker_when_that_is_up() {
 fn without_a_stack_it_names_both_ways_to_start_one() {
     let checkout = Checkout::new("nothing", &[("docker", "exit 1"), ("nats", NATS)]);
     let output = checkout.dev(&["nats", "micro", "ls"]);
-    let said = String::from_utf8(output.stderr).unwrap();
+    let output_text = String::from_utf8(output.stderr).unwrap();
     assert!(
-        !output.status.success() && said.contains("./dev up") && said.contains("just up"),
-        "{said}"
+        !output.status.success()
+            && output_text.contains("./dev up")
+            && output_text.contains("just up"),
+        "{output_text}"
     );
 }
 
 #[test]
 fn a_refused_password_is_explained_without_being_shown() {
-    let docker = r#"case "$*" in *" logs "*) echo "SQLSTATE 28P01" ;; *" ps "*) echo "  stream-bootstrap: Restarting" ;; esac"#;
+    let docker = r#"case "$*" in
+        *" logs "*) echo "SQLSTATE 28P01" ;;
+        *" ps "*) echo "  stream-bootstrap: Restarting" ;;
+    esac"#;
     let checkout = Checkout::new("password", &[("docker", docker)]);
     std::fs::write(checkout.0.join(".env"), "POSTGRES_PASSWORD=pw_secret\n").unwrap();
     let output = checkout.dev(&["explain-docker"]);
-    let said = String::from_utf8(output.stderr).unwrap();
+    let output_text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success(), "just up has failed");
     for wanted in [
         "28P01",
@@ -120,9 +130,9 @@ fn a_refused_password_is_explained_without_being_shown() {
         "scrollback_postgres",
         "alter role scrollback",
     ] {
-        assert!(said.contains(wanted), "{wanted}: {said}");
+        assert!(output_text.contains(wanted), "{wanted}: {output_text}");
     }
-    assert!(!said.contains("pw_secret"), "{said}");
+    assert!(!output_text.contains("pw_secret"), "{output_text}");
 }
 
 /// Docker that is up; whatever else it is asked to do, it prints.

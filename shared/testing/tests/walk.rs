@@ -1,4 +1,5 @@
-//! The whole of it, once through: sent, heard, told of, synced, deleted, replayed; and every client holds the same all along.
+//! One walk through everything: messages are sent, received live, published as events, synced,
+//! deleted and replayed, and all clients have the same at any time.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -16,7 +17,7 @@ use protocol::send::SendAck;
 use protocol::sync::SyncPage;
 use testing::{SOON, World, eventually};
 
-/// What a client holds of the room: text and whether it is a tombstone, by position.
+/// The room as a client has it: by position, the text and whether it is a tombstone.
 type Held = BTreeMap<u64, (String, bool)>;
 
 async fn ask(client: &Client, subject: String, body: Value) -> Vec<u8> {
@@ -51,7 +52,7 @@ async fn delete(client: &Client, user: &str, body: Value) {
     ask(client, DELETE.subject(&[user, "general"]), body).await;
 }
 
-/// A client that hears everything.
+/// A client that subscribes to live messages.
 struct Listener {
     live: Subscriber,
     held: Held,
@@ -69,7 +70,7 @@ impl Listener {
         }
     }
 
-    /// Listens until it has heard position `seq`.
+    /// Waits until the message at `seq` has arrived.
     async fn until(&mut self, seq: u64) {
         while self.last < seq {
             let heard = tokio::time::timeout(SOON, self.live.next())
@@ -104,7 +105,7 @@ fn position(heard: &Heard) -> u64 {
         .unwrap()
 }
 
-/// A client that was away: from 0, until there is no more.
+/// A client that was offline: it syncs from 0 until there is no more.
 async fn synced(client: &Client) -> Held {
     let (mut held, mut after) = (Held::new(), 0);
     loop {
@@ -141,7 +142,7 @@ async fn read(client: &Client) -> Held {
         .collect()
 }
 
-/// The events as they come, type and position.
+/// The next event: its type and position.
 async fn event(events: &mut Subscriber) -> (String, u64) {
     let event = tokio::time::timeout(SOON, events.next())
         .await
@@ -164,7 +165,7 @@ async fn event(events: &mut Subscriber) -> (String, u64) {
 }
 
 #[tokio::test]
-async fn everybody_holds_the_same_whatever_happens() {
+async fn all_clients_have_the_same_whatever_happens() {
     let world = World::start().await;
     let functions = [
         "stream-bootstrap",
@@ -185,7 +186,8 @@ async fn everybody_holds_the_same_whatever_happens() {
     let mut events = client.subscribe("events.v1.>").await.unwrap();
     client.flush().await.unwrap();
 
-    // Sent with an acknowledgement, heard under the same position, told as stored.
+    // A message is acknowledged, received live and published as stored, each with the same
+    // position.
     let mut sent = Vec::new();
     for (user, id) in [("ann", "a"), ("bob", "b"), ("ann", "c"), ("bob", "d")] {
         let ack = send(&client, user, &format!("secret {id}"), id).await;
@@ -200,7 +202,7 @@ async fn everybody_holds_the_same_whatever_happens() {
     }
     assert_eq!(synced(&client).await, live.held);
 
-    // Deleted softly and for good.
+    // A soft and a hard deletion.
     for (user, body, change) in [
         ("ann", json!({"id": "a"}), 5),
         ("bob", json!({"seq": sent[3], "mode": "hard"}), 6),
@@ -226,7 +228,7 @@ async fn everybody_holds_the_same_whatever_happens() {
         (wanted.clone(), wanted.clone())
     );
 
-    // The index is lost, the log is replayed into an empty one.
+    // The database is lost, and the stream is replayed into an empty one.
     sqlx::raw_sql("truncate messages, rooms, changes, duplicates, outbox, dead_letters")
         .execute(&database)
         .await
@@ -240,7 +242,7 @@ async fn everybody_holds_the_same_whatever_happens() {
         (counts.waiting == 0).then_some(counts)
     })
     .await;
-    // One message is erased from the log, and its tombstone comes from its deletion.
+    // One message was erased from the stream, so its tombstone comes from its deletion.
     assert_eq!(
         (
             counts.stored,
@@ -256,7 +258,7 @@ async fn everybody_holds_the_same_whatever_happens() {
         (wanted.clone(), wanted.clone())
     );
 
-    // Whoever sends again what was deleted gets its old place, and whoever sends something new a new one.
+    // Sending a deleted message again returns its old position; a new message gets a new one.
     let again = send(&client, "ann", "secret a", "a").await;
     assert_eq!((again.seq.get(), again.duplicate), (sent[0], true));
     let new = send(&client, "ann", "secret e", "e").await;
