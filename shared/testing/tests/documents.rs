@@ -184,32 +184,41 @@ fn has_heading(path: PathBuf, heading: &str) -> bool {
     Document { path, text }.anchors().contains(heading)
 }
 
+/// The code that a document is about: the README of a crate speaks of that crate.
+fn code_beside(document: &Document) -> Vec<PathBuf> {
+    let folder = document.path.parent().unwrap();
+    let folders = if folder.join("src").exists() {
+        vec![folder.to_owned()]
+    } else {
+        vec![
+            root().join("functions"),
+            root().join("shared"),
+            root().join("tools"),
+        ]
+    };
+    let mut found = Vec::new();
+    for folder in folders {
+        files(&folder, &[".rs", ".sql"], &mut found);
+    }
+    found
+}
+
 #[test]
 fn every_file_that_is_named_exists() {
-    let mut sources = Vec::new();
-    for folder in ["functions", "shared", "bench", "tools"] {
-        let folder = root().join(folder);
-        if folder.exists() {
-            files(&folder, &[".rs", ".sql"], &mut sources);
-        }
-    }
-    let known: BTreeSet<&str> = sources
-        .iter()
-        .map(|path| path.file_name().unwrap().to_str().unwrap())
-        .collect();
     let mut missing = Vec::new();
     for document in documents() {
+        let sources = code_beside(&document);
         for (number, line) in document.outside_code() {
             for name in between(line, "`", "`") {
                 let is_path = FOLDERS.iter().any(|folder| name.starts_with(folder));
-                let is_pattern = name.contains([' ', '*', '{', '<', '…']);
                 let is_source = name.ends_with(".rs") || name.ends_with(".sql");
-                let exists = if is_pattern {
+                let exists = if name.contains([' ', '*', '{', '<', '…']) {
+                    // A pattern.
                     true
                 } else if is_path {
                     root().join(name).exists()
-                } else if is_source && !name.contains('/') {
-                    known.contains(name)
+                } else if is_source {
+                    sources.iter().any(|source| source.ends_with(name))
                 } else {
                     true
                 };
