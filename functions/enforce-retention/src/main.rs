@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<State> {
-    Function::with(this!(), async |ctx: Ctx| {
+    Function::with(this!(protocol::PROJECT), async |ctx: Ctx| {
         let settings: Settings = ctx.read_settings()?;
         State::open(&ctx, settings)
     })

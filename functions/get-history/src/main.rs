@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<Shared> {
-    Function::with(this!(), async |ctx: Ctx| {
+    Function::with(this!(protocol::PROJECT), async |ctx: Ctx| {
         Ok(Shared {
             chat: Chat::open(&ctx)?,
             pages: Singleflight::default(),

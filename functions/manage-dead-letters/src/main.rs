@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<Chat> {
-    Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
+    Function::with(this!(protocol::PROJECT), async |ctx: Ctx| Chat::open(&ctx))
         .settings::<ChatSettings>()
         .answer(DEADLETTERS_LIST, list::list)
         .answer(DEADLETTERS_SHOW, show::show)

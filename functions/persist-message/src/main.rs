@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<Shared> {
-    Function::with(this!(), async |ctx: Ctx| {
+    Function::with(this!(protocol::PROJECT), async |ctx: Ctx| {
         let settings: Settings = ctx.read_settings()?;
         Ok(Shared {
             chat: Chat::open(&ctx)?,

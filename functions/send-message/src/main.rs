@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<Shared> {
-    Function::with(this!(), async |ctx: Ctx| {
+    Function::with(this!(protocol::PROJECT), async |ctx: Ctx| {
         let settings: Settings = ctx.read_settings()?;
         let chat = Chat::open(&ctx)?;
         let chat_ctx = ctx.with_state(chat.clone());

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<State> {
-    Function::with(this!(), reconcile::apply_at_start)
+    Function::with(this!(protocol::PROJECT), reconcile::apply_at_start)
         .settings::<ChatSettings>()
         .settings::<Settings>()
         .answer(BOOTSTRAP_CHECK, handler::check)

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn function() -> Function<Chat> {
-    Function::with(this!(), async |ctx: Ctx| Chat::open(&ctx))
+    Function::with(this!(protocol::PROJECT), async |ctx: Ctx| Chat::open(&ctx))
         .settings::<ChatSettings>()
         .answer(DELIVERED, handler::mark_delivered)
         .answer(READ, handler::mark_room_read)

@@ -11,25 +11,31 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::NatsSettings;
+use base::backoff::Backoff;
 use base::error::Fatal;
+use base::log_once::LogOnce;
 use base::subject::INBOX;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an objection explains why something does not work. Older, it has passed: permissions change.
-const OBJECTION_AGE: Duration = Duration::from_secs(30);
+/// How long a permission violation explains why something does not work. An older one may have been
+/// repaired, because permissions change while servers run.
+const VIOLATION_AGE: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// A connection that is cut in silence is noticed after two of these.
+/// A connection that is cut without a word is noticed after two of these.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// Messages a subscription may hold unread; more and the server is told we are slow.
+/// Messages that a subscription may hold unread; the client drops more.
 const SUBSCRIPTION_CAPACITY: usize = 1 << 16;
 
-/// What the server last did not permit, and when.
+/// The last permission violation that the server reported, and when.
+///
+/// The server reports one apart from whatever caused it: subscribing and publishing succeed, and
+/// requests time out.
 #[derive(Debug, Clone, Default)]
-pub struct Objection(Arc<Mutex<Option<(Instant, String)>>>);
+pub struct PermissionViolations(Arc<Mutex<Option<(Instant, String)>>>);
 
-impl Objection {
-    /// Keeps `error`, if it says that this user may not do what it just did. Everything else the server says, such as a
-    /// slow consumer, a stale connection or its own shutdown, passes with the connection.
+impl PermissionViolations {
+    /// Keeps `error` if it is a permission violation. Other errors of the server, such as a slow
+    /// consumer, a stale connection or its own shutdown, pass with the connection.
     pub fn note(&self, error: &str) {
         if error.to_lowercase().contains("permissions violation") {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -37,41 +43,56 @@ impl Objection {
         }
     }
 
-    /// The last one, while it is young enough to matter.
+    /// The last one, if it is recent enough to matter.
     pub fn recent(&self) -> Option<String> {
         let last = self
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        last.filter(|(at, _)| at.elapsed() < OBJECTION_AGE)
+        last.filter(|(at, _)| at.elapsed() < VIOLATION_AGE)
             .map(|(_, error)| error)
+    }
+
+    /// Fails after a recent violation: what this user needs will not work before somebody changes
+    /// its permissions, so trying again is of no use.
+    ///
+    /// # Errors
+    /// Names the violation.
+    pub fn check(&self) -> Result<(), Fatal> {
+        self.recent().map_or(Ok(()), |violation| {
+            Err(Fatal::new(format!(
+                "NATS refuses this user what it needs: {violation}; \
+                 check the user's permissions in the server's configuration"
+            )))
+        })
     }
 }
 
-/// A connection and what happened to it.
+/// A connection, and what has happened to it.
 #[derive(Debug, Clone)]
 pub struct Connection {
     client: Client,
     broken: watch::Receiver<u64>,
-    refused: Objection,
+    violations: PermissionViolations,
 }
 
-/// Connects as `name`, and keeps trying while the servers are not there.
+/// Connects as `name`, and keeps trying while the servers are away.
 ///
 /// # Errors
-/// The configuration is wrong: no such user, unreadable credentials, an unreadable URL; or the
-/// process is told to stop while waiting.
+/// The configuration is wrong (no such user, unreadable credentials, an unreadable URL), or `stop`
+/// was cancelled while waiting.
 pub async fn connect(
     settings: &NatsSettings,
     name: &str,
     stop: &CancellationToken,
 ) -> Result<Connection, Fatal> {
-    let mut told = false;
+    let mut log = LogOnce::default();
+    let mut backoff = Backoff::fixed(RETRY_PAUSE);
     loop {
         let (broken_tx, broken) = watch::channel(0);
-        let refused = Objection::default();
-        let options = options(settings, name, broken_tx, refused.clone())?;
+        let violations = PermissionViolations::default();
+        let options = options(settings, name, broken_tx, violations.clone())?;
         let urls: Vec<String> = settings
             .url
             .expose()
@@ -83,7 +104,7 @@ pub async fn connect(
                 return Ok(Connection {
                     client,
                     broken,
-                    refused,
+                    violations,
                 });
             }
             Err(error) => match error.kind() {
@@ -95,19 +116,19 @@ pub async fn connect(
                 }
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                     return Err(Fatal::new(
-                        "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) against nats/accounts.conf",
+                        "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) against the \
+                         server's configuration",
                     ));
                 }
                 kind => {
-                    if !told {
+                    if log.is_news(&kind.to_string()) {
                         tracing::warn!(url = %settings.url, %kind, "waiting for NATS");
-                        told = true;
                     }
                 }
             },
         }
         tokio::select! {
-            () = tokio::time::sleep(RETRY_PAUSE) => {}
+            () = tokio::time::sleep(backoff.next_pause()) => {}
             () = stop.cancelled() => return Err(Fatal::new("stopped while waiting for NATS")),
         }
     }
@@ -117,7 +138,7 @@ fn options(
     settings: &NatsSettings,
     name: &str,
     broken: watch::Sender<u64>,
-    refused: Objection,
+    violations: PermissionViolations,
 ) -> Result<ConnectOptions, Fatal> {
     let mut options = ConnectOptions::new()
         .name(name)
@@ -132,11 +153,15 @@ fn options(
                 }
                 Event::ServerError(error) => {
                     let text = error.to_string();
-                    tracing::warn!(error = text, "NATS: the server objects");
-                    refused.note(&text);
+                    tracing::warn!(error = text, "the NATS server reports an error");
+                    violations.note(&text);
                 }
-                Event::SlowConsumer(_) => tracing::warn!("NATS: a subscription is read too slowly"),
-                Event::ClientError(error) => tracing::warn!(%error, "NATS: the client failed"),
+                Event::SlowConsumer(_) => tracing::warn!(
+                    "a subscription is read too slowly; the client drops messages of it"
+                ),
+                Event::ClientError(error) => {
+                    tracing::warn!(%error, "the NATS client failed; it connects again");
+                }
                 other => tracing::debug!(event = %other, "NATS"),
             }
             std::future::ready(())
@@ -172,41 +197,35 @@ impl Connection {
         &self.client
     }
 
-    /// Waits until the connection breaks; it mends itself afterwards.
+    /// Waits until the connection breaks. The client reconnects by itself afterwards.
     pub async fn broken(&mut self) {
         if self.broken.changed().await.is_err() {
-            // The connection task is gone: nothing will ever be told again.
+            // The client's task is gone, so there will be no further events.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Waits until the client's own task is gone, panicked or ended: this connection will never do anything again.
+    /// Waits until the client's own task has ended or panicked: this connection will never do
+    /// anything again.
     pub async fn ended(&self) {
         let mut broken = self.broken.clone();
         while broken.changed().await.is_ok() {}
     }
 
-    /// What the server did not permit in the last half minute. A permission that is missing shows nowhere else:
-    /// subscribing and publishing succeed, and requests time out.
-    pub fn refused(&self) -> Option<String> {
-        self.refused.recent()
+    /// The last permission violation of the last half minute. See [`PermissionViolations`].
+    pub fn permission_violation(&self) -> Option<String> {
+        self.violations.recent()
     }
 
-    /// Fails after a permission violation: what the function needs will not work before somebody
-    /// changes this user's permissions, so trying again is of no use.
+    /// Fails after a recent permission violation.
     ///
     /// # Errors
-    /// Names the violation.
+    /// As [`PermissionViolations::check`].
     pub fn check_permissions(&self) -> Result<(), Fatal> {
-        self.refused().map_or(Ok(()), |violation| {
-            Err(Fatal::new(format!(
-                "NATS refuses this user what it needs: {violation}; \
-                 check this user's permissions in the server's configuration"
-            )))
-        })
+        self.violations.check()
     }
 
-    /// Asks JetStream's JSON API.
+    /// Sends a request to JetStream's JSON API.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -257,18 +276,18 @@ struct AnswerError {
 /// Why JetStream's API gave no result.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ApiError {
-    /// Nobody answered.
+    /// There was no answer.
     #[error("{0}")]
     Away(&'static str),
-    /// JetStream said no.
+    /// JetStream answered with an error.
     #[error("JetStream refused: {description} ({code})")]
     Refused {
         /// JetStream's `err_code`.
         code: u64,
-        /// JetStream's words.
+        /// JetStream's description.
         description: String,
     },
-    /// The answer was not what JetStream answers.
+    /// The answer is not in JetStream's format.
     #[error("JetStream's answer is unreadable: {0}")]
     Unreadable(String),
 }
@@ -287,7 +306,7 @@ impl ApiError {
     }
 }
 
-/// Between half of `pause` and all of it, so that copies do not come back in step.
+/// Between half of `pause` and all of it, so that replicas do not come back in step.
 pub fn jittered(pause: Duration) -> Duration {
     let spread = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -301,21 +320,21 @@ mod tests {
 
     #[test]
     fn only_a_missing_permission_is_remembered_and_not_for_ever() {
-        let objection = Objection::default();
+        let violations = PermissionViolations::default();
         for passing in [
             "Slow Consumer",
             "Stale Connection",
             "Server Shutdown",
             "Maximum Payload Violation",
         ] {
-            objection.note(passing);
-            assert_eq!(objection.recent(), None, "{passing}");
+            violations.note(passing);
+            assert_eq!(violations.recent(), None, "{passing}");
         }
-        objection.note(r#"Permissions Violation for Publish to "chat.general""#);
-        objection.note("Stale Connection");
-        assert!(objection.recent().unwrap().contains("chat.general"));
-        let long_ago = Instant::now().checked_sub(OBJECTION_AGE).unwrap();
-        objection.0.lock().unwrap().as_mut().unwrap().0 = long_ago;
-        assert_eq!(objection.recent(), None);
+        violations.note(r#"Permissions Violation for Publish to "chat.general""#);
+        violations.note("Stale Connection");
+        assert!(violations.recent().unwrap().contains("chat.general"));
+        let long_ago = Instant::now().checked_sub(VIOLATION_AGE).unwrap();
+        violations.0.lock().unwrap().as_mut().unwrap().0 = long_ago;
+        assert_eq!(violations.recent(), None);
     }
 }

@@ -23,3 +23,6 @@ pub mod retention;
 pub mod send;
 pub mod subject;
 pub mod sync;
+
+/// The name of the project: part of every service, and the beginning of every metric.
+pub const PROJECT: &str = "scrollback";

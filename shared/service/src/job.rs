@@ -50,7 +50,7 @@
 //! }
 //!
 //! # async fn delete(_: u64) -> Result<u64, std::io::Error> { Ok(0) }
-//! let function = Function::new(service::this!()).job::<ExpireSessions>();
+//! let function = Function::new(service::this!("example")).job::<ExpireSessions>();
 //! # let _ = function;
 //! ```
 //!

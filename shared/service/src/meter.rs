@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::telemetry;
+use crate::telemetry::Instruments;
 use base::discovery::{EndpointInfo, EndpointStats};
 
 /// Counts what an endpoint or a worker did, for STATS and for metrics.
@@ -20,11 +20,11 @@ struct Counters {
     nanos: AtomicU64,
     last_error: Mutex<String>,
     data: Mutex<BTreeMap<String, u64>>,
-    instruments: telemetry::Instruments,
+    instruments: Instruments,
 }
 
 impl Meter {
-    pub(crate) fn new(endpoint: &'static str) -> Meter {
+    pub(crate) fn new(project: &'static str, endpoint: &'static str) -> Meter {
         Meter(Arc::new(Counters {
             endpoint,
             requests: AtomicU64::new(0),
@@ -32,7 +32,7 @@ impl Meter {
             nanos: AtomicU64::new(0),
             last_error: Mutex::default(),
             data: Mutex::default(),
-            instruments: telemetry::Instruments::new(),
+            instruments: Instruments::new(project),
         }))
     }
 

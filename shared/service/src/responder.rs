@@ -69,7 +69,7 @@ impl Service {
         let started = now
             .format(&time::format_description::well_known::Rfc3339)
             .unwrap_or_default();
-        let metadata = BTreeMap::from([("project".to_owned(), "scrollback".to_owned())]);
+        let metadata = BTreeMap::from([("project".to_owned(), identity.project.to_owned())]);
         Arc::new(Service {
             client,
             identity,

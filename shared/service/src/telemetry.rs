@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::trace::TracerProvider as _;
@@ -22,14 +22,14 @@ use crate::collector::{Collector, Observed, Signal};
 use crate::exporter;
 use crate::function::Identity;
 use crate::log_filter::log_filter;
+use crate::stop::{Deadline, Step};
 use base::error::Fatal;
 
 /// A batch links to each of its messages; the SDK's default is 128.
 const MAX_LINKS: u32 = 1_024;
-/// How long leaving may wait for the last spans, metrics and logs to be taken, all together.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same where the collector did not take the last ones: one try, in case it is back.
-const FLUSH_TIMEOUT_AWAY: Duration = Duration::from_millis(200);
+/// How long the last export may take if the one before failed: one attempt, in case the collector
+/// is back.
+const EXPORT_AWAY: Duration = Duration::from_millis(200);
 /// Buckets of `scrollback.duration`, in seconds. The SDK's own are for milliseconds, and would put everything
 /// below five seconds into one. These are the semantic conventions', with finer ones for a page from memory.
 const DURATIONS: [f64; 17] = [
@@ -98,7 +98,7 @@ impl Telemetry {
             .with_filter(filter_fn(not_an_exporters));
         let spans = telemetry.traces.as_ref().map(|provider| {
             tracing_opentelemetry::layer()
-                .with_tracer(provider.tracer("scrollback"))
+                .with_tracer(provider.tracer(identity.project))
                 .with_location(false)
                 .with_threads(false)
                 .with_filter(filter_fn(ours))
@@ -116,22 +116,26 @@ impl Telemetry {
         Ok(telemetry)
     }
 
-    /// Sends what is left, for at most two seconds. Blocks; call it outside the tokio runtime's tasks.
+    /// Sends what is left, for at most two seconds. Blocks; call it outside the runtime's tasks.
     pub fn stop(self) {
+        self.stop_before(Deadline::start());
+    }
+
+    /// The same within a deadline that other steps of stopping share.
+    pub(crate) fn stop_before(self, deadline: Deadline) {
         let Telemetry {
             traces,
             metrics,
             logs,
             collector,
         } = self;
-        let limit = if collector.is_away() {
-            FLUSH_TIMEOUT_AWAY
-        } else {
-            FLUSH_TIMEOUT
-        };
-        let deadline = Instant::now() + limit;
-        // Side by side, because each may take all of the time. On threads that are left behind when it is up, because
-        // the SDK gives the last metrics five seconds whatever it is told. Nobody listening is no reason to complain.
+        let mut limit = deadline.left_for(Step::Export);
+        if collector.is_away() {
+            limit = limit.min(EXPORT_AWAY);
+        }
+        // Side by side, because each may take all of the time. On threads that are left behind
+        // when it is up, because the SDK gives the last metrics five seconds whatever limit it
+        // gets. Errors are ignored: a collector that is away was logged before.
         let (done, all_done) = mpsc::channel::<()>();
         let spawn = |flush: Box<dyn FnOnce() + Send>| {
             let done = done.clone();
@@ -150,8 +154,8 @@ impl Telemetry {
             _ = logs.map(|logs| logs.shutdown_with_timeout(limit))
         }));
         drop(done);
-        // Nothing is ever sent: it ends when the last thread has dropped its sender.
-        let _ = all_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        // Nothing is ever sent: this returns when the last thread has dropped its sender.
+        let _ = all_done.recv_timeout(limit);
     }
 }
 
@@ -222,6 +226,7 @@ fn not_an_exporters(metadata: &Metadata<'_>) -> bool {
 /// The instruments behind one [`crate::meter::Meter`].
 #[derive(Debug)]
 pub(crate) struct Instruments {
+    project: &'static str,
     handled: Counter<u64>,
     refused: Counter<u64>,
     duration: Histogram<f64>,
@@ -229,19 +234,20 @@ pub(crate) struct Instruments {
 }
 
 impl Instruments {
-    pub(crate) fn new() -> Instruments {
-        let meter = global::meter("scrollback");
+    pub(crate) fn new(project: &'static str) -> Instruments {
+        let meter = global::meter(project);
         Instruments {
+            project,
             handled: meter
-                .u64_counter("scrollback.handled")
+                .u64_counter(format!("{project}.handled"))
                 .with_description("Requests answered or messages handled")
                 .build(),
             refused: meter
-                .u64_counter("scrollback.refused")
+                .u64_counter(format!("{project}.refused"))
                 .with_description("Requests refused or messages set aside")
                 .build(),
             duration: meter
-                .f64_histogram("scrollback.duration")
+                .f64_histogram(format!("{project}.duration"))
                 .with_unit("s")
                 .with_description("Time spent on one call")
                 .with_boundaries(DURATIONS.to_vec())
@@ -257,13 +263,14 @@ impl Instruments {
     }
 
     pub(crate) fn gauge(&self, name: &'static str, value: u64) {
-        let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || {
-            global::meter("scrollback")
-                .u64_gauge(format!("scrollback.{name}"))
+        let project = self.project;
+        let new = || {
+            global::meter(project)
+                .u64_gauge(format!("{project}.{name}"))
                 .build()
         };
-        gauges.entry(name).or_insert_with(made).record(value, &[]);
+        let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        gauges.entry(name).or_insert_with(new).record(value, &[]);
     }
 
     pub(crate) fn refused(&self, endpoint: &'static str) {

@@ -112,6 +112,7 @@ async fn start<const SUBJECT: bool>(world: &World, steps: &[Step]) -> (Running, 
     let state = script.clone();
     // The permissions of a function that listens to a subject of its own.
     let identity = Identity {
+        project: protocol::PROJECT,
         name: "relay-outbox",
         version: "0.1.0",
         description: "goes through a script",

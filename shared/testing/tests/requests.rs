@@ -22,6 +22,7 @@ type Seen = Arc<Mutex<Vec<u64>>>;
 fn noting(seen: &Seen) -> Function<Seen> {
     let seen = seen.clone();
     let identity = Identity {
+        project: protocol::PROJECT,
         name: "send-message",
         version: "0.1.0",
         description: "notes what it is asked",

@@ -101,6 +101,7 @@ async fn a_typo_in_rust_log_is_named_at_start() {
 async fn a_panic_in_a_loop_of_its_own_ends_a_function() {
     let world = World::bare().await;
     let identity = Identity {
+        project: protocol::PROJECT,
         name: "get-history",
         version: "0.1.0",
         description: "panics beside its work",

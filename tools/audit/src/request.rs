@@ -77,7 +77,7 @@ async fn send_once(operator: &Connection, subject: &str, body: &Value) -> Result
 /// time out.
 async fn permission_violation(operator: &Connection) -> String {
     loop {
-        if let Some(violation) = operator.refused() {
+        if let Some(violation) = operator.permission_violation() {
             return violation;
         }
         tokio::time::sleep(POLL_PERMISSIONS).await;

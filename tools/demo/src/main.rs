@@ -36,6 +36,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const PAGE: u32 = 10;
 
 const IDENTITY: Identity = Identity {
+    project: protocol::PROJECT,
     name: "demo",
     version: env!("CARGO_PKG_VERSION"),
     description: "Sends messages, reads them back, shows who did it.",

@@ -46,7 +46,7 @@ pub async fn request_until_answered(
         {
             Ok(reply) if reply.status != Some(StatusCode::NO_RESPONDERS) => return Ok(reply),
             Err(error) if error.kind() == RequestErrorKind::TimedOut => connection
-                .refused()
+                .permission_violation()
                 .unwrap_or_else(|| "no reply".to_owned()),
             Err(error) if error.kind() != RequestErrorKind::NoResponders => error.to_string(),
             Ok(_) | Err(_) => "nobody listens there".to_owned(),

@@ -300,7 +300,7 @@ impl Appender {
                     )));
                 }
                 Err(_) => {
-                    if let Some(violation) = self.connection.refused() {
+                    if let Some(violation) = self.connection.permission_violation() {
                         let line = format!(
                             "NATS refuses this user: {violation}; import as a trusted publisher \
                              (nats/accounts.conf)"

@@ -30,7 +30,7 @@ const IDS: [(&str, HasId); 4] = [
 async fn committer(world: &World, min_batch: usize) -> (Arc<Committer>, Running) {
     let (ready, started) = oneshot::channel();
     let ready = std::sync::Mutex::new(Some(ready));
-    let function = Function::with(this!(), async move |ctx: Ctx| {
+    let function = Function::with(this!(protocol::PROJECT), async move |ctx: Ctx| {
         if let Some(ready) = ready.lock().unwrap().take() {
             let _ = ready.send(Arc::new(Committer::start(
                 ctx.with_state(Chat::open(&ctx)?),

@@ -11,8 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::handshake::{self, Connected, Credentials, Refusal};
 use super::protocol::{Delivery, Frame};
+use base::backoff::Backoff;
 use base::error::Fatal;
-use nats::connection::{Objection, jittered};
+use base::log_once::LogOnce;
+use nats::connection::PermissionViolations;
 use nats::settings::NatsSettings;
 
 /// How often the server is asked whether it is there. One that hangs in silence is noticed after two to three of
@@ -38,18 +40,12 @@ pub(crate) struct Subscription {
 /// must not block.
 pub(super) type Deliver = Box<dyn FnMut(usize, Delivery, Instant) + Send>;
 
-/// The connection's task, and what the server objected to.
+/// The connection's task, and what this user lacked permission for.
 pub(super) struct Receiving {
     /// Ends when everything has been drained; any other end is a fault.
     pub task: JoinHandle<()>,
-    refused: Objection,
-}
-
-impl Receiving {
-    /// A subscription that the server does not allow.
-    pub(super) fn refused(&self) -> Option<String> {
-        self.refused.recent()
-    }
+    /// Subscriptions that the server refused.
+    pub violations: PermissionViolations,
 }
 
 /// Connects, waiting while the servers are away, and subscribes. Returns when the server has every subscription.
@@ -64,7 +60,7 @@ pub(super) async fn start(
     deliver: Deliver,
     stop: CancellationToken,
 ) -> Result<Receiving, Fatal> {
-    let refused = Objection::default();
+    let violations = PermissionViolations::default();
     let mut receiver = Receiver {
         servers: Servers {
             configured: handshake::addresses(settings)?,
@@ -75,7 +71,7 @@ pub(super) async fn start(
         subscriptions,
         deliver,
         stop,
-        refused: refused.clone(),
+        violations: violations.clone(),
         subscribed: None,
     };
     let stopped = || Fatal::new("stopped while connecting to NATS");
@@ -84,7 +80,7 @@ pub(super) async fn start(
     receiver.subscribed = Some(subscribed_tx);
     let task = tokio::spawn(receiver.run(connected));
     subscribed.await.map_err(|_| stopped())?;
-    Ok(Receiving { task, refused })
+    Ok(Receiving { task, violations })
 }
 
 /// Where to connect: the servers that were named, and those of their cluster that they named themselves.
@@ -145,7 +141,7 @@ struct Receiver {
     subscriptions: Vec<Subscription>,
     deliver: Deliver,
     stop: CancellationToken,
-    refused: Objection,
+    violations: PermissionViolations,
     subscribed: Option<oneshot::Sender<()>>,
 }
 
@@ -187,8 +183,8 @@ impl Receiver {
     /// Tries every server in turn until one takes us; `None` when told to stop. `first`: a server that does not
     /// know us is a fault of the configuration, later it may be one that is just being configured.
     async fn connect(&mut self, first: bool) -> Result<Option<Connected>, Fatal> {
-        let mut pause = FIRST_PAUSE;
-        let mut said = String::new();
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut log = LogOnce::default();
         loop {
             for _ in 0..self.servers.count() {
                 let (address, tls_name) = self.servers.next();
@@ -203,27 +199,27 @@ impl Receiver {
                     }
                     Err(Refusal::Unauthorized(_)) if first => {
                         return Err(Fatal::new(
-                            "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) against nats/accounts.conf",
+                            "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) against \
+                             the server's configuration",
                         ));
                     }
                     Err(refusal) => {
                         let text = refusal.to_string();
-                        if text != said {
+                        if log.is_news(&text) {
+                            let server = format!("{}:{}", address.host(), address.port());
                             tracing::warn!(
-                                server = format!("{}:{}", address.host(), address.port()),
+                                server,
                                 why = text,
-                                "waiting for NATS"
+                                "waiting for NATS: the connection for requests cannot be made"
                             );
-                            said = text;
                         }
                     }
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(jittered(pause)) => {}
+                () = tokio::time::sleep(backoff.next_pause()) => {}
                 () = self.stop.cancelled() => return Ok(None),
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -317,7 +313,7 @@ impl Receiver {
                         error = text,
                         "NATS: the server objects to the connection for requests"
                     );
-                    self.refused.note(&text);
+                    self.violations.note(&text);
                 }
                 Frame::Ok => {}
             }

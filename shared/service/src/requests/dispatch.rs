@@ -58,14 +58,14 @@ impl Answering {
         stop: &CancellationToken,
     ) -> Result<Answering, Fatal> {
         let waiting = Arc::new(Waiting::new(setup.limits, service.endpoints.len()));
-        waiting.export();
+        waiting.export(service.identity.project);
         service.show_waiting(waiting.clone());
         let (refusals, to_refuse) = mpsc::channel(REFUSALS_CAPACITY);
         let (discovery, to_discover) = mpsc::channel(DISCOVERY_CAPACITY);
         let refuser = Refuser {
             service: service.clone(),
             refusals,
-            lost: Lost::new(),
+            lost: Lost::new(service.identity.project),
         };
         let (subscriptions, deliver) = subscribe(&service, &waiting, discovery, refuser.clone());
         let dispatcher = Dispatcher {
@@ -103,9 +103,10 @@ impl Answering {
         })
     }
 
-    /// A subscription that the server does not allow.
-    pub(crate) fn refused(&self) -> Option<String> {
-        self.receiving.refused()
+    /// # Errors
+    /// The server refused a subscription.
+    pub(crate) fn check_permissions(&self) -> Result<(), Fatal> {
+        self.receiving.violations.check()
     }
 
     /// Ends well when, after `stop`, everything that had been sent to us was answered; badly as soon as one of the
@@ -259,17 +260,16 @@ impl Waiting {
         self.with(|state| state.by_endpoint.get(endpoint).copied().unwrap_or(0))
     }
 
-    /// The gauge `scrollback.waiting`, read whenever metrics are exported.
-    fn export(self: &Arc<Self>) {
+    /// The gauge `{project}.waiting`, read whenever metrics are exported.
+    fn export(self: &Arc<Self>, project: &'static str) {
         let waiting: Weak<Waiting> = Arc::downgrade(self);
         let count = move || {
             waiting
                 .upgrade()
                 .map(|waiting| waiting.with(|state| state.queue.len() as u64))
         };
-        let meter = global::meter("scrollback");
-        meter
-            .u64_observable_gauge("scrollback.waiting")
+        global::meter(project)
+            .u64_observable_gauge(format!("{project}.waiting"))
             .with_description("Requests that wait to be handled")
             .with_callback(move |observer| {
                 if let Some(count) = count() {
@@ -432,16 +432,19 @@ struct Lost {
 }
 
 impl Lost {
-    fn new() -> Lost {
-        let meter = global::meter("scrollback");
-        let counter = |name, about| meter.u64_counter(name).with_description(about).build();
+    fn new(project: &'static str) -> Lost {
+        let meter = global::meter(project);
+        let counter = |name, about| {
+            let name = format!("{project}.{name}");
+            meter.u64_counter(name).with_description(about).build()
+        };
         Lost {
             overloaded: counter(
-                "scrollback.overloaded",
+                "overloaded",
                 "Requests refused because too many were waiting",
             ),
             late: counter(
-                "scrollback.late",
+                "late",
                 "Requests refused because they had waited longer than their deadline",
             ),
         }
