@@ -124,8 +124,8 @@ fn compose_builds_one_image_once_and_asks_for_health_rarely() {
             .unwrap()
     };
     let limit = seconds(
-        &read("shared/service/src/function.rs"),
-        "const STOP_LIMIT: Duration = Duration::from_secs(",
+        &read("shared/service/src/stop.rs"),
+        "const KILL_AFTER: Duration = Duration::from_secs(",
     );
     assert!(
         seconds(&function, "stop_grace_period: ") > limit
