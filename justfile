@@ -31,8 +31,13 @@ dev:
 test *ARGS:
     #!/usr/bin/env bash
     set -euo pipefail
-    cargo build --workspace --bins --locked
-    if (($#)); then exec cargo test --workspace --locked "$@"; fi
+    if (($#)); then
+      cargo build --workspace --bins --locked
+      exec cargo test --workspace --locked "$@"
+    fi
+    # Binaries and tests together: built apart, the tests' own dependencies change features of sqlx, async-nats and
+    # others, and those and everything above them are compiled twice.
+    cargo build --workspace --bins --tests --locked
     # Tests mostly wait for servers, and cargo runs one test program after the other: here two run side by side.
     programs=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr | sed -n 's/^ *Executable.*(\(.*\))$/\1/p')
     one='out=$("$1" 2>&1); code=$?; printf "\n%s\n%s\n" "$1" "$out"; exit $code'
