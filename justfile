@@ -1,4 +1,5 @@
-# The verbs of this project. `just` lists them; on a fresh machine `./dev VERB` installs what they need first.
+# The verbs of this project. `just` lists them; on a fresh machine `./dev VERB` installs what they
+# need first.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 set positional-arguments
@@ -35,10 +36,11 @@ test *ARGS:
       cargo build --workspace --bins --locked
       exec cargo test --workspace --locked "$@"
     fi
-    # Binaries and tests together: built apart, the tests' own dependencies change features of sqlx, async-nats and
-    # others, and those and everything above them are compiled twice.
+    # Binaries and tests together: built apart, the tests' own dependencies change features of sqlx,
+    # async-nats and others, and those and everything above them are compiled twice.
     cargo build --workspace --bins --tests --locked
-    # Tests mostly wait for servers, and cargo runs one test program after the other: here two run side by side.
+    # Tests mostly wait for servers, and cargo runs one test program after the other: here two run
+    # side by side.
     programs=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr | sed -n 's/^ *Executable.*(\(.*\))$/\1/p')
     one='out=$("$1" 2>&1); code=$?; printf "\n%s\n%s\n" "$1" "$out"; exit $code'
     export SCROLLBACK_SKIP_BUILD=1
@@ -58,7 +60,7 @@ lint: check
 # What has to pass before a change lands
 ci: check test
 
-# Measured on this machine: footprint, ingest, history, send, direct, expiry, or those named; --quick for a short look
+# Measured here: footprint, ingest, history, send, direct, expiry, or those named; --quick is short
 bench *ARGS:
     cargo bench --locked --package bench -- "$@"
 
