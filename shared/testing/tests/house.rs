@@ -289,3 +289,14 @@ fn the_first_page_of_the_contract_says_how_to_hear_a_reply() {
     // The permissions match the lines.
     assert!(read("nats/accounts.conf").contains("subscribe: [\"_INBOX.publisher.>\""));
 }
+
+#[test]
+fn one_version_of_rust() {
+    let manifest = read("Cargo.toml");
+    let (_, rest) = manifest.split_once("\nrust-version = \"").unwrap();
+    let version = rest.split('"').next().unwrap();
+    let channel = format!("channel = \"{version}.0\"");
+    assert!(read("rust-toolchain.toml").contains(&channel), "{channel}");
+    let image = format!("FROM rust:{version}-");
+    assert!(read("Dockerfile").contains(&image), "{image}");
+}
