@@ -116,8 +116,8 @@ pub async fn connect(
                 }
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                     return Err(Fatal::new(
-                        "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) against the \
-                         server's configuration",
+                        "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) \
+                         against the server's configuration",
                     ));
                 }
                 kind => {

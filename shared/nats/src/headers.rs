@@ -1,17 +1,17 @@
-//! Headers read by hand, for messages that came through the JSON API: the client library would tear
-//! down its connection over some of them.
+//! Parsing header blocks, for messages that did not come through async-nats: the client would close
+//! its connection over some of them.
 
 use std::str::FromStr;
 
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// Headers that the client library cannot read: delivered as they are, they end its connection.
+/// Headers that async-nats cannot parse: when the server delivers them, its connection breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed headers")]
 pub struct MalformedHeaders;
 
-/// Reads a header block, `NATS/1.0\r\nName: value\r\n\r\n`; refuses exactly what the library's own
-/// parser (async-nats 0.51) would error or panic on.
+/// Parses a header block, `NATS/1.0\r\nName: value\r\n\r\n`. Refuses exactly what the parser of
+/// async-nats 0.51 fails or panics on.
 ///
 /// # Errors
 /// [`MalformedHeaders`].
@@ -47,7 +47,7 @@ pub fn parse_headers(block: &[u8]) -> Result<HeaderMap, MalformedHeaders> {
     Ok(headers)
 }
 
-/// The block of headers that were read, as it goes over the wire; empty without headers.
+/// The header block of parsed headers, as sent over the wire; empty without headers.
 pub fn header_block(headers: Option<&HeaderMap>) -> Vec<u8> {
     let Some(headers) = headers.filter(|headers| !headers.is_empty()) else {
         return Vec::new();
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_headers_are_read() {
+    fn well_formed_headers_are_parsed() {
         let headers = parse_headers(b"NATS/1.0\r\nNats-Msg-Id: a\r\nX:  b \r\n\r\n").unwrap();
         assert_eq!(
             headers.get("Nats-Msg-Id").map(HeaderValue::as_str),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_a_connection_is_refused() {
+    fn headers_that_would_break_a_connection_are_refused() {
         for block in [
             &b"NATS/1.0\r\nA: b\rc\r\n\r\n"[..],
             b"NATS/1.0\r\nA: \xff\r\n\r\n",

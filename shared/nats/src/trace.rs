@@ -42,12 +42,13 @@ pub fn remote_parent(span: &Span, headers: Option<&HeaderMap>) {
     if !span.is_disabled()
         && let Some(context) = remote_context(headers)
     {
-        // Fails only where no exporter is set up, and then nobody misses it.
+        // Fails only where no exporter is set up, and then there is no trace to continue.
         let _ = span.set_parent(context);
     }
 }
 
-/// Links `span` to the sampled span whose `traceparent` the headers carry; says whether there was one.
+/// Links `span` to the sampled span whose `traceparent` the headers carry. Returns whether there
+/// was one.
 pub fn link(span: &Span, headers: Option<&HeaderMap>) -> bool {
     let Some(context) = remote_context(headers) else {
         return false;
@@ -60,7 +61,7 @@ pub fn link(span: &Span, headers: Option<&HeaderMap>) -> bool {
     sampled
 }
 
-/// The `traceparent` the headers carry, where it is a sampled one: for whoever goes on with the trace later.
+/// The `traceparent` in the headers if its span was sampled, for continuing the trace later.
 pub fn sampled_traceparent(headers: Option<&HeaderMap>) -> Option<String> {
     let sampled = remote_context(headers)?.span().span_context().is_sampled();
     sampled

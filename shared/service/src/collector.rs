@@ -1,7 +1,8 @@
-//! Exporters that say once when the collector cannot be reached, and once when it is back.
+//! Exporters that log once when the collector is away, and once when it is back.
 //!
-//! The SDK logs every batch that failed. Its log events are silenced (see `telemetry.rs`), because a filter
-//! must be pure and so cannot count; what an operator needs to know is said here, where each outcome passes.
+//! The SDK logs every failed batch. Those events are left out of the log (see `telemetry.rs`),
+//! because a filter must be pure and so cannot count. What an operator needs to know is logged
+//! here, where every outcome passes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
-/// What is exported.
+/// What an exporter exports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
     Traces,
@@ -32,7 +33,7 @@ impl Signal {
     }
 }
 
-/// Whether the collector takes what we send, shared by the exporters of one process.
+/// Whether the collector accepts what we send, shared by the exporters of one process.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Collector(Arc<Mutex<[State; 3]>>);
 
@@ -41,8 +42,8 @@ struct State {
     failing: bool,
     /// Its failure was logged, so its recovery will be.
     logged: bool,
-    /// It was taken since the last line about a failure: another failure is news.
-    taken: bool,
+    /// It was accepted since the last line about a failure, so another failure is news.
+    accepted: bool,
 }
 
 /// A change that is worth a line.
@@ -53,7 +54,7 @@ enum News {
 }
 
 impl Collector {
-    /// Whether any signal failed the last time it was sent.
+    /// Whether the last export of any signal failed.
     pub(crate) fn is_away(&self) -> bool {
         self.0
             .lock()
@@ -63,7 +64,7 @@ impl Collector {
     }
 
     fn observe(&self, signal: Signal, outcome: &OTelSdkResult) {
-        // After a shutdown nothing is sent; that says nothing about the collector.
+        // After a shutdown nothing is sent, so this is not about the collector.
         if matches!(outcome, Err(OTelSdkError::AlreadyShutdown)) {
             return;
         }
@@ -72,8 +73,8 @@ impl Collector {
             (Some(News::Away), Err(error)) => tracing::warn!(
                 signal = signal_name,
                 %error,
-                "the OpenTelemetry collector is away: what cannot be sent is dropped, chat goes on; \
-                 check OTEL_EXPORTER_OTLP_ENDPOINT if this stays"
+                "the OpenTelemetry collector is away: what cannot be sent is dropped, and requests \
+                 are served as before; check OTEL_EXPORTER_OTLP_ENDPOINT if this stays"
             ),
             (Some(News::Back), _) => {
                 tracing::info!(signal = signal_name, "the OpenTelemetry collector is back");
@@ -82,38 +83,40 @@ impl Collector {
         }
     }
 
-    /// One collector that is away fails all three signals and is one line. A collector that takes traces
-    /// and refuses metrics (Jaeger does) is one line as well, and not one each time a trace gets through.
-    fn change(&self, signal: Signal, taken: bool) -> Option<News> {
+    /// When the collector is away, all three signals fail, and that is one line. When it accepts
+    /// traces and refuses metrics, as Jaeger does, that is one line as well, and not one for each
+    /// accepted trace.
+    fn change(&self, signal: Signal, accepted: bool) -> Option<News> {
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let others_fail = states.iter().any(|state| state.failing);
         let state = &mut states[signal as usize];
-        if taken {
-            state.taken = true;
+        if accepted {
+            state.accepted = true;
             let recovered = std::mem::replace(&mut state.failing, false);
-            // The line may have named another signal, which has nothing to send for hours: this one failed with it.
-            let named = state.logged || recovered && states.iter().any(|state| state.logged);
-            if !named {
+            // The line may have named another signal, which has nothing to send for hours. This one
+            // failed at the same time, so its recovery counts.
+            let logged = state.logged || recovered && states.iter().any(|state| state.logged);
+            if !logged {
                 return None;
             }
-            // Whichever fails from here on is news.
+            // The next failure of any signal is news.
             for state in states.iter_mut() {
                 (state.failing, state.logged) = (false, false);
             }
             return Some(News::Back);
         }
-        if std::mem::replace(&mut state.failing, true) || (others_fail && !state.taken) {
+        if std::mem::replace(&mut state.failing, true) || (others_fail && !state.accepted) {
             return None;
         }
         state.logged = true;
         for state in states.iter_mut() {
-            state.taken = false;
+            state.accepted = false;
         }
         Some(News::Away)
     }
 }
 
-/// An exporter whose outcomes are observed.
+/// An exporter whose outcomes the [`Collector`] observes.
 #[derive(Debug)]
 pub(crate) struct Observed<E> {
     exporter: E,
@@ -206,7 +209,7 @@ mod tests {
             assert_eq!(collector.change(signal, false), None);
         }
         assert!(collector.is_away());
-        // A quiet function has no log records to send, and is back all the same.
+        // A quiet function has no log records to send; any signal shows that the collector is back.
         assert_eq!(collector.change(Signal::Traces, true), Some(News::Back));
         assert_eq!(collector.change(Signal::Logs, true), None);
         assert_eq!(collector.change(Signal::Metrics, true), None);
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_the_collector_never_takes_hides_no_outage() {
+    fn a_signal_the_collector_never_accepts_hides_no_outage() {
         let collector = Collector::default();
         assert_eq!(collector.change(Signal::Metrics, false), Some(News::Away));
         for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! What a handler may touch.
+//! The context of handlers and jobs.
 
 use std::fmt;
 use std::ops::Deref;
@@ -16,13 +16,13 @@ use crate::function::Identity;
 use base::error::Fatal;
 use nats::connection::Connection;
 
-/// Tells the time; a test sets it.
+/// The current time; a test sets it.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// Asks a server that the function depends on whether it answers; an error says what does not.
+/// Checks that a server the function depends on answers; the error says which one does not.
 pub(crate) type HealthCheck = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// What a handler may touch; `S` is the function's own.
+/// What handlers and jobs may use. Dereferences to `S`, the function's state.
 pub struct Ctx<S = ()> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) state: Arc<S>,
@@ -37,10 +37,10 @@ pub(crate) struct Shared {
     pub nats: Connection,
     pub clock: Clock,
     pub health_checks: Mutex<Vec<HealthCheck>>,
-    /// What is to be closed when everything else is done.
+    /// Run when all requests and all work are done.
     pub closing: Mutex<Vec<BoxFuture<'static, ()>>>,
     pub stop: CancellationToken,
-    /// Where tasks that the function cannot do without report their panics.
+    /// Essential tasks report their panics here.
     pub failed: mpsc::UnboundedSender<Fatal>,
 }
 
@@ -71,7 +71,7 @@ impl<S> Deref for Ctx<S> {
 }
 
 impl<S> Ctx<S> {
-    /// The same with another state: for the parts of a function that are made during its setup.
+    /// The same context with another state, for parts of a function that its setup creates.
     pub fn with_state<T>(&self, state: T) -> Ctx<T> {
         Ctx {
             shared: self.shared.clone(),
@@ -79,12 +79,12 @@ impl<S> Ctx<S> {
         }
     }
 
-    /// Who we are.
+    /// The function's identity.
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
 
-    /// What every function is configured with.
+    /// The settings that every function has.
     pub fn settings(&self) -> &Settings {
         &self.shared.settings
     }
@@ -110,17 +110,19 @@ impl<S> Ctx<S> {
         }
     }
 
-    /// The connection the service API uses; not for receiving messages of the log.
+    /// The connection that replies go out on. Do not receive messages on it whose headers strangers
+    /// wrote: malformed headers break it.
     pub fn nats(&self) -> &Connection {
         &self.shared.nats
     }
 
-    /// Tells the time.
+    /// The clock.
     pub fn clock(&self) -> Clock {
         self.shared.clock.clone()
     }
 
-    /// From now on the function counts as healthy only while `check` succeeds; its error says what does not answer.
+    /// From now on the function is healthy only while `check` succeeds. Its error says which server
+    /// does not answer.
     pub fn add_health_check<F>(&self, check: impl Fn() -> F + Send + Sync + 'static)
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
@@ -142,13 +144,14 @@ impl<S> Ctx<S> {
             .push(close.boxed());
     }
 
-    /// Cancelled when the process is told to stop.
+    /// Cancelled when the function stops.
     pub fn stop(&self) -> &CancellationToken {
         &self.shared.stop
     }
 
-    /// Spawns a task that the function cannot do without: its panic ends the process, with `what` in the line, so that a
-    /// fresh start can go on. Without that, the process would look well and no longer do its work.
+    /// Spawns a task that the function needs. Its panic ends the process, so that it is started
+    /// again; otherwise the process would look healthy and no longer do its work. `what` completes
+    /// the error: "the task that … panicked".
     pub fn spawn_essential(
         &self,
         what: &'static str,
@@ -158,7 +161,7 @@ impl<S> Ctx<S> {
         tokio::spawn(async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 let _ = failed.send(Fatal::new(format!(
-                    "the task that {what} panicked; leaving so that a fresh start can"
+                    "the task that {what} panicked; leaving so that a fresh start can run it"
                 )));
             }
         });

@@ -201,7 +201,8 @@ impl<S: Send + Sync + 'static> Function<S> {
     /// Starts the function inside this process; a test stops it with [`Running::stop`].
     ///
     /// # Errors
-    /// Whatever would end a process at its start: wrong configuration, a refused user, failed setup.
+    /// Whatever would end a process at its start: wrong configuration, a refused user, a failed
+    /// setup.
     pub async fn start(self, vars: Vars) -> Result<Running, Fatal> {
         self.into_plan().start(vars).await
     }

@@ -1,5 +1,4 @@
-//! A framework for functions behind the NATS service API: configuration, connection, endpoints, work,
-//! telemetry, health, shutdown. `README.md` beside this crate walks one request through it.
+#![doc = include_str!("../README.md")]
 
 extern crate self as service;
 
@@ -33,8 +32,3 @@ macro_rules! this {
         }
     };
 }
-
-/// The example of the README compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

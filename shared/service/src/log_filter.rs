@@ -1,14 +1,16 @@
-//! `RUST_LOG`, with a word about what is wrong with it: a log that stays silent because of a typo is found out at night.
+//! `RUST_LOG`, with a warning about typos: a log that is silent because of one is noticed when it
+//! is needed most.
 
 use tracing_subscriber::filter::{Directive, EnvFilter};
 
 use crate::config::distance;
 
-/// What libraries say at `info` is not about chat.
+/// Libraries log at `info` what operators of a function do not need.
 pub(crate) const DEFAULT_FILTER: &str = "info,async_nats=warn,sqlx=warn";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// The filter that `RUST_LOG` asks for. What cannot be meant is named on standard error, and the rest holds.
+/// The filter in `RUST_LOG`. Directives that cannot be meant are reported on standard error and
+/// left out.
 pub(crate) fn log_filter() -> EnvFilter {
     let value = std::env::var("RUST_LOG").unwrap_or_default();
     let (filter, complaints) = read(&value);
@@ -46,12 +48,14 @@ fn read(value: &str) -> (EnvFilter, Vec<String>) {
     let named = wrong.join(", ");
     let levels = LEVELS.join(", ");
     let line = format!(
-        "configuration: RUST_LOG: {named}: neither LEVEL nor TARGET=LEVEL ({levels}); going on with {rest}"
+        "configuration: RUST_LOG: {named}: neither LEVEL nor TARGET=LEVEL ({levels}); \
+         going on with {rest}"
     );
     (EnvFilter::new(rest), vec![line])
 }
 
-/// A word alone that is no level is a target's name for the filter, and silences everything else: `inof`.
+/// The filter takes a single word that is not a level for the name of a target, and silences
+/// everything else: `inof`.
 fn is_misspelt_level(directive: &str) -> bool {
     let word = directive.to_lowercase();
     word.bytes().all(|byte| byte.is_ascii_alphabetic())

@@ -1,4 +1,4 @@
-//! What endpoints and workers count, for STATS and for metrics.
+//! Counts what endpoints, jobs and other work do, for STATS and for metrics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::telemetry::Instruments;
 use base::discovery::{EndpointInfo, EndpointStats};
 
-/// Counts what an endpoint or a worker did, for STATS and for metrics.
+/// Counts what an endpoint or a job did, for STATS and for metrics.
 #[derive(Debug, Clone)]
 pub struct Meter(Arc<Counters>);
 
@@ -36,7 +36,7 @@ impl Meter {
         }))
     }
 
-    /// `requests` were handled, in `took` altogether.
+    /// `requests` were handled; all of them together took `took`.
     pub fn handled(&self, requests: u64, took: Duration) {
         self.0.requests.fetch_add(requests, Ordering::Relaxed);
         self.0.nanos.fetch_add(
@@ -46,7 +46,7 @@ impl Meter {
         self.0.instruments.handled(self.0.endpoint, requests, took);
     }
 
-    /// One of them was refused. `what` is shown to operators: `code:reason`.
+    /// One request was refused. `what` is shown to operators: `code:reason`.
     pub fn refused(&self, what: String) {
         self.0.errors.fetch_add(1, Ordering::Relaxed);
         self.0.instruments.refused(self.0.endpoint);
@@ -57,7 +57,7 @@ impl Meter {
             .unwrap_or_else(PoisonError::into_inner) = what;
     }
 
-    /// Adds to a counter of the function's own, shown under `data` in STATS.
+    /// Adds to a counter with this name, which STATS shows under `data`.
     pub fn count(&self, name: &str, more: u64) {
         if more > 0 {
             let mut data = self.0.data.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,7 +65,7 @@ impl Meter {
         }
     }
 
-    /// What something is now, shown under `data` in STATS and exported as the gauge `scrollback.{name}`.
+    /// Sets a gauge, which STATS shows under `data` and metrics export as `{project}.{name}`.
     pub fn gauge(&self, name: &'static str, value: u64) {
         self.0
             .data
@@ -80,10 +80,8 @@ impl Meter {
     }
 
     pub(crate) fn stats(&self, endpoint: &EndpointInfo) -> EndpointStats {
-        let (requests, nanos) = (
-            self.0.requests.load(Ordering::Relaxed),
-            self.0.nanos.load(Ordering::Relaxed),
-        );
+        let requests = self.0.requests.load(Ordering::Relaxed);
+        let nanos = self.0.nanos.load(Ordering::Relaxed);
         EndpointStats {
             name: endpoint.name.clone(),
             subject: endpoint.subject.clone(),

@@ -1,4 +1,4 @@
-//! What a handler gets and what it gives.
+//! What a handler receives and returns.
 
 use std::marker::PhantomData;
 
@@ -7,19 +7,19 @@ use serde::Serialize;
 
 use base::error::Error;
 
-/// A request, parsed.
+/// A parsed request.
 #[derive(Debug)]
 pub struct Request<Q> {
-    /// What is asked.
+    /// The request, parsed from its subject and its payload.
     pub body: Q,
 }
 
-/// A reply to an endpoint that gives `R`.
+/// A reply of an endpoint whose replies are `R`.
 #[derive(Debug)]
 pub struct Reply<R> {
     pub(crate) body: Bytes,
     pub(crate) headers: Vec<(&'static str, String)>,
-    gives: PhantomData<fn() -> R>,
+    reply: PhantomData<fn() -> R>,
 }
 
 impl<R> Clone for Reply<R> {
@@ -27,18 +27,18 @@ impl<R> Clone for Reply<R> {
         Reply {
             body: self.body.clone(),
             headers: self.headers.clone(),
-            gives: PhantomData,
+            reply: PhantomData,
         }
     }
 }
 
 impl<R> Reply<R> {
-    /// A reply that was encoded elsewhere; `headers` hold nothing a user sent.
+    /// A reply that is encoded already. `headers` must hold nothing that a user sent.
     pub fn encoded(body: Bytes, headers: Vec<(&'static str, String)>) -> Reply<R> {
         Reply {
             body,
             headers,
-            gives: PhantomData,
+            reply: PhantomData,
         }
     }
 }

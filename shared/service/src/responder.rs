@@ -1,7 +1,7 @@
-//! The NATS service API (ADR-32), one responder for all functions.
+//! The NATS service API (ADR-32): answers requests and service discovery.
 //!
-//! Not async-nats' own: that one counts `respond()` calls, handles requests one after the other, leaves
-//! `metadata` out of STATS and loses requests when it stops.
+//! We do not use async-nats' own implementation, because it counts `respond()` calls, handles
+//! requests one after the other, leaves `metadata` out of STATS, and loses requests when it stops.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use crate::function::Identity;
 use crate::meter::Meter;
-use crate::requests::{Incoming, Waiting};
+use crate::requests::{RawRequest, RequestQueue};
 use base::discovery::{EndpointInfo, EndpointStats, Info, Ping, Stats};
 use base::error::{Code, Error};
 use base::header;
@@ -28,26 +28,26 @@ use nats::trace::remote_parent;
 /// How long a replica may take to answer itself.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
-/// What every endpoint of every function is subscribed with; the default of the service API.
+/// The queue group of every endpoint; the default of the service API.
 pub(crate) const QUEUE_GROUP: &str = "q";
 
 /// Body and headers of a reply, ready to send.
 type Encoded = (Bytes, Vec<(&'static str, String)>);
 
-/// Answers one request; gets its subject and its body.
+/// Answers one request, given its subject and its body.
 pub(crate) type Handler =
     Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Result<Encoded, Error>> + Send + Sync>;
 
-/// One line of INFO and STATS: an endpoint with a handler, or a worker without.
+/// One entry of INFO and STATS: an endpoint with a handler, or work without one.
 pub(crate) struct Registered {
     pub info: EndpointInfo,
     pub meter: Meter,
     pub handler: Option<Handler>,
-    /// The user who asks stands in the subject, behind this.
+    /// The prefix in the subject that the calling user's name follows, if it names one.
     pub user_after: Option<&'static str>,
 }
 
-/// Everything one replica answers.
+/// What one replica answers.
 pub(crate) struct Service {
     client: Client,
     pub identity: Identity,
@@ -55,7 +55,7 @@ pub(crate) struct Service {
     metadata: BTreeMap<String, String>,
     started: String,
     pub endpoints: Vec<Registered>,
-    waiting: OnceLock<Arc<Waiting>>,
+    queue: OnceLock<Arc<RequestQueue>>,
 }
 
 impl Service {
@@ -77,13 +77,13 @@ impl Service {
             metadata,
             started,
             endpoints,
-            waiting: OnceLock::new(),
+            queue: OnceLock::new(),
         })
     }
 
-    /// From now on STATS shows how many requests wait.
-    pub(crate) fn show_waiting(&self, waiting: Arc<Waiting>) {
-        let _ = self.waiting.set(waiting);
+    /// Lets STATS show how many requests wait in `queue`.
+    pub(crate) fn show_queue(&self, queue: Arc<RequestQueue>) {
+        let _ = self.queue.set(queue);
     }
 
     /// The subjects of service discovery, each with its verb.
@@ -91,39 +91,39 @@ impl Service {
         base::discovery::discovery_subjects(self.identity.name, &self.id)
     }
 
-    /// Asks itself, through the server: the answer shows that this replica's subscriptions are served, that its
-    /// requests are started, and that its replies go out.
+    /// Sends PING to this replica through the server. The reply shows that its subscriptions are
+    /// served, that its requests are started, and that its replies go out.
     ///
     /// # Errors
-    /// What happened instead of the answer.
+    /// Why there is no reply.
     pub(crate) async fn ping_self(&self) -> Result<(), String> {
         let subject = base::discovery::ping_subject(self.identity.name, &self.id);
         match tokio::time::timeout(PING_LIMIT, self.client.request(subject, Bytes::new())).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no answer".to_owned()),
+            Err(_) => Err("no reply".to_owned()),
         }
     }
 
     /// Answers one request, by `deadline`.
-    pub(crate) async fn answer(&self, incoming: Incoming, deadline: Instant) {
+    pub(crate) async fn answer(&self, request: RawRequest, deadline: Instant) {
         let Registered {
             info,
             meter,
             handler: Some(handler),
             ..
-        } = &self.endpoints[incoming.endpoint]
+        } = &self.endpoints[request.endpoint]
         else {
             return;
         };
         let begun = Instant::now();
-        let Incoming {
+        let RawRequest {
             subject,
             reply,
             headers,
             payload,
             ..
-        } = incoming;
+        } = request;
         let span = tracing::info_span!(
             "request",
             otel.name = format!("{} {}", self.identity.name, info.subject),
@@ -156,7 +156,7 @@ impl Service {
         if let Err(error) = &outcome {
             meter.refused(format!("{}:{}", error.code.number(), error.reason));
             span.record("error.type", error.code.number());
-            // The service's fault, not the caller's.
+            // Only errors of the service; one that the caller made is no error of the span.
             if matches!(error.code, Code::Internal | Code::Unavailable) {
                 span.record("otel.status_code", "ERROR");
             }
@@ -177,7 +177,7 @@ impl Service {
         if reply.0.len() + HEADER_ROOM > self.client.server_info().max_payload {
             return Err(Error::new(
                 Code::TooLarge,
-                "the answer is larger than the server's max_payload; ask for less",
+                "the reply is larger than the server's max_payload; ask for less",
             ));
         }
         Ok(reply)
@@ -194,7 +194,7 @@ impl Service {
         });
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            // `insert` panics on a line break; a sentence that holds one is not worth a process.
+            // `insert` panics on a line break. A header that holds one is left out instead.
             if let Ok(value) = value.parse::<HeaderValue>() {
                 map.insert(name, value);
             }
@@ -205,7 +205,7 @@ impl Service {
             self.client.publish_with_headers(reply_to, map, body).await
         };
         if let Err(error) = sent {
-            tracing::warn!(%error, "a reply could not be sent");
+            tracing::warn!(%error, "a reply was not sent; its caller will time out");
         }
     }
 
@@ -271,16 +271,16 @@ impl Service {
 
     fn endpoint_stats(&self, index: usize, endpoint: &Registered) -> EndpointStats {
         let mut stats = endpoint.meter.stats(&endpoint.info);
-        if let Some(waiting) = self.waiting.get().filter(|_| endpoint.handler.is_some()) {
-            stats
-                .data
-                .insert("waiting".to_owned(), waiting.of(index) as u64);
+        if let Some(queue) = self.queue.get().filter(|_| endpoint.handler.is_some()) {
+            let waiting = queue.waiting_for(index) as u64;
+            stats.data.insert("waiting".to_owned(), waiting);
         }
         stats
     }
 }
 
-/// What must be right before a handler sees a request: its subject, its headers, and where its answer goes.
+/// Checks what must be right before a handler sees a request: its subject, its headers, and where
+/// its reply goes.
 fn check(
     subject: Option<String>,
     headers: Option<&[u8]>,
@@ -299,11 +299,11 @@ fn check(
     Ok((subject, headers))
 }
 
-/// What a reply's headers may take of `max_payload`.
+/// The part of `max_payload` that is left for a reply's headers, in bytes.
 const HEADER_ROOM: usize = 1024;
 
-/// Reply subjects are not checked by the server: without this, a request with reply `chat.general` or
-/// `$JS.API.STREAM.DELETE.…` would make us publish there, with our rights.
+/// The server does not check reply subjects. Without this check, a request with the reply subject
+/// `orders.new` or `$JS.API.STREAM.DELETE.…` would make us publish there, with our permissions.
 pub(crate) fn may_reply_to(subject: &str) -> bool {
     [INBOX, SERVICE_REPLY].iter().any(|prefix| {
         subject

@@ -145,7 +145,7 @@ pub(crate) fn kill_when_late(name: &'static str) {
             std::process::exit(1);
         });
     if let Err(error) = watching {
-        tracing::warn!(%error, "no thread can be started that ends this process if it does not stop");
+        tracing::warn!(%error, "no thread watches over stopping: a process that hangs will stay");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Traces, metrics and logs over OTLP, by the standard `OTEL_*` variables; a plain log on standard error always.
+//! Traces, metrics and logs over OTLP, configured by the standard `OTEL_*` variables; and always a
+//! plain log on standard error.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -25,20 +26,21 @@ use crate::log_filter::log_filter;
 use crate::stop::{Deadline, Step};
 use base::error::Fatal;
 
-/// A batch links to each of its messages; the SDK's default is 128.
+/// The span of a batch links to each of its messages; the SDK's default is 128 links.
 const MAX_LINKS: u32 = 1_024;
 /// How long the last export may take if the one before failed: one attempt, in case the collector
 /// is back.
 const EXPORT_AWAY: Duration = Duration::from_millis(200);
-/// Buckets of `scrollback.duration`, in seconds. The SDK's own are for milliseconds, and would put everything
-/// below five seconds into one. These are the semantic conventions', with finer ones for a page from memory.
+/// Buckets of `{project}.duration`, in seconds. The SDK's default buckets are made for milliseconds
+/// and would put everything below five seconds into one. These are those of the semantic
+/// conventions, and finer ones below 5 ms for replies from memory.
 const DURATIONS: [f64; 17] = [
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
     7.5, 10.0,
 ];
 const INSTANCE_ID: Key = Key::from_static_str("service.instance.id");
 
-/// What has to be flushed before the process leaves.
+/// What has to be exported before the process ends.
 #[derive(Debug, Default)]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
@@ -48,11 +50,12 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Sets up the process-wide log and, under the name of this process' `instance`, for each signal the environment asks for, an exporter. Call it
-    /// inside the tokio runtime, once.
+    /// Sets up the log of the process, and an exporter for each signal that the environment asks
+    /// for; `instance` identifies this process in what they export. Call it once, inside the tokio
+    /// runtime.
     ///
     /// # Errors
-    /// An `OTEL_*` variable that cannot be honoured.
+    /// An `OTEL_*` variable is wrong.
     pub fn start(identity: &Identity, instance: &str) -> Result<Telemetry, Fatal> {
         let resource = resource(identity, instance);
         let mut telemetry = Telemetry::default();
@@ -93,20 +96,19 @@ impl Telemetry {
             .with_writer(std::io::stderr)
             .with_ansi(false)
             .with_filter(log_filter())
-            // Spans are for traces. Here each would be written out for every request, in case a line is logged within it.
+            // Spans are for traces. In the plain log they would cost time for every request.
             .with_filter(filter_fn(|metadata| metadata.is_event()))
-            .with_filter(filter_fn(not_an_exporters));
+            .with_filter(filter_fn(is_not_an_exporters));
         let spans = telemetry.traces.as_ref().map(|provider| {
             tracing_opentelemetry::layer()
                 .with_tracer(provider.tracer(identity.project))
                 .with_location(false)
                 .with_threads(false)
-                .with_filter(filter_fn(ours))
+                .with_filter(filter_fn(is_ours))
         });
-        let records = telemetry
-            .logs
-            .as_ref()
-            .map(|provider| OpenTelemetryTracingBridge::new(provider).with_filter(filter_fn(ours)));
+        let records = telemetry.logs.as_ref().map(|provider| {
+            OpenTelemetryTracingBridge::new(provider).with_filter(filter_fn(is_ours))
+        });
         tracing_subscriber::registry()
             .with(plain)
             .with(spans)
@@ -159,19 +161,20 @@ impl Telemetry {
     }
 }
 
-/// A name for one run of one process, as the service API and OpenTelemetry want it: 32 random hexadecimal digits.
+/// A new id for this process, for the service API and for OpenTelemetry: 32 random hexadecimal
+/// digits.
 pub fn new_instance_id() -> String {
     RandomIdGenerator::default().new_trace_id().to_string()
 }
 
-/// Who is sending. Two replicas share every attribute but the instance, and without it their counters would be
-/// one series that jumps back and forth.
+/// What the exported data is about. Two replicas differ in nothing but the instance; without it,
+/// their counters would be one series that jumps back and forth.
 fn resource(identity: &Identity, instance: &str) -> Resource {
-    let given = Resource::builder().build();
+    let configured = Resource::builder().build();
     let mut resource = Resource::builder()
         .with_service_name(service_name(identity))
         .with_attribute(KeyValue::new("service.version", identity.version));
-    if given.get(&INSTANCE_ID).is_none() {
+    if configured.get(&INSTANCE_ID).is_none() {
         resource = resource.with_attribute(KeyValue::new(INSTANCE_ID, instance.to_owned()));
     }
     resource.build()
@@ -185,8 +188,8 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether the environment asks for this signal. The SDK honours neither `OTEL_SDK_DISABLED` nor
-/// `OTEL_*_EXPORTER`, and would export to localhost when nothing is set at all.
+/// Whether the environment asks for this signal. The SDK itself ignores `OTEL_SDK_DISABLED` and
+/// `OTEL_*_EXPORTER`, and would export to localhost when nothing is set.
 fn exports(signal: &str) -> bool {
     if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return false;
@@ -200,8 +203,9 @@ fn exports(signal: &str) -> bool {
     }
 }
 
-/// Spans and records of this project; those of the exporters would feed on themselves.
-fn ours(metadata: &Metadata<'_>) -> bool {
+/// Spans and log records of functions, not those of the exporters: exporting these would cause new
+/// ones.
+fn is_ours(metadata: &Metadata<'_>) -> bool {
     const FOREIGN: [&str; 7] = [
         "opentelemetry",
         "h2",
@@ -217,9 +221,9 @@ fn ours(metadata: &Metadata<'_>) -> bool {
             .any(|name| metadata.target().starts_with(name))
 }
 
-/// Not what the exporters say of each batch that failed: [`Collector`] says once that the collector is away. That a queue
-/// is full, which the SDK says once, is worth a line.
-fn not_an_exporters(metadata: &Metadata<'_>) -> bool {
+/// Leaves out the exporters' event for each failed batch, because [`Collector`] logs once that the
+/// collector is away. The SDK's event for a full queue stays; it comes once.
+fn is_not_an_exporters(metadata: &Metadata<'_>) -> bool {
     !metadata.target().starts_with("opentelemetry") || metadata.name().ends_with("DroppingStarted")
 }
 
@@ -244,7 +248,7 @@ impl Instruments {
                 .build(),
             refused: meter
                 .u64_counter(format!("{project}.refused"))
-                .with_description("Requests refused or messages set aside")
+                .with_description("Requests refused or messages rejected")
                 .build(),
             duration: meter
                 .f64_histogram(format!("{project}.duration"))

@@ -80,6 +80,38 @@ async fn a_second_signal_ends_a_function_at_once() {
 }
 
 #[tokio::test]
+async fn the_steps_of_stopping_share_one_deadline_whatever_hangs() {
+    let world = World::with_own_postgres().await;
+    // A collector that accepts connections and never replies.
+    let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", collector.local_addr().unwrap());
+    let vars = [
+        ("REQUEST_DEADLINE_MS", "60000"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+    ];
+    let function = world.spawn_with("track-receipts", &vars).await;
+    let mut client = RawClient::connect(world.nats(), "publisher").await;
+    let unread = "chat.unread.alice";
+    client.request(unread, None, b"").await.unwrap();
+    // The request hangs as long as PostgreSQL does, and so does closing the connection to it.
+    world.postgres().pause().await;
+    let inbox = client.inbox();
+    client.publish_raw(unread, Some(&inbox), None, b"").await;
+    client.flush().await.unwrap();
+    let operator = world.client("operator").await;
+    let subject = format!("$SRV.PING.track-receipts.{}", function.instance().unwrap());
+    operator.request(subject, "".into()).await.unwrap();
+    let begun = Instant::now();
+    function.signal("TERM");
+    let status = function.exited(SOON).await;
+    let log = function.stderr();
+    println!("ended after {:?}", begun.elapsed());
+    assert!(status.success(), "it was not ended from outside:\n{log}");
+    assert!(log.contains("still under way"), "{log}");
+    assert!(begun.elapsed() < STOP_LIMIT, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_typo_in_rust_log_is_named_at_start() {
     let world = World::start().await;
     let function = world

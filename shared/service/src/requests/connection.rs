@@ -1,4 +1,5 @@
-//! A connection that only receives: it subscribes, hands on what comes, notices its own death, and comes back.
+//! A connection that only receives: it subscribes, delivers messages, notices when the server is
+//! gone, and reconnects.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::handshake::{self, Connected, Credentials, Refusal};
+use super::handshake::{self, ConnectError, Connected, Credentials};
 use super::protocol::{Delivery, Frame};
 use base::backoff::Backoff;
 use base::error::Fatal;
@@ -17,27 +18,27 @@ use base::log_once::LogOnce;
 use nats::connection::PermissionViolations;
 use nats::settings::NatsSettings;
 
-/// How often the server is asked whether it is there. One that hangs in silence is noticed after two to three of
-/// these; one that hangs up, at once.
+/// How often we send PING. A server that hangs is noticed after two to three of these; one that
+/// closes the connection, at once.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// How many intervals may pass without a byte from the server while a PING waits for its answer.
+/// How many intervals may pass without a byte from the server while a PING is unanswered.
 const MAX_SILENT_INTERVALS: u32 = 2;
-/// How long a few bytes may take to leave; longer, and the server does not read any more.
+/// How long writing a few bytes may take. If it takes longer, the server no longer reads.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
-/// Between attempts to connect: this first, then twice as much each time.
+/// Between attempts to connect: first this, then twice as long each time, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// What is read at once.
+/// The most bytes that one read takes.
 const READ_BYTES: usize = 64 * 1024;
 
-/// What to subscribe to.
+/// A subscription to make.
 pub(crate) struct Subscription {
     pub subject: String,
     pub queue: Option<&'static str>,
 }
 
-/// Takes what came on the subscription of this index, and when its bytes came. Called on the connection's task: it
-/// must not block.
+/// Takes the index of a subscription, a message of it, and when its bytes were read. Called on the
+/// connection's task, so it must not block.
 pub(super) type Deliver = Box<dyn FnMut(usize, Delivery, Instant) + Send>;
 
 /// The connection's task, and what this user lacked permission for.
@@ -48,11 +49,12 @@ pub(super) struct Receiving {
     pub violations: PermissionViolations,
 }
 
-/// Connects, waiting while the servers are away, and subscribes. Returns when the server has every subscription.
-/// When `stop` is cancelled it unsubscribes, and everything the server had sent by then is still delivered.
+/// Connects, waiting while the servers are away, and subscribes. Returns when the server has every
+/// subscription. When `stop` is cancelled it unsubscribes, and everything that the server has sent
+/// by then is still delivered.
 ///
 /// # Errors
-/// The configuration is wrong, the server does not know this user, or `stop` came first.
+/// The configuration is wrong, the server rejects this user, or `stop` was cancelled first.
 pub(super) async fn start(
     settings: &NatsSettings,
     name: &str,
@@ -83,7 +85,7 @@ pub(super) async fn start(
     Ok(Receiving { task, violations })
 }
 
-/// Where to connect: the servers that were named, and those of their cluster that they named themselves.
+/// Where to connect: the configured servers, and the members of their cluster that they announce.
 struct Servers {
     configured: Vec<ServerAddr>,
     discovered: Vec<ServerAddr>,
@@ -91,18 +93,19 @@ struct Servers {
 }
 
 impl Servers {
-    /// The next in turn, and the name its certificate must have: members of a cluster are told by their addresses.
+    /// The next server in turn, and the name that its certificate must have. Announced members are
+    /// known by address only, so they must have the name of the first configured server.
     fn next(&mut self) -> (ServerAddr, String) {
         let all: Vec<&ServerAddr> = self.configured.iter().chain(&self.discovered).collect();
         let at = self.next % all.len();
         let address = all[at].clone();
         self.next = (at + 1) % all.len();
-        let named = if at < self.configured.len() {
+        let certified = if at < self.configured.len() {
             &address
         } else {
             &self.configured[0]
         };
-        let name = named.host().to_owned();
+        let name = certified.host().to_owned();
         (address, name)
     }
 
@@ -116,7 +119,7 @@ impl Servers {
         } else {
             "nats"
         };
-        let read = urls
+        let parsed = urls
             .iter()
             .filter_map(|url| format!("{scheme}://{url}").parse::<ServerAddr>().ok());
         let known = |address: &ServerAddr| {
@@ -124,13 +127,13 @@ impl Servers {
                 .iter()
                 .any(|named| (named.host(), named.port()) == (address.host(), address.port()))
         };
-        self.discovered = read.filter(|address| !known(address)).collect();
+        self.discovered = parsed.filter(|address| !known(address)).collect();
     }
 }
 
 /// Why a connection ended.
 enum Ended {
-    /// We unsubscribed, and everything that had been sent by then was delivered.
+    /// We unsubscribed, and everything that the server had sent by then was delivered.
     Drained,
     Lost(String),
 }
@@ -145,11 +148,12 @@ struct Receiver {
     subscribed: Option<oneshot::Sender<()>>,
 }
 
-/// What is known of one connection while it lives.
+/// The state of one connection.
 #[derive(Default)]
 struct Session {
     /// PINGs without their PONG; the server answers them in order.
     unanswered: u32,
+    /// Whether a byte arrived since the last tick.
     heard: bool,
     silent_intervals: u32,
     draining: bool,
@@ -163,25 +167,27 @@ impl Receiver {
                 Ended::Lost(why) if self.stop.is_cancelled() => {
                     tracing::warn!(
                         why,
-                        "the connection for requests broke while it was drained"
+                        "the connection for requests broke while it was drained; \
+                         requests that were on their way get no answer"
                     );
                     return;
                 }
                 Ended::Lost(why) => {
-                    tracing::warn!(why, "the connection for requests broke; connecting again")
+                    tracing::warn!(why, "the connection for requests broke; reconnecting")
                 }
             }
             match self.connect(false).await {
                 Ok(Some(again)) => connected = again,
-                // Stopped meanwhile: nothing can be on its way to a connection that is not there.
+                // Stopped meanwhile. Nothing is on its way to a connection that does not exist.
                 Ok(None) | Err(_) => return,
             }
             tracing::info!("requests are received again");
         }
     }
 
-    /// Tries every server in turn until one takes us; `None` when told to stop. `first`: a server that does not
-    /// know us is a fault of the configuration, later it may be one that is just being configured.
+    /// Tries every server in turn until one accepts us; `None` when stopped meanwhile. `first`: at
+    /// the start a server that rejects this user means that the configuration is wrong; later it
+    /// may be in the middle of a change.
     async fn connect(&mut self, first: bool) -> Result<Option<Connected>, Fatal> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut log = LogOnce::default();
@@ -197,14 +203,14 @@ impl Receiver {
                         self.servers.discover(&connected.info.connect_urls);
                         return Ok(Some(connected));
                     }
-                    Err(Refusal::Unauthorized(_)) if first => {
+                    Err(ConnectError::Unauthorized(_)) if first => {
                         return Err(Fatal::new(
-                            "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) against \
-                             the server's configuration",
+                            "NATS refused this user: check NATS_USER and NATS_PASS (or NATS_CREDS) \
+                             against the server's configuration",
                         ));
                     }
-                    Err(refusal) => {
-                        let text = refusal.to_string();
+                    Err(error) => {
+                        let text = error.to_string();
                         if log.is_news(&text) {
                             let server = format!("{}:{}", address.host(), address.port());
                             tracing::warn!(
@@ -250,26 +256,28 @@ impl Receiver {
                 return ended;
             }
             connected.decoder.buffer.reserve(READ_BYTES);
-            // In this order: a flood does not hold up a stop, and what lies in the socket counts as a sign of life
-            // also after we were not running for a while.
+            // In this order: a flood does not delay a stop, and bytes in the socket count as a sign
+            // of life, also when this process was suspended for a while.
             outcome = tokio::select! {
                 biased;
-                () = stop.cancelled(), if !session.draining => self.unsubscribe(connected, &mut session).await,
+                () = stop.cancelled(), if !session.draining => {
+                    self.unsubscribe(connected, &mut session).await
+                }
                 read = connected.stream.read_buf(&mut connected.decoder.buffer) => {
                     let arrived = Instant::now();
                     session.heard = true;
                     match read {
-                        Ok(0) => Err(Ended::Lost("the server hung up".to_owned())),
+                        Ok(0) => Err(Ended::Lost("the server closed the connection".to_owned())),
                         Ok(_) => self.frames(connected, &mut session, arrived).await,
                         Err(error) => Err(Ended::Lost(error.to_string())),
                     }
                 }
-                _ = ticks.tick() => look_alive(connected, &mut session).await,
+                _ = ticks.tick() => check_alive(connected, &mut session).await,
             };
         }
     }
 
-    /// Everything the bytes read so far hold.
+    /// Handles every complete frame in the bytes read so far.
     async fn frames(
         &mut self,
         connected: &mut Connected,
@@ -303,7 +311,7 @@ impl Receiver {
                     }
                 }
                 Frame::Info(json) => {
-                    if let Ok(info) = handshake::read_info(&json) {
+                    if let Ok(info) = handshake::parse_info(&json) {
                         connected.decoder.set_max_payload(info.max_payload);
                         self.servers.discover(&info.connect_urls);
                     }
@@ -311,7 +319,7 @@ impl Receiver {
                 Frame::Error(text) => {
                     tracing::warn!(
                         error = text,
-                        "NATS: the server objects to the connection for requests"
+                        "the NATS server reports an error on the connection for requests"
                     );
                     self.violations.note(&text);
                 }
@@ -321,7 +329,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// The server handles these in order: what it sends before its PONG is all it will ever send.
+    /// The server handles these in order: after its PONG it sends no more messages.
     async fn unsubscribe(
         &mut self,
         connected: &mut Connected,
@@ -336,8 +344,8 @@ impl Receiver {
     }
 }
 
-/// Once an interval: whether the server still says anything, and the next PING.
-async fn look_alive(connected: &mut Connected, session: &mut Session) -> Result<(), Ended> {
+/// Once an interval: checks that the server still sends something, and sends the next PING.
+async fn check_alive(connected: &mut Connected, session: &mut Session) -> Result<(), Ended> {
     if session.unanswered > 0 && !session.heard {
         session.silent_intervals += 1;
         if session.silent_intervals >= MAX_SILENT_INTERVALS {
@@ -362,6 +370,8 @@ async fn write(connected: &mut Connected, lines: &str) -> Result<(), Ended> {
     match tokio::time::timeout(WRITE_LIMIT, written).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Ended::Lost(error.to_string())),
-        Err(_) => Err(Ended::Lost("the server does not read".to_owned())),
+        Err(_) => Err(Ended::Lost(
+            "the server does not read what we send".to_owned(),
+        )),
     }
 }

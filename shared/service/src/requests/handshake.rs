@@ -19,7 +19,7 @@ use base::error::Fatal;
 use nats::settings::NatsSettings;
 use secrecy::{ExposeSecret, SecretString};
 
-/// How long a server may take from the first packet to its answer to CONNECT.
+/// How long a server may take from the first packet to its reply to CONNECT.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A TCP connection, with TLS or without.
@@ -27,30 +27,30 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl Stream for TcpStream {}
 impl Stream for tokio_rustls::client::TlsStream<TcpStream> {}
 
-/// A connection whose server has taken our CONNECT.
+/// A connection whose server has accepted our CONNECT.
 pub(super) struct Connected {
     pub stream: Box<dyn Stream>,
     pub decoder: Decoder,
     pub info: ServerInfo,
 }
 
-/// Why there is no connection.
+/// Why no connection was made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
-    /// The server is away, or stops answering: another try may help.
+pub(super) enum ConnectError {
+    /// The server is away or does not reply: another attempt may succeed.
     #[error("{0}")]
     Away(String),
-    /// It does not know us: only another configuration helps.
+    /// The server does not accept our credentials: the configuration has to change.
     #[error("{0}")]
     Unauthorized(String),
 }
 
-/// Who we are for the server.
+/// How we authenticate.
 pub(super) struct Credentials {
     name: String,
     user: Option<SecretString>,
     pass: Option<SecretString>,
-    /// A user's JWT with the key that proves it is ours, from `NATS_CREDS`.
+    /// A user's JWT and the key that it belongs to, from `NATS_CREDS`.
     signed: Option<(String, KeyPair)>,
 }
 
@@ -85,8 +85,8 @@ impl Credentials {
     }
 
     /// The JSON of CONNECT.
-    fn connect(&self, address: &ServerAddr, info: &ServerInfo) -> Result<Value, Refusal> {
-        // As async-nats does: what stands in the URL is meant for that server.
+    fn connect(&self, address: &ServerAddr, info: &ServerInfo) -> Result<Value, ConnectError> {
+        // As async-nats does: credentials in a URL are meant for that server.
         let (user, pass) = match address.username() {
             Some(user) => (Some(user), address.password()),
             None => (exposed(&self.user), exposed(&self.pass)),
@@ -99,7 +99,7 @@ impl Credentials {
         if let Some((jwt, key)) = &self.signed {
             let signature = key.sign(info.nonce.as_bytes());
             let signature = signature.map_err(|error| {
-                Refusal::Unauthorized(format!("NATS_CREDS cannot sign: {error}"))
+                ConnectError::Unauthorized(format!("NATS_CREDS cannot sign: {error}"))
             })?;
             connect["jwt"] = jwt.as_str().into();
             connect["sig"] = URL_SAFE_NO_PAD.encode(signature).into();
@@ -135,28 +135,29 @@ pub(super) async fn connect(
     address: &ServerAddr,
     tls_name: &str,
     credentials: &Credentials,
-) -> Result<Connected, Refusal> {
-    let late = |_| Refusal::Away(format!("no answer within {} s", HANDSHAKE_LIMIT.as_secs()));
+) -> Result<Connected, ConnectError> {
+    let timed_out =
+        |_| ConnectError::Away(format!("no reply within {} s", HANDSHAKE_LIMIT.as_secs()));
     tokio::time::timeout(HANDSHAKE_LIMIT, shake_hands(address, tls_name, credentials))
         .await
-        .map_err(late)?
+        .map_err(timed_out)?
 }
 
 async fn shake_hands(
     address: &ServerAddr,
     tls_name: &str,
     credentials: &Credentials,
-) -> Result<Connected, Refusal> {
+) -> Result<Connected, ConnectError> {
     let mut tcp = TcpStream::connect((address.host(), address.port()))
         .await
         .map_err(away)?;
     tcp.set_nodelay(true).map_err(away)?;
     let mut decoder = Decoder::new();
     let info = match next_frame(&mut tcp, &mut decoder).await? {
-        Frame::Info(json) => read_info(&json)?,
-        Frame::Error(text) => return Err(refused(text)),
+        Frame::Info(json) => parse_info(&json)?,
+        Frame::Error(text) => return Err(rejected(text)),
         _ => {
-            return Err(Refusal::Away(
+            return Err(ConnectError::Away(
                 "the server did not begin with INFO".to_owned(),
             ));
         }
@@ -175,7 +176,7 @@ async fn shake_hands(
     loop {
         match next_frame(&mut stream, &mut decoder).await? {
             Frame::Pong => break,
-            Frame::Error(text) => return Err(refused(text)),
+            Frame::Error(text) => return Err(rejected(text)),
             Frame::Ping => stream.write_all(b"PONG\r\n").await.map_err(away)?,
             Frame::Info(_) | Frame::Ok | Frame::Message(_) => {}
         }
@@ -188,31 +189,33 @@ async fn shake_hands(
     })
 }
 
-/// INFO, as the server sends it first and whenever its cluster changes.
-pub(super) fn read_info(json: &[u8]) -> Result<ServerInfo, Refusal> {
+/// Parses INFO, which the server sends first and whenever its cluster changes.
+pub(super) fn parse_info(json: &[u8]) -> Result<ServerInfo, ConnectError> {
     serde_json::from_slice(json)
-        .map_err(|error| Refusal::Away(format!("the server's INFO cannot be read: {error}")))
+        .map_err(|error| ConnectError::Away(format!("the server's INFO is not valid: {error}")))
 }
 
 async fn next_frame(
     stream: &mut (impl AsyncRead + Unpin),
     decoder: &mut Decoder,
-) -> Result<Frame, Refusal> {
+) -> Result<Frame, ConnectError> {
     loop {
         if let Some(frame) = decoder.next().map_err(away)? {
             return Ok(frame);
         }
         if stream.read_buf(&mut decoder.buffer).await.map_err(away)? == 0 {
-            return Err(Refusal::Away("the server hung up".to_owned()));
+            return Err(ConnectError::Away(
+                "the server closed the connection".to_owned(),
+            ));
         }
     }
 }
 
-/// TLS with the roots this machine trusts; `SSL_CERT_FILE` names others.
+/// TLS with the root certificates that this machine trusts, or those in `SSL_CERT_FILE`.
 async fn secure(
     tcp: TcpStream,
     name: &str,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Refusal> {
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ConnectError> {
     let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs)
         .await
         .map_err(away)?;
@@ -228,38 +231,38 @@ async fn secure(
         .map_err(away)
 }
 
-fn away(error: impl std::fmt::Display) -> Refusal {
-    Refusal::Away(error.to_string())
+fn away(error: impl std::fmt::Display) -> ConnectError {
+    ConnectError::Away(error.to_string())
 }
 
-/// What the server says instead of taking a CONNECT.
-fn refused(text: String) -> Refusal {
+/// Classifies the error with which the server rejects a CONNECT.
+fn rejected(text: String) -> ConnectError {
     let lower = text.to_lowercase();
     if lower.contains("authorization") || lower.contains("authentication") {
-        Refusal::Unauthorized(text)
+        ConnectError::Unauthorized(text)
     } else {
-        Refusal::Away(text)
+        ConnectError::Away(text)
     }
 }
 
 /// The servers of `NATS_URL`, in its order.
 ///
 /// # Errors
-/// One of them is no address.
+/// One of them is not a server's address.
 pub(super) fn addresses(settings: &NatsSettings) -> Result<Vec<ServerAddr>, Fatal> {
-    let read = |url: &str| {
+    let parse = |url: &str| {
         url.trim()
             .parse::<ServerAddr>()
             .ok()
             .filter(|address| !address.is_websocket() && !address.host().is_empty())
     };
-    let read = settings
+    let parsed = settings
         .url
         .expose()
         .split(',')
-        .map(read)
+        .map(parse)
         .collect::<Option<Vec<_>>>();
-    read.ok_or_else(|| {
+    parsed.ok_or_else(|| {
         let shown = &settings.url;
         Fatal::new(format!(
             "configuration: NATS_URL={shown} is not of the form nats://host:4222"
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_is_none_is_named_without_its_secrets() {
+    fn a_wrong_url_is_shown_without_its_secrets() {
         let settings = |url: &str| NatsSettings::new(url);
         assert_eq!(
             addresses(&settings("nats://a:1, tls://b,c")).unwrap().len(),

@@ -1,20 +1,22 @@
-//! What a NATS server sends, read from bytes: the part of the client protocol that a receiver needs.
+//! Decodes what a NATS server sends: the part of the client protocol that a receiver needs.
 //!
-//! Nothing here looks into headers or payloads, so no message can break the connection it came on. Lines and
-//! messages have limits: a server that breaks them is no server of ours, and the connection is given up.
+//! Nothing here parses headers or payloads, so no message can break the connection it came on.
+//! Lines and messages have limits; a server that exceeds them is not a NATS server, and the
+//! connection is closed.
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// The longest line. `max_control_line` limits what clients send; INFO with many servers' URLs is longer.
+/// The longest line. `max_control_line` limits what clients send, but the INFO of a large cluster
+/// is longer.
 const MAX_LINE: usize = 64 * 1024;
-/// What headers added by servers may take beyond `max_payload`.
+/// What headers that servers add may take beyond `max_payload`.
 const HEADER_ROOM: usize = 64 * 1024;
-/// `max_payload` before the server has told its own.
+/// `max_payload` until the server's INFO has its own.
 const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
-/// NATS' own upper limit of `max_payload`.
+/// The highest `max_payload` that a server accepts in its configuration.
 const MAX_PAYLOAD: usize = 64 * 1024 * 1024;
 
-/// One thing the server said.
+/// One protocol message of the server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame {
     /// `INFO {…}`, the JSON.
@@ -33,23 +35,23 @@ pub(super) struct Delivery {
     pub sid: u64,
     /// `None` when the bytes are not UTF-8, which the server does not check.
     pub subject: Option<String>,
-    /// `None` without one, and when the bytes are not UTF-8: nobody can be answered there.
+    /// `None` without one, and when the bytes are not UTF-8: no reply can be sent there.
     pub reply: Option<String>,
-    /// The header block as it came, `None` without headers.
+    /// The header block as received; `None` without headers.
     pub headers: Option<Bytes>,
     pub payload: Bytes,
 }
 
-/// The server does not speak the protocol.
+/// The bytes are not the NATS protocol.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the server broke the NATS protocol: {0}")]
 pub(super) struct ProtocolError(&'static str);
 
-/// Reads [`Frame`]s from bytes as they come.
+/// Decodes [`Frame`]s from bytes as they arrive.
 #[derive(Debug)]
 pub(super) struct Decoder {
     pub buffer: BytesMut,
-    /// The line of a message whose bytes have not come yet.
+    /// The line of a message whose bytes have not all arrived yet.
     head: Option<Head>,
     max_message: usize,
 }
@@ -80,7 +82,7 @@ impl Decoder {
         }
     }
 
-    /// The next frame; `None` until more bytes have come.
+    /// The next frame; `None` until more bytes have arrived.
     ///
     /// # Errors
     /// The bytes are not what a server sends.
@@ -135,14 +137,14 @@ impl Decoder {
         {
             return Err(ProtocolError("a message's length"));
         }
-        // One allocation for what is still to come, rather than one for each doubling.
+        // One allocation for the rest of the message, rather than one for each doubling.
         self.buffer
             .reserve((head.total + 2).saturating_sub(self.buffer.len()));
         Ok(self.body(head))
     }
 
-    /// The message, once all of it has come. Its bytes are copied: kept in the queue, a slice of the buffer would
-    /// keep all of the buffer.
+    /// The message, once all of it has arrived. Its bytes are copied, because a slice of the buffer
+    /// would keep the whole buffer in memory while the message waits in the queue.
     fn body(&mut self, head: Head) -> Option<Frame> {
         if self.buffer.len() < head.total + 2 {
             self.head = Some(head);
@@ -246,8 +248,10 @@ mod tests {
 
     #[test]
     fn everything_a_server_sends_is_read_however_it_is_cut() {
-        let bytes = b"INFO {\"a\":1} \r\n+OK\r\nPING\r\nMSG a.b 7 5\r\nhe\r\no\r\nMSG a.b 7 _INBOX.x 0\r\n\r\n\
-            HMSG a.b 7 _INBOX.x 17 19\r\nNATS/1.0\r\na\rb\r\n\r\nhi\r\nHMSG a.b 7 0 1\r\nx\r\n-ERR 'Stale Connection'\r\nPONG\r\n";
+        let bytes = b"INFO {\"a\":1} \r\n+OK\r\nPING\r\n\
+            MSG a.b 7 5\r\nhe\r\no\r\nMSG a.b 7 _INBOX.x 0\r\n\r\n\
+            HMSG a.b 7 _INBOX.x 17 19\r\nNATS/1.0\r\na\rb\r\n\r\nhi\r\n\
+            HMSG a.b 7 0 1\r\nx\r\n-ERR 'Stale Connection'\r\nPONG\r\n";
         for size in [1, 2, 3, 7, 1_000] {
             let expected = [
                 Frame::Info(Bytes::from_static(b"{\"a\":1}")),
@@ -269,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn subjects_that_are_no_utf_8_cost_themselves() {
+    fn a_subject_that_is_not_utf_8_does_not_break_the_connection() {
         let found = frames(b"MSG a.\xff 7 \xfe 0\r\n\r\nPING\r\n", 100).unwrap();
         let headless = Delivery {
             sid: 7,

@@ -1,239 +1,129 @@
-//! Requests that wait for a permit: bounded, and shared fairly by their callers.
+//! The queue of requests that wait for a permit, shared between threads.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-/// How much may wait, of all callers together.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct QueueLimits {
-    pub requests: usize,
-    pub bytes: usize,
-}
+use opentelemetry::global;
+use tokio::sync::Notify;
 
-impl QueueLimits {
-    fn bytes_per_request(self) -> usize {
-        (self.bytes / self.requests).max(1)
-    }
-}
+use super::RawRequest;
+use super::fair_queue::{FairQueue, QueueLimits};
 
-/// A queue for each caller, served in turn. When there is no room, the newest request of the caller who takes the
-/// most room goes: a flood fills its own queue and nobody else's.
+/// Requests that wait for a permit. Shared by the connection, which pushes, and the dispatcher,
+/// which pops.
 #[derive(Debug)]
-pub(super) struct FairQueue<T> {
-    limits: QueueLimits,
-    callers: HashMap<Arc<str>, Caller<T>>,
-    /// Whoever has something waiting, next first.
-    turns: VecDeque<Arc<str>>,
-    /// The same callers, by [`Caller::room`].
-    by_room: BTreeSet<(usize, Arc<str>)>,
-    requests: usize,
-    bytes: usize,
+pub(crate) struct RequestQueue {
+    state: Mutex<State>,
+    /// Something was pushed, or the queue was closed.
+    changed: Notify,
 }
 
 #[derive(Debug)]
-struct Caller<T> {
-    waiting: VecDeque<(usize, T)>,
-    /// What these take of the limits. Bytes, and for each request its share of the bytes: one measure for both limits.
-    room: usize,
+struct State {
+    queue: FairQueue<RawRequest>,
+    by_endpoint: Vec<usize>,
+    closed: bool,
 }
 
-impl<T> FairQueue<T> {
-    pub(super) fn new(limits: QueueLimits) -> FairQueue<T> {
-        FairQueue {
-            limits,
-            callers: HashMap::new(),
-            turns: VecDeque::new(),
-            by_room: BTreeSet::new(),
-            requests: 0,
-            bytes: 0,
+impl RequestQueue {
+    pub(super) fn new(limits: QueueLimits, endpoints: usize) -> RequestQueue {
+        let state = State {
+            queue: FairQueue::new(limits),
+            by_endpoint: vec![0; endpoints],
+            closed: false,
+        };
+        RequestQueue {
+            state: Mutex::new(state),
+            changed: Notify::new(),
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.requests
+    /// How many requests wait for this endpoint.
+    pub(crate) fn waiting_for(&self, endpoint: usize) -> usize {
+        self.with(|state| state.by_endpoint.get(endpoint).copied().unwrap_or(0))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.requests == 0
-    }
-
-    /// Puts a request of `bytes` behind the caller's others, and returns those that have to go for it, or itself.
-    pub(super) fn push(&mut self, caller: &Arc<str>, bytes: usize, request: T) -> Vec<T> {
-        if bytes > self.limits.bytes {
-            return vec![request];
-        }
-        let room = bytes + self.limits.bytes_per_request();
-        let own = self.callers.get(caller).map_or(0, |own| own.room) + room;
-        let mut gone = Vec::new();
-        while self.requests + 1 > self.limits.requests || self.bytes + bytes > self.limits.bytes {
-            // Among equals the newcomer goes.
-            match self.by_room.last() {
-                Some((most, largest)) if *most > own && largest != caller => {
-                    let largest = largest.clone();
-                    gone.extend(self.remove(&largest, VecDeque::pop_back));
-                    self.forget_idle(&largest);
+    /// The gauge `{project}.waiting`, read whenever metrics are exported.
+    pub(super) fn export(self: &Arc<Self>, project: &'static str) {
+        let queue: Weak<RequestQueue> = Arc::downgrade(self);
+        let count = move || {
+            let queue = queue.upgrade()?;
+            Some(queue.with(|state| state.queue.len() as u64))
+        };
+        global::meter(project)
+            .u64_observable_gauge(format!("{project}.waiting"))
+            .with_description("Requests that wait to be handled")
+            .with_callback(move |observer| {
+                if let Some(count) = count() {
+                    observer.observe(count, &[]);
                 }
-                _ => {
-                    gone.push(request);
-                    return gone;
-                }
-            }
-        }
-        let entry = self.callers.entry(caller.clone()).or_insert_with(|| {
-            self.turns.push_back(caller.clone());
-            Caller {
-                waiting: VecDeque::new(),
-                room: 0,
-            }
+            })
+            .build();
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds a request of `caller`; returns those that do not fit.
+    pub(super) fn push(&self, caller: &Arc<str>, request: RawRequest) -> Vec<RawRequest> {
+        let refused = self.with(|state| {
+            state.by_endpoint[request.endpoint] += 1;
+            let refused = state.queue.push(caller, request.bytes(), request);
+            state.forget(&refused);
+            refused
         });
-        self.by_room.remove(&(entry.room, caller.clone()));
-        entry.room += room;
-        entry.waiting.push_back((bytes, request));
-        self.by_room.insert((entry.room, caller.clone()));
-        self.requests += 1;
-        self.bytes += bytes;
-        gone
+        self.changed.notify_one();
+        refused
     }
 
-    /// The oldest request of the caller whose turn it is.
-    pub(super) fn pop(&mut self) -> Option<T> {
-        let caller = self.turns.pop_front()?;
-        let request = self.remove(&caller, VecDeque::pop_front);
-        if self.callers.contains_key(&caller) {
-            self.turns.push_back(caller);
-        }
-        request
+    /// The request whose turn it is.
+    pub(super) fn pop(&self) -> Option<RawRequest> {
+        self.with(|state| {
+            let next = state.queue.pop();
+            state.forget(next.as_slice());
+            next
+        })
     }
 
-    /// Takes out what is `late`. A caller's requests are in the order of their arrival, so each queue is looked at
-    /// until its first that is not.
-    pub(super) fn expire(&mut self, late: impl Fn(&T) -> bool) -> Vec<T> {
-        let callers: Vec<Arc<str>> = self.turns.iter().cloned().collect();
-        let mut gone = Vec::new();
-        for caller in callers {
-            while self
-                .callers
-                .get(&caller)
-                .and_then(|own| own.waiting.front())
-                .is_some_and(|(_, request)| late(request))
-            {
-                gone.extend(self.remove(&caller, VecDeque::pop_front));
-            }
-        }
-        if !gone.is_empty() {
-            self.turns
-                .retain(|caller| self.callers.contains_key(caller));
-        }
-        gone
+    /// Removes requests that have waited longer than `deadline`.
+    pub(super) fn expire(&self, deadline: Duration) -> Vec<RawRequest> {
+        self.with(|state| {
+            let late = state
+                .queue
+                .expire(|request| request.arrived.elapsed() > deadline);
+            state.forget(&late);
+            late
+        })
     }
 
-    /// Takes one request of `caller` from either end. Does not touch `turns`.
-    fn remove(
-        &mut self,
-        caller: &Arc<str>,
-        take: impl FnOnce(&mut VecDeque<(usize, T)>) -> Option<(usize, T)>,
-    ) -> Option<T> {
-        let own = self.callers.get_mut(caller)?;
-        let (bytes, request) = take(&mut own.waiting)?;
-        let room = bytes + self.limits.bytes_per_request();
-        self.by_room.remove(&(own.room, caller.clone()));
-        own.room -= room;
-        if own.waiting.is_empty() {
-            self.callers.remove(caller);
-        } else {
-            self.by_room.insert((own.room, caller.clone()));
-        }
-        self.requests -= 1;
-        self.bytes -= bytes;
-        Some(request)
+    /// Whether a request waits.
+    pub(super) fn any(&self) -> bool {
+        self.with(|state| !state.queue.is_empty())
     }
 
-    fn forget_idle(&mut self, caller: &Arc<str>) {
-        if !self.callers.contains_key(caller) {
-            self.turns.retain(|waiting| waiting != caller);
-        }
+    /// No more requests will be pushed.
+    pub(super) fn close(&self) {
+        self.with(|state| state.closed = true);
+        self.changed.notify_one();
+    }
+
+    /// Waits until something is pushed or the queue is closed.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Whether it is closed and empty.
+    pub(super) fn is_over(&self) -> bool {
+        self.with(|state| state.closed && state.queue.is_empty())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn queue(requests: usize, bytes: usize) -> FairQueue<u32> {
-        FairQueue::new(QueueLimits { requests, bytes })
-    }
-
-    fn name(caller: &str) -> Arc<str> {
-        caller.into()
-    }
-
-    fn drained(queue: &mut FairQueue<u32>) -> Vec<u32> {
-        std::iter::from_fn(|| queue.pop()).collect()
-    }
-
-    #[test]
-    fn callers_take_turns_and_keep_their_own_order() {
-        let mut queue = queue(10, 10_000);
-        for (caller, request) in [
-            ("a", 1),
-            ("a", 2),
-            ("a", 3),
-            ("b", 11),
-            ("b", 12),
-            ("c", 21),
-        ] {
-            assert!(queue.push(&name(caller), 1, request).is_empty());
+impl State {
+    /// Counts down the requests that left the queue.
+    fn forget(&mut self, gone: &[RawRequest]) {
+        for request in gone {
+            self.by_endpoint[request.endpoint] -= 1;
         }
-        assert_eq!(drained(&mut queue), [1, 11, 21, 2, 12, 3]);
-        assert!(
-            queue.is_empty()
-                && queue.callers.is_empty()
-                && queue.by_room.is_empty()
-                && queue.bytes == 0
-        );
-    }
-
-    #[test]
-    fn a_flood_loses_its_own_newest_requests() {
-        let mut queue = queue(4, 10_000);
-        for request in 1..=4 {
-            assert!(queue.push(&name("flood"), 1, request).is_empty());
-        }
-        assert_eq!(queue.push(&name("flood"), 1, 5), [5], "its own newest");
-        assert_eq!(queue.push(&name("other"), 1, 11), [4]);
-        assert_eq!(queue.push(&name("other"), 1, 12), [3]);
-        assert_eq!(
-            queue.push(&name("other"), 1, 13),
-            [13],
-            "now both have as much"
-        );
-        assert_eq!(queue.push(&name("third"), 1, 21).len(), 1);
-        assert_eq!(queue.len(), 4);
-        assert_eq!(drained(&mut queue).len(), 4);
-    }
-
-    #[test]
-    fn bytes_are_bounded_like_requests() {
-        let mut queue = queue(100, 1_000);
-        assert_eq!(queue.push(&name("a"), 1_001, 1), [1], "would never fit");
-        for request in 1..=3 {
-            assert!(queue.push(&name("large"), 300, request).is_empty());
-        }
-        assert!(queue.push(&name("small"), 100, 11).is_empty());
-        assert_eq!(queue.push(&name("small"), 100, 12), [3]);
-        assert_eq!(queue.push(&name("large"), 300, 4), [4]);
-        assert_eq!(drained(&mut queue), [1, 11, 2, 12]);
-    }
-
-    #[test]
-    fn what_is_late_goes_and_the_rest_keeps_its_turn() {
-        let mut queue = queue(10, 10_000);
-        for (caller, request) in [("a", 1), ("b", 2), ("c", 9), ("a", 10)] {
-            queue.push(&name(caller), 1, request);
-        }
-        assert_eq!(queue.expire(|request| *request < 5), [1, 2]);
-        assert!(queue.expire(|request| *request < 5).is_empty());
-        queue.push(&name("b"), 1, 12);
-        assert_eq!(drained(&mut queue), [10, 9, 12]);
     }
 }
