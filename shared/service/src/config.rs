@@ -16,6 +16,7 @@ use base::redact::SecretUrl;
 use nats::settings::NatsSettings;
 use secrecy::SecretString;
 
+pub(crate) use declare::Declarations;
 pub use declare::{Declared, Setting, Variable, Wrong, in_range, range_in_words};
 #[doc(hidden)]
 pub use serde;
@@ -96,7 +97,7 @@ impl Settings {
 }
 
 /// Read before anything else, by the log and by OpenTelemetry's own libraries: not through
-/// [`settings!`], but in the reference like all others.
+/// [`settings!`](crate::settings), but in the reference like all others.
 pub(crate) const STANDARD: [Variable; 2] = [
     Variable {
         field: "rust_log",

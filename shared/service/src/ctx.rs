@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Declared, Settings, Variable, Vars};
+use crate::config::{Declarations, Declared, Settings, Vars};
 use crate::function::Identity;
 use base::error::Fatal;
 use nats::connection::Connection;
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     pub settings: Settings,
     pub vars: Vars,
     /// What `--help` shows, and what may be read.
-    pub declared: Vec<Variable>,
+    pub declared: Declarations,
     pub nats: Connection,
     pub clock: Clock,
     pub health_checks: Mutex<Vec<HealthCheck>>,
@@ -95,12 +95,8 @@ impl<S> Ctx<S> {
     /// # Errors
     /// Names the variable that is missing or wrong.
     pub fn read_settings<T: Declared>(&self) -> Result<T, Fatal> {
-        let declared = |field| {
-            self.shared
-                .declared
-                .iter()
-                .any(|known| known.field == field)
-        };
+        let known = self.shared.declared.variables();
+        let declared = |field| known.iter().any(|variable| variable.field == field);
         match T::VARIABLES.iter().find(|read| !declared(read.field)) {
             None => self.shared.vars.read(),
             Some(read) => Err(Fatal::new(format!(

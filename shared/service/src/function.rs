@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::config::{Declared, NatsVariables, RequestVariables, Variable, Vars};
+use crate::config::{Declarations, Declared, NatsVariables, RequestVariables, Vars};
 use crate::ctx::{Clock, Ctx};
 use crate::job::{self, Description, Job};
 use crate::meter::Meter;
@@ -47,8 +47,7 @@ pub struct Function<S = ()> {
     identity: Identity,
     /// Of this replica, for the service API and for telemetry.
     id: String,
-    /// Every variable it reads.
-    variables: Vec<Variable>,
+    declared: Declarations,
     clock: Clock,
     setup: Setup<S>,
     endpoints: Vec<Bind<S>>,
@@ -77,10 +76,13 @@ impl<S: Send + Sync + 'static> Function<S> {
     where
         F: Future<Output = Result<S, Fatal>> + Send + 'static,
     {
+        let mut declared = Declarations::default();
+        declared.add::<NatsVariables>();
+        declared.add::<RequestVariables>();
         Function {
             identity,
             id: new_instance_id(),
-            variables: [NatsVariables::VARIABLES, RequestVariables::VARIABLES].concat(),
+            declared,
             clock: Arc::new(SystemTime::now),
             setup: Box::new(move |ctx| setup(ctx).boxed()),
             endpoints: Vec::new(),
@@ -97,10 +99,11 @@ impl<S: Send + Sync + 'static> Function<S> {
     }
 
     /// Declares variables that the function reads with [`Ctx::read_settings`]. `--help` and the
-    /// configuration reference show them, and a variable with a similar name is warned about.
+    /// configuration reference show them, all are checked before anything is connected, and a
+    /// variable with a similar name is warned about.
     #[must_use]
     pub fn settings<T: Declared>(mut self) -> Self {
-        self.variables.extend_from_slice(T::VARIABLES);
+        self.declared.add::<T>();
         self
     }
 
@@ -211,7 +214,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         let Function {
             identity,
             id,
-            variables,
+            declared,
             clock,
             setup,
             endpoints,
@@ -245,7 +248,7 @@ impl<S: Send + Sync + 'static> Function<S> {
         Plan {
             identity,
             id,
-            variables,
+            declared,
             clock,
             assemble: Box::new(assemble),
         }

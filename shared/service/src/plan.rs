@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments;
-use crate::config::{STANDARD, Settings, Variable, Vars, unknown};
+use crate::config::{Declarations, Settings, Vars, unknown};
 use crate::ctx::{Clock, Ctx, Shared};
 use crate::function::Identity;
 use crate::health::stay_healthy;
@@ -46,8 +46,7 @@ pub(crate) struct Assembled {
 pub(crate) struct Plan {
     pub identity: Identity,
     pub id: String,
-    /// Every variable it reads.
-    pub variables: Vec<Variable>,
+    pub declared: Declarations,
     pub clock: Clock,
     pub assemble: Assemble,
 }
@@ -56,7 +55,7 @@ impl Plan {
     /// The process: arguments, log, start, signals, stop.
     pub(crate) fn run(self) -> ExitCode {
         let identity = self.identity;
-        if let Some(code) = arguments::handle(&identity, &self.documented()) {
+        if let Some(code) = arguments::handle(&identity, &self.declared.documented()) {
             return code;
         }
         match self.run_process() {
@@ -66,11 +65,6 @@ impl Plan {
                 ExitCode::FAILURE
             }
         }
-    }
-
-    /// The variables it reads, and those that libraries read.
-    fn documented(&self) -> Vec<Variable> {
-        [self.variables.as_slice(), &STANDARD].concat()
     }
 
     fn run_process(self) -> Result<(), Fatal> {
@@ -113,9 +107,10 @@ impl Plan {
         // and that is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let identity = self.identity;
-        for warning in unknown(&vars, &self.variables) {
+        for warning in unknown(&vars, self.declared.variables()) {
             tracing::warn!("configuration: {warning}");
         }
+        self.declared.check(&vars)?;
         let settings = Settings::read(&vars)?;
         let nats = connect(&settings.nats, identity.name, &stop).await?;
         let (failed, failures) = mpsc::unbounded_channel();
@@ -123,7 +118,7 @@ impl Plan {
             identity,
             settings,
             vars,
-            declared: self.variables,
+            declared: self.declared,
             nats,
             clock: self.clock,
             health_checks: Mutex::default(),

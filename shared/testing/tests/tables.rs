@@ -4,43 +4,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
+mod generated;
 #[expect(dead_code, reason = "the examples are for other tests")]
 mod table;
 
 use protocol::endpoints::{ENDPOINTS, Row};
 
+use generated::{hold, markdown};
 use table::{functions, root};
-
-/// Holds what stands between two markers of a document against `current`, or renews it.
-fn hold(document: &str, name: &str, current: &str) {
-    let begin = format!("<!-- generated: {name} -->");
-    let end = format!("<!-- end: {name} -->");
-    let path = root().join(document);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"));
-    let between = text
-        .split_once(&begin)
-        .and_then(|(before, rest)| Some((before, rest.split_once(&end)?)));
-    let Some((before, (shown, after))) = between else {
-        panic!("{document} has no {begin} … {end}; add both where the table belongs");
-    };
-    if std::env::var_os("SCROLLBACK_WRITE").is_some() {
-        let renewed = format!("{before}{begin}\n{current}{end}{after}");
-        std::fs::write(&path, renewed).unwrap();
-        return;
-    }
-    assert!(
-        shown.trim() == current.trim(),
-        "{document} is old: SCROLLBACK_WRITE=1 cargo test -p testing --test tables"
-    );
-}
-
-fn markdown(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
-    let rule = format!("|{}\n", "---|".repeat(head.len()));
-    let rows: String = rows.map(|cells| line(&cells)).collect();
-    line(&head) + &rule + &rows
-}
 
 fn subject(row: &Row) -> String {
     format!("`{}`", row.template.text)

@@ -11,7 +11,7 @@ const YEAR_MS: u64 = 366 * 24 * 60 * 60 * 1_000;
 service::settings! {
     /// Where PostgreSQL is, and what all functions must agree on.
     pub struct ChatSettings {
-        /// `postgres://user:password@host:5432/database`.
+        /// Where PostgreSQL is: `postgres://user:password@host:5432/database`.
         database_url: SecretUrl;
         /// Connections one replica keeps, at most.
         database_connections: u32 = 4, in 1..=10_000;
@@ -22,8 +22,8 @@ service::settings! {
         database_max_lifetime_ms: u64 = 1_800_000, in 1..=YEAR_MS;
         /// The longest text; the same for every function.
         max_text_bytes: usize = Limits::default().text_bytes, in 1..=1 << 30;
-        /// Days messages are kept unless table `retention` says otherwise; 0 is for ever. The same
-        /// for every function: it decides while PostgreSQL is away.
+        /// Days messages are kept unless table `retention` says otherwise; the same for every
+        /// function, because it decides while PostgreSQL is away.
         // Beyond a century is a mistake.
         expire_days: u32 = 30, in 0..=36_500 => "from 1 to 36500, or 0 for ever";
     }

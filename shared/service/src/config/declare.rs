@@ -10,6 +10,8 @@ use base::redact::SecretUrl;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 
+use super::{STANDARD, Vars};
+
 /// Declares a struct whose fields are environment variables: `persist_batch` is `PERSIST_BATCH`.
 ///
 /// ```
@@ -175,6 +177,37 @@ impl Variable {
     /// The function does not start without it.
     pub fn is_required(&self) -> bool {
         !self.optional && self.default.is_none()
+    }
+}
+
+type Check = fn(&Vars) -> Result<(), Fatal>;
+
+/// Everything that a function reads, known before it reads anything.
+#[derive(Clone, Default)]
+pub(crate) struct Declarations {
+    variables: Vec<Variable>,
+    checks: Vec<Check>,
+}
+
+impl Declarations {
+    pub fn add<T: Declared>(&mut self) {
+        self.variables.extend_from_slice(T::VARIABLES);
+        self.checks.push(|vars| vars.read::<T>().map(drop));
+    }
+
+    pub fn variables(&self) -> &[Variable] {
+        &self.variables
+    }
+
+    /// With those that libraries read.
+    pub fn documented(&self) -> Vec<Variable> {
+        [self.variables(), &STANDARD].concat()
+    }
+
+    /// # Errors
+    /// Names the first variable that is missing or wrong.
+    pub fn check(&self, vars: &Vars) -> Result<(), Fatal> {
+        self.checks.iter().try_for_each(|check| check(vars))
     }
 }
 
