@@ -2,8 +2,8 @@
 //! work; these show the rest.
 //!
 //! `SCROLLBACK_WRITE=1 cargo test -p testing --test permissions` writes into `nats/accounts.conf`
-//! what follows from the table of endpoints: the functions' subscriptions, and the user of a new
-//! function.
+//! what follows from the table of endpoints: the functions' subscriptions, the user of a new
+//! function, and the requests that callers may publish.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
@@ -180,6 +180,9 @@ fn accounts_grant_what_the_table_says() {
         for function in &users {
             accounts.renew_function(function);
         }
+        for user in roles {
+            accounts.renew_caller(user);
+        }
         accounts.write();
     }
     let mut differences = Vec::new();
@@ -192,7 +195,7 @@ fn accounts_grant_what_the_table_says() {
     assert!(
         differences.is_empty(),
         "nats/accounts.conf differs from the table of endpoints:\n{}\n\
-         SCROLLBACK_WRITE=1 cargo test -p testing --test permissions writes what functions need",
+         SCROLLBACK_WRITE=1 cargo test -p testing --test permissions adds what is missing",
         differences.join("\n")
     );
 }

@@ -48,6 +48,19 @@ impl Accounts {
         }
     }
 
+    /// Adds the requests that a caller may publish by its role and does not yet.
+    pub fn renew_caller(&mut self, user: &str) {
+        let range = self.list(user, "publish").unwrap();
+        let listed = quoted(&self.text[range.clone()]);
+        let wanted = callable_by(user).map(|row| row.permission());
+        let missing: Vec<String> = wanted.filter(|one| !listed.contains(one)).collect();
+        if !missing.is_empty() {
+            let lines = written(&[missing]);
+            let end = self.text[..range.end].trim_end().len();
+            self.text.replace_range(end..range.end, &lines);
+        }
+    }
+
     pub fn differences_of_function(&self, function: &str) -> Vec<String> {
         let (Some(subscribe), Some(publish)) = (
             self.list(function, "subscribe"),
@@ -224,6 +237,19 @@ mod tests {
                 r#"operator, publish, missing: ["chat.history.>", "retention.*"]"#,
                 r#"operator, publish, too much: ["chat.read.>"]"#,
             ]
+        );
+    }
+
+    #[test]
+    fn a_caller_gets_what_it_lacks() {
+        let mut accounts = changed("\"retention.*\", ", "");
+        assert_eq!(accounts.differences_of_caller("operator").len(), 1);
+        accounts.renew_caller("operator");
+        assert_eq!(accounts.differences_of_caller("operator"), [""; 0]);
+        let Accounts { text } = &accounts;
+        assert!(
+            text.contains("\n            \"retention.*\"\n          ]"),
+            "{text}"
         );
     }
 
