@@ -53,9 +53,9 @@ impl Accounts {
         let range = self.list(user, "publish").unwrap();
         let listed = quoted(&self.text[range.clone()]);
         let wanted = callable_by(user).map(|row| row.permission());
-        let missing: Vec<String> = wanted.filter(|one| !listed.contains(one)).collect();
+        let missing: BTreeSet<String> = wanted.filter(|one| !listed.contains(one)).collect();
         if !missing.is_empty() {
-            let lines = written(&[missing]);
+            let lines = written(&[missing.into_iter().collect()]);
             let end = self.text[..range.end].trim_end().len();
             self.text.replace_range(end..range.end, &lines);
         }
