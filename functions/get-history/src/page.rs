@@ -95,7 +95,7 @@ pub async fn load(ctx: &Ctx<Shared>, request: &HistoryRequest, max_bytes: usize)
         let source = if part.from_stream {
             Source::Both
         } else {
-            Source::Index
+            Source::Projection
         };
         let mut page = page(part, source);
         for message in &mut page.messages {
@@ -223,7 +223,7 @@ async fn load_from_stream_alone(
         parts.push(part);
     }
     let part = assemble_parts(request, directions, parts);
-    Ok(page(part, Source::Log))
+    Ok(page(part, Source::Stream))
 }
 
 fn too_old() -> Error {

@@ -112,7 +112,7 @@ pub fn found_after(
     let source = if part.from_stream || changes_from_stream {
         Source::Both
     } else {
-        Source::Index
+        Source::Projection
     };
     Found {
         messages,
@@ -155,7 +155,7 @@ async fn load_from_stream_alone(
         nothing,
     );
     Ok(Found {
-        source: Source::Log,
+        source: Source::Stream,
         ..found
     })
 }

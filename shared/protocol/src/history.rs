@@ -101,9 +101,9 @@ pub struct Page {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// PostgreSQL had all of them.
-    Index,
+    Projection,
     /// PostgreSQL did not answer; the page has what the stream still holds.
-    Log,
+    Stream,
     /// PostgreSQL, and the part of the stream that is not stored yet.
     Both,
 }
@@ -112,15 +112,15 @@ impl Source {
     /// The value of the header.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Source::Index => "index",
-            Source::Log => "log",
+            Source::Projection => "index",
+            Source::Stream => "log",
             Source::Both => "both",
         }
     }
 
     /// From the value of the header.
     pub fn parse(value: &str) -> Option<Source> {
-        [Source::Index, Source::Log, Source::Both]
+        [Source::Projection, Source::Stream, Source::Both]
             .into_iter()
             .find(|source| source.as_str() == value)
     }

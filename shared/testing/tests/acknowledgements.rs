@@ -71,10 +71,8 @@ async fn an_acknowledgement_counts_as_nothing_wherever_it_goes() {
     let started = functions().into_iter();
     let started = started.filter(|name| name != "enforce-retention");
     let running = join_all(started.map(async |name| world.spawn(&name).await)).await;
-    let (client, operator) = (
-        world.client("publisher").await,
-        world.client("operator").await,
-    );
+    let client = world.client("publisher").await;
+    let operator = world.client("operator").await;
     let mut live = client.subscribe("live.chat.general").await.unwrap();
     client.flush().await.unwrap();
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;

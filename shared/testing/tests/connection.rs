@@ -51,7 +51,8 @@ async fn pass(
     mut modes: watch::Receiver<Mode>,
 ) -> Option<()> {
     let (mut up, mut down) = ([0; 4096], [0; 4096]);
-    let (mut is_for_requests, mut hangs) = (false, false);
+    let mut is_for_requests = false;
+    let mut hangs = false;
     modes.mark_unchanged();
     loop {
         tokio::select! {
@@ -217,7 +218,8 @@ async fn health_is_red_while_postgres_is_away() {
 async fn requests_come_in_over_tls() {
     // Made for this test: a self-signed certificate for localhost.
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
-    let (cert, key) = (format!("{folder}/cert.pem"), format!("{folder}/key.pem"));
+    let cert = format!("{folder}/cert.pem");
+    let key = format!("{folder}/key.pem");
     let tls = format!("16KB\ntls {{ cert_file: {cert:?}, key_file: {key:?} }}");
     let world = World::builder()
         .bare()

@@ -2,24 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
+#[expect(dead_code, reason = "the endpoints are for other tests")]
+mod table;
+
 use std::path::{Path, PathBuf};
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
+use table::{functions, root};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-fn functions() -> Vec<String> {
-    let folders = std::fs::read_dir(root().join("functions"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut found: Vec<String> = folders.collect();
-    found.sort();
-    assert!(!found.is_empty());
-    found
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -35,11 +26,9 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_function_is_in_readme_compose_and_permissions() {
-    let (readme, compose, accounts) = (
-        read("README.md"),
-        read("docker-compose.yml"),
-        read("nats/accounts.conf"),
-    );
+    let readme = read("README.md");
+    let compose = read("docker-compose.yml");
+    let accounts = read("nats/accounts.conf");
     for function in functions() {
         assert!(
             readme.contains(&format!("(functions/{function})")),
@@ -64,6 +53,24 @@ fn every_function_is_in_readme_compose_and_permissions() {
             );
         }
     }
+}
+
+#[test]
+fn compose_gives_nats_server_every_password() {
+    let accounts = read("nats/accounts.conf");
+    let compose = read("docker-compose.yml");
+    let nats = block(&compose, "  nats:");
+    let passwords = accounts.split("password: $").skip(1);
+    let names = passwords.filter_map(|rest| rest.split_whitespace().next());
+    let mut count = 0;
+    for name in names {
+        assert!(
+            nats.contains(&format!("      {name}: ${{{name}:?")),
+            "nats in docker-compose.yml does not know {name}"
+        );
+        count += 1;
+    }
+    assert!(count > functions().len(), "{count} passwords");
 }
 
 /// The lines of one service in docker-compose.yml, or of an anchor before the services.

@@ -25,10 +25,8 @@ const KILLS: usize = 6;
 
 /// Sends until the message is acknowledged, now and then once more, and returns its position.
 async fn send(client: &Client, user: &str, number: usize) -> u64 {
-    let (room, id) = (
-        format!("room-{}", number % ROOMS),
-        format!("{user}-{number}"),
-    );
+    let room = format!("room-{}", number % ROOMS);
+    let id = format!("{user}-{number}");
     let body = json!({"text": format!("text of {id}"), "id": id}).to_string();
     let once = async || {
         let reply = client
@@ -69,7 +67,8 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
     let clients = join_all((0..CONNECTIONS).map(|_| world.client("publisher"))).await;
     let done = AtomicUsize::new(0);
     let sender = async |number: usize| {
-        let (client, user) = (&clients[number % CONNECTIONS], format!("user-{number}"));
+        let client = &clients[number % CONNECTIONS];
+        let user = format!("user-{number}");
         let mut acknowledged = Vec::with_capacity(EACH);
         for message in 0..EACH {
             let seq = send(client, &user, number + message).await;
@@ -101,7 +100,8 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
     let acknowledged: HashMap<(String, String), u64> = sent.into_iter().flatten().collect();
     assert_eq!(acknowledged.len(), SENDERS * EACH);
 
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let audit = eventually("everything is stored", SOON, async || {
         let reply = operator
             .request(BOOTSTRAP_AUDIT.subject(&[]), "".into())
@@ -133,7 +133,8 @@ async fn every_acknowledged_message_stands_once_where_it_was_acknowledged() {
     // The room as readers get it.
     let mut read = HashMap::new();
     for room in 0..ROOMS {
-        let (mut after, mut more) = (0, true);
+        let mut after = 0;
+        let mut more = true;
         while more {
             let body = json!({"after": after, "limit": 500}).to_string();
             let page = clients[0]

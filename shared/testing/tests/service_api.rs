@@ -97,10 +97,8 @@ async fn stats_show_the_work() {
     let world = World::start().await;
     let (_history, _worker) =
         tokio::join!(world.spawn("get-history"), world.spawn("persist-message"));
-    let (publisher, operator) = (
-        world.client("publisher").await,
-        world.client("operator").await,
-    );
+    let publisher = world.client("publisher").await;
+    let operator = world.client("operator").await;
     for text in ["one", "two", "three"] {
         publisher
             .request(

@@ -67,10 +67,10 @@ async fn a_second_signal_ends_a_function_at_once() {
         function.stderr().contains("told to stop").then_some(())
     })
     .await;
-    let told = Instant::now();
+    let signalled = Instant::now();
     function.signal("INT");
     let status = function.exited(SOON).await;
-    println!("ended {:?} after the second signal", told.elapsed());
+    println!("ended {:?} after the second signal", signalled.elapsed());
     assert_eq!(status.code(), Some(1), "{}", function.stderr());
     assert!(
         function.stderr().contains("leaving at once"),

@@ -93,9 +93,9 @@ fn the_nats_cli_connects_to_docker_when_that_is_up() {
     )
     .unwrap();
     let output = checkout.dev(&["nats", "micro", "ls"]);
-    let output_text = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     assert_eq!(
-        output_text,
+        printed,
         "nats://127.0.0.1:14222 operator pw_secret --inbox-prefix _INBOX.operator micro ls\n"
     );
 }
@@ -104,12 +104,10 @@ fn the_nats_cli_connects_to_docker_when_that_is_up() {
 fn without_a_stack_it_names_both_ways_to_start_one() {
     let checkout = Checkout::new("nothing", &[("docker", "exit 1"), ("nats", NATS)]);
     let output = checkout.dev(&["nats", "micro", "ls"]);
-    let output_text = String::from_utf8(output.stderr).unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
     assert!(
-        !output.status.success()
-            && output_text.contains("./dev up")
-            && output_text.contains("just up"),
-        "{output_text}"
+        !output.status.success() && printed.contains("./dev up") && printed.contains("just up"),
+        "{printed}"
     );
 }
 
@@ -122,7 +120,7 @@ fn a_refused_password_is_explained_without_being_shown() {
     let checkout = Checkout::new("password", &[("docker", docker)]);
     std::fs::write(checkout.0.join(".env"), "POSTGRES_PASSWORD=pw_secret\n").unwrap();
     let output = checkout.dev(&["explain-docker"]);
-    let output_text = String::from_utf8(output.stderr).unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success(), "just up has failed");
     for wanted in [
         "28P01",
@@ -130,12 +128,12 @@ fn a_refused_password_is_explained_without_being_shown() {
         "scrollback_postgres",
         "alter role scrollback",
     ] {
-        assert!(output_text.contains(wanted), "{wanted}: {output_text}");
+        assert!(printed.contains(wanted), "{wanted}: {printed}");
     }
-    assert!(!output_text.contains("pw_secret"), "{output_text}");
+    assert!(!printed.contains("pw_secret"), "{printed}");
 }
 
-/// Docker that is up; whatever else it is asked to do, it prints.
+/// Docker that is up; it prints the arguments of any other command.
 const DOCKER: &str = r#"case "$*" in *" ps "*) echo 0123abcd ;; *" port nats 4222") echo 127.0.0.1:14222 ;; *) echo "docker $*" ;; esac"#;
 
 #[test]
@@ -153,10 +151,10 @@ fn the_nats_cli_may_be_any_user_of_the_configuration() {
     );
     for nobody in [&["nats", "--as", "nobody", "sub"][..], &["nats", "--as"]] {
         let output = checkout.dev(nobody);
-        let said = String::from_utf8(output.stderr).unwrap();
+        let printed = String::from_utf8(output.stderr).unwrap();
         assert!(
-            !output.status.success() && said.contains("no user"),
-            "{said}"
+            !output.status.success() && printed.contains("no user"),
+            "{printed}"
         );
     }
 }
@@ -167,10 +165,10 @@ fn scaling_in_docker_is_compose() {
     std::fs::write(checkout.0.join(".env"), "").unwrap();
     checkout.functions(&["stream-bootstrap", "get-history"], "exit 1");
     let output = checkout.dev(&["scale", "get-history", "3"]);
-    let said = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     assert!(
-        said.ends_with("up --detach --no-recreate --scale get-history=3 get-history\n"),
-        "{said}"
+        printed.ends_with("up --detach --no-recreate --scale get-history=3 get-history\n"),
+        "{printed}"
     );
     for wrong in [
         &["scale"][..],
@@ -180,10 +178,10 @@ fn scaling_in_docker_is_compose() {
         &["scale", "get-histories", "2"],
     ] {
         let output = checkout.dev(wrong);
-        let said = String::from_utf8(output.stderr).unwrap();
+        let printed = String::from_utf8(output.stderr).unwrap();
         assert!(
-            !output.status.success() && said.contains("usage: ./dev scale NAME N"),
-            "{wrong:?}: {said}"
+            !output.status.success() && printed.contains("usage: ./dev scale NAME N"),
+            "{wrong:?}: {printed}"
         );
     }
 }
@@ -229,12 +227,12 @@ fn up_runs_as_many_replicas_as_it_is_told() {
         .unwrap();
     let deadline = Instant::now() + testing::SOON;
     loop {
-        let said = std::fs::read_to_string(&output).unwrap();
-        if said.contains("up until Ctrl-C") {
+        let printed = std::fs::read_to_string(&output).unwrap();
+        if printed.contains("up until Ctrl-C") {
             break;
         }
         let ended = up.try_wait().unwrap();
-        assert!(ended.is_none() && Instant::now() < deadline, "{said}");
+        assert!(ended.is_none() && Instant::now() < deadline, "{printed}");
         std::thread::sleep(Duration::from_millis(20));
     }
 

@@ -107,7 +107,8 @@ fn position(heard: &Heard) -> u64 {
 
 /// A client that was offline: it syncs from 0 until there is no more.
 async fn synced(client: &Client) -> Held {
-    let (mut held, mut after) = (Held::new(), 0);
+    let mut held = Held::new();
+    let mut after = 0;
     loop {
         let page: SyncPage = serde_json::from_slice(
             &ask(
@@ -177,11 +178,9 @@ async fn all_clients_have_the_same_whatever_happens() {
         "relay-outbox",
     ];
     let _running = futures::future::join_all(functions.map(|name| world.spawn(name))).await;
-    let (client, operator, database) = (
-        world.client("publisher").await,
-        world.client("operator").await,
-        world.database().await,
-    );
+    let client = world.client("publisher").await;
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let mut live = Listener::start(&client).await;
     let mut events = client.subscribe("events.v1.>").await.unwrap();
     client.flush().await.unwrap();

@@ -216,7 +216,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
             &json!({"after": seq.previous(), "limit": 1}),
         )
         .await?;
-        if page.source == Source::Index
+        if page.source == Source::Projection
             && page
                 .messages
                 .first()
