@@ -6,7 +6,6 @@
     reason = "helpers of tests fail like tests"
 )]
 
-use std::time::Duration;
 
 use futures::StreamExt;
 
