@@ -1,12 +1,5 @@
 //! One trace from send to store to query, received by a real OTLP receiver.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "helpers of tests fail like tests"
-)]
-
-
 use futures::StreamExt;
 
 use testing::{OtlpReceiver, SOON, World, eventually};
