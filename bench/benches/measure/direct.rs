@@ -31,11 +31,13 @@ const REQUIRED: f64 = 2.0;
 
 const INBOX_BY_SQL: &str = "
     select seq, room_id, sender, recipient, id, text, sent_at, deleted from messages
-     where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, 9223372036854775807)
+     where recipient is not null and (recipient, seq) > ($1, $2)
+        and (recipient, seq) <= ($1, 9223372036854775807)
      order by recipient, seq limit 100";
 const UNREAD_BY_SQL: &str = "
     select room_id, count(*) from messages
-     where recipient is not null and (recipient, seq) > ($1, $2) and (recipient, seq) <= ($1, 9223372036854775807) and not deleted
+     where recipient is not null and (recipient, seq) > ($1, $2)
+        and (recipient, seq) <= ($1, 9223372036854775807) and not deleted
      group by room_id";
 const HISTORY_BY_SQL: &str = "
     select seq, sender, recipient, id, text, sent_at, deleted from messages

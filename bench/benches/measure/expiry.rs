@@ -23,7 +23,7 @@ const LOCK_WAIT_LOGGED_MS: u32 = 10;
 const LOCK_WAIT_ALLOWED_MS: f64 = 100.0;
 /// Of what is stored without an expiry, so much has to be stored with one.
 const REQUIRED: f64 = 0.9;
-/// The first half is older than the shipped EXPIRE_DAYS, the second one only than that of the
+/// The first half is older than the default EXPIRE_DAYS, the second one only than that of the
 /// second measurement.
 const EXPIRE_DAYS: &str = "30";
 const EXPIRE_DAYS_LATER: &str = "5";
@@ -32,27 +32,35 @@ const EXPIRE_DAYS_LATER: &str = "5";
 /// of them 10.
 const STORED: &str = "
     insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-    select n, rooms.id, sender, recipient, 'old-' || n, false, n || ': ' || md5(n::text) || ' is what I meant, and ' || md5(sender || n), at, at
-      from (select n, 'user-' || n % $2 as sender, case when n % $4 = 0 then 'user-' || (n + 1) % $2 end as recipient,
-                   now() - case when n <= $1 / 2 then interval '40 days' else interval '10 days' end + n * interval '0.1 seconds' as at
+    select n, rooms.id, sender, recipient, 'old-' || n, false, n || ': ' || md5(n::text)
+               || ' is what I meant, and ' || md5(sender || n), at, at
+      from (select n, 'user-' || n % $2 as sender,
+                    case when n % $4 = 0 then 'user-' || (n + 1) % $2 end as recipient,
+                   now() - case when n <= $1 / 2 then interval '40 days' else interval '10 days' end
+                          + n * interval '0.1 seconds' as at
               from generate_series(1, $1) as n) as made
       join rooms on rooms.name = case when recipient is null then 'room-' || n % $3
-                                 else 'dm.' || least(sender collate \"C\", recipient) || '.' || greatest(sender collate \"C\", recipient) end
+                                 else 'dm.' || least(sender collate \"C\", recipient) || '.'
+                                       || greatest(sender collate \"C\", recipient) end
      order by n";
 
 const ROOMS_OF_IT: &str = "
     insert into rooms (name)
     select 'room-' || n from generate_series(0, $2 - 1) as n
     union all
-    select distinct 'dm.' || least(one collate \"C\", other) || '.' || greatest(one collate \"C\", other)
-      from (select 'user-' || n as one, 'user-' || (n + 1) % $1 as other from generate_series(0, $1 - 1) as n) as pairs";
+    select distinct 'dm.' || least(one collate \"C\", other) || '.'
+                     || greatest(one collate \"C\", other)
+      from (select 'user-' || n as one, 'user-' || (n + 1) % $1 as other
+               from generate_series(0, $1 - 1) as n) as pairs";
 
 /// From the stream's receipt, in milliseconds, to the commit.
 const LAG: &str = "
-    select count(*) filter (where at between $3 and $4), percentile_disc(0.5) within group (order by lag),
+    select count(*) filter (where at between $3 and $4),
+            percentile_disc(0.5) within group (order by lag),
            percentile_disc(0.99) within group (order by lag), max(lag)
       from (select pg_xact_commit_timestamp(xmin) as at,
-                   extract(epoch from pg_xact_commit_timestamp(xmin) - received_at)::float8 * 1000 as lag
+                   extract(epoch from pg_xact_commit_timestamp(xmin) - received_at)::float8
+                      * 1000 as lag
               from messages where seq > $1 and seq <= $2) as stored";
 
 /// What is measured with.
@@ -276,7 +284,8 @@ impl Bench<'_> {
             rounded(plan.stored as f64 / 2.0),
         );
         println!(
-            "{expired} of {stored} messages were expired in {:.0} s. Lag: from the stream's receipt to \
+            "{expired} of {stored} messages were expired in {:.0} s. Lag: from the stream's \
+             receipt to \
              the commit.",
             took.as_secs_f64()
         );
@@ -434,14 +443,15 @@ impl Bench<'_> {
             "Both ways in each round; its part, round by round: {parts}; their median {paired:.2} \
              ×."
         );
-        // Where two fair ways to sum up disagree, the rounds lie too far apart to tell.
+        // Two fair ways to sum up disagree: the rounds differ too much for a result.
         let summary = if (paired >= REQUIRED) == (overall >= REQUIRED) {
             verdict(paired >= REQUIRED)
         } else {
             "UNDECIDED"
         };
         println!(
-            "Required: at least {REQUIRED} × by both medians ({summary}), no wait for a lock beyond \
+            "Required: at least {REQUIRED} × by both medians ({summary}), no wait for a lock \
+             beyond \
              {LOCK_WAIT_ALLOWED_MS} ms ({}).",
             verdict(waits.longest_ms <= LOCK_WAIT_ALLOWED_MS)
         );
@@ -492,7 +502,7 @@ impl Bench<'_> {
         )
     }
 
-    /// Everything that was published is stored, and nothing was set aside.
+    /// Everything that was published is stored, and nothing was dead-lettered.
     async fn nothing_is_missing(&self, stored: u64) {
         let count = |sql: &'static str| {
             sqlx::query_scalar::<_, i64>(sql)

@@ -53,7 +53,9 @@ impl Feed {
         let mut under_way = FuturesUnordered::new();
         loop {
             tokio::select! {
-                _ = ticks.tick(), if under_way.len() < AT_ONCE => under_way.push(self.publish(STEADY_BATCH)),
+                _ = ticks.tick(), if under_way.len() < AT_ONCE => {
+                    under_way.push(self.publish(STEADY_BATCH));
+                }
                 Some(()) = under_way.next() => {}
                 () = &mut enough => break,
             }

@@ -112,7 +112,10 @@ impl<'a> Ingest<'a> {
     pub async fn fill(&mut self, messages: usize) -> f64 {
         let mut lines = String::new();
         for n in self.written..self.written + messages as u64 {
-            let line = json!({"user": user(n), "text": text(n), "timestamp": 1_700_000_000_000 + n, "room": format!("room-{}", n % self.rooms)});
+            let line = json!({
+                "user": user(n), "text": text(n), "timestamp": 1_700_000_000_000 + n,
+                "room": format!("room-{}", n % self.rooms),
+            });
             writeln!(lines, "{line}").expect("memory");
         }
         self.written += messages as u64;

@@ -160,7 +160,8 @@ impl Consumer {
         let room_id = match self.rooms.get(&incoming.room) {
             Some(id) => *id,
             None => {
-                let made = "insert into rooms (name) values ($1) on conflict (name) do update set name = excluded.name returning id";
+                let made = "insert into rooms (name) values ($1) \
+                            on conflict (name) do update set name = excluded.name returning id";
                 let id = sqlx::query_scalar(made)
                     .bind(&incoming.room)
                     .fetch_one(&mut *database)
@@ -174,7 +175,8 @@ impl Consumer {
             OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).expect("a time")
         };
         sqlx::query(
-            "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
+            "insert into messages (seq, room_id, sender, recipient, id, derived, text,
+                                   sent_at, received_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
         )
         .bind(seq.as_i64())

@@ -68,7 +68,8 @@ pub async fn measure(world: &World, plan: &Plan) {
         "MISSED"
     };
     println!(
-        "pgbench -M prepared, {SIDE_BY_SIDE} connections, the functions' session settings, tables nobody analyzed. Goal: at most {GOAL} ×: \
+        "pgbench -M prepared, {SIDE_BY_SIDE} connections, the functions' session settings, tables \
+         nobody analyzed. Goal: at most {GOAL} ×: \
          {measured:.2} ×, {verdict}.\n"
     );
 }

@@ -69,7 +69,7 @@ pub async fn measure(world: &World, plan: &Plan) {
     )
     .await;
     print(
-        "Acknowledged sending, batches staged in memory, SEND_MIN_BATCH=4 (as shipped)",
+        "Acknowledged sending, batches staged in memory, SEND_MIN_BATCH=4 (as in compose)",
         &in_memory,
     );
     worker.terminate().await;
@@ -136,27 +136,52 @@ async fn send(
     let senders = (0..side_by_side).map(|sender| {
         let (clients, administrator) = (clients.clone(), administrator.clone());
         tokio::spawn(async move {
-            let client = if way == Way::Bare { &administrator } else { &clients[sender % CONNECTIONS] };
+            let client = if way == Way::Bare {
+                &administrator
+            } else {
+                &clients[sender % CONNECTIONS]
+            };
             let user = format!("user-{sender}");
             let mut latencies = Vec::new();
             while begun.elapsed() < sending {
                 let sent = Instant::now();
-                let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-                let text = "Somebody says something of an ordinary length, as they do in a chat room all day long.";
+                let id = format!(
+                    "{}-{}",
+                    std::process::id(),
+                    NEXT.fetch_add(1, Ordering::Relaxed)
+                );
+                let text =
+                    "A message of an ordinary length, as they are sent in a room all day long.";
                 let (subject, body) = match way {
-                    Way::Plain => (format!("chat.{ROOM}"), json!({"user": user, "text": text, "id": id})),
-                    Way::Bare => (BARE.to_owned(), json!({"user": user, "text": text, "id": id})),
+                    Way::Plain => (
+                        format!("chat.{ROOM}"),
+                        json!({"user": user, "text": text, "id": id}),
+                    ),
+                    Way::Bare => (
+                        BARE.to_owned(),
+                        json!({"user": user, "text": text, "id": id}),
+                    ),
                     Way::Made => (SEND.subject(&[&user, ROOM]), json!({"text": text})),
-                    Way::Given => (SEND.subject(&[&user, ROOM]), json!({"text": text, "id": id})),
+                    Way::Given => (
+                        SEND.subject(&[&user, ROOM]),
+                        json!({"text": text, "id": id}),
+                    ),
                 };
                 let mut headers = HeaderMap::new();
                 if matches!(way, Way::Plain | Way::Bare) {
                     headers.insert(header::MESSAGE_ID, format!("{user}:{id}"));
                 }
-                let reply = client.request_with_headers(subject, headers, body.to_string().into()).await.expect("an answer");
+                let reply = client
+                    .request_with_headers(subject, headers, body.to_string().into())
+                    .await
+                    .expect("a reply");
                 latencies.push(sent.elapsed());
-                let answer: serde_json::Value = serde_json::from_slice(&reply.payload).expect("JSON");
-                assert!(answer["seq"].as_u64() > Some(0) && answer["duplicate"] != true, "{way:?}: {answer}");
+                let answer: serde_json::Value =
+                    serde_json::from_slice(&reply.payload).expect("JSON");
+                assert!(
+                    answer["seq"].as_u64() > Some(0) && answer["duplicate"] != true,
+                    "{way:?}: {answer}"
+                );
             }
             latencies
         })

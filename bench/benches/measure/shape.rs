@@ -99,8 +99,10 @@ pub async fn ingest(plan: &Plan) {
         "MISSED"
     };
     println!(
-        "{} messages a round into a database of its own each, never analyzed; relay-outbox publishes an event of each meanwhile. Goal: 1,000 \
-         rooms take at most {GOAL} × the time of 8, all functions up: {measured:.2} ×, {verdict}.\n",
+        "{} messages a round into a database of its own each, never analyzed; relay-outbox \
+         publishes an event of each meanwhile. Goal: 1,000 \
+         rooms take at most {GOAL} × the time of 8, all functions up: {measured:.2} ×, \
+         {verdict}.\n",
         plan.messages
     );
 }

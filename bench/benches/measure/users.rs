@@ -48,13 +48,15 @@ const MARKS: &str = "
         select name, case when name = $2 then 0 else $1 end from unnest($3::text[]) as asked (name)
     ), marked as (
         insert into receipts (reader, room, read)
-        select distinct recipient, rooms.name, $1 from messages join rooms on rooms.id = room_id where seq <= $1 and recipient <> $2
+        select distinct recipient, rooms.name, $1 from messages join rooms on rooms.id = room_id
+         where seq <= $1 and recipient <> $2
         returning reader, room
     )
     insert into receipt_moves (reader, room, kind, through, at)
     select reader, room, 'read', $1, now() from marked
     union all
-    select name, null, 'delivered', $1, now() from unnest($3::text[]) as asked (name) where $1 > 0 and name <> $2";
+    select name, null, 'delivered', $1, now() from unnest($3::text[]) as asked (name)
+     where $1 > 0 and name <> $2";
 
 /// A log of direct messages, at the positions from 1 on.
 #[derive(Debug, Clone, Copy)]

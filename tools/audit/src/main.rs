@@ -108,7 +108,8 @@ async fn store_again(operator: &Connection, from: Seq, stuck_after: Duration) ->
     );
     if let Some((first, last)) = replayed.lost {
         println!(
-            "WARNING: {first} to {last} is in neither PostgreSQL nor the stream; those messages are \
+            "WARNING: {first} to {last} is in neither PostgreSQL nor the stream; those messages \
+             are \
              lost, unless a backup has them"
         );
     }

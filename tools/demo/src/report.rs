@@ -65,7 +65,8 @@ fn lines<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
 fn plain(text: &str) -> String {
     let harmless = |c: char| {
         if c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(c, '\u{200e}' | '\u{200f}')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         {
             '\u{fffd}'
         } else {

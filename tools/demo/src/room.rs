@@ -24,7 +24,8 @@ pub async fn demonstrate(publisher: &Connection, room: &Room) -> Result<(), Fata
         "4. Send through send-message: it replies when the stream has the message, and the same \
          id again is the same message."
     );
-    let body = json!({"text": "Sent once, whatever happens", "id": format!("demo-{}-{}", now_ms(), std::process::id())});
+    let id = format!("demo-{}-{}", now_ms(), std::process::id());
+    let body = json!({"text": "Sent once, whatever happens", "id": id});
     let ack: SendAck = request(publisher, SEND, &[USER, room], &body, "send-message").await?;
     let again: SendAck = request(publisher, SEND, &[USER, room], &body, "send-message").await?;
     if again.seq != ack.seq || !again.duplicate {

@@ -289,7 +289,7 @@ impl Appender {
         loop {
             let reply = tokio::select! {
                 reply = timeout(POLL_PERMISSIONS, self.replies.next()) => reply,
-                () = self.connection.broken() => return Err(AppendError::Transient("the connection to NATS broke".to_owned())),
+                () = self.connection.broken() => return Err(disconnected()),
             };
             match reply {
                 Ok(Some(reply)) if reply.subject.starts_with(&prefix) => return Ok(reply),
@@ -308,9 +308,7 @@ impl Appender {
                         return Err(AppendError::Fatal(Fatal::new(line)));
                     }
                     if self.connection.client().connection_state() != State::Connected {
-                        return Err(AppendError::Transient(
-                            "the connection to NATS broke".to_owned(),
-                        ));
+                        return Err(disconnected());
                     }
                     if Instant::now() > deadline {
                         return Err(AppendError::Transient(
@@ -363,4 +361,8 @@ fn parse_ack(reply: &Message) -> Result<PublishAck, AppendError> {
             "JetStream refuses: {description} ({err_code})"
         ))),
     })
+}
+
+fn disconnected() -> AppendError {
+    AppendError::Transient("the connection to NATS broke".to_owned())
 }

@@ -43,14 +43,14 @@ id         stored once per user and id, over all rooms, for ever; without one, a
            from the line itself
 
 The order of a file is kept. A line that cannot be stored is refused with its number, the others are
-imported, and the exit code is 1; it is 2 when the arguments are wrong. Importing a file again doubles
-nothing: within two minutes JetStream recognises its messages, later the stream accepts them again and
-PostgreSQL keeps the first ones. While NATS is away, import waits.
+imported, and the exit code is 1; it is 2 when the arguments are wrong. Importing a file again
+doubles nothing: within two minutes JetStream recognises its messages, later the stream accepts them
+again and PostgreSQL keeps the first ones. While NATS is away, import waits.
 
 A line is refused if its user has used its id for another text or in another room. Two lines of one
-run are compared before either is published. An id that was used before this run is found afterwards,
-in the rooms' history; that message is then a dead letter (id_conflict). Prefix ids that are unique in
-one channel only, such as Slack's ts, with the channel's name.
+run are compared before either is published. An id that was used before this run is found
+afterwards, in the rooms' history; that message is then a dead letter (id_conflict). Prefix ids that
+are unique in one channel only, such as Slack's ts, with the channel's name.
 
 Configuration comes from the environment:
   NATS_URL              nats://127.0.0.1:4222; several, separated by commas
@@ -191,15 +191,18 @@ async fn check(
                 if summary.refused <= REFUSED_SHOWN {
                     let name = names.get(input as usize).map_or("", String::as_str);
                     progress.print(&format!(
-                        "{name}, line {line}: its user has used this id before, for another text or \
-                         in another room, and the message is a dead letter (id_conflict): {ANOTHER_ID}"
+                        "{name}, line {line}: its user has used this id before, for another text \
+                         or \
+                         in another room, and the message is a dead letter (id_conflict): \
+                         {ANOTHER_ID}"
                     ));
                 }
             }
         }
         Err(why) => {
             summary.unchecked = Some(format!(
-                "{count} lines have client-supplied ids; whether one was used before for another text could \
+                "{count} lines have client-supplied ids; whether one was used before for another \
+                 text could \
                  not be looked up in history ({why}): look for dead letters with the reason \
                  id_conflict"
             ));

@@ -43,7 +43,8 @@ pub fn start(inputs: Vec<Input>, lines: Lines) -> mpsc::Receiver<Found> {
         };
         for (number, input) in (0..).zip(inputs) {
             reader.input = number;
-            // Each file counts its own repeated lines, so that it makes no difference which files are imported together.
+            // Each file counts its own repeated lines, so that it makes no difference which files
+            // are imported together.
             if reader.file(input, lines.fresh()).is_none() {
                 return;
             }

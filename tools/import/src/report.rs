@@ -42,8 +42,8 @@ impl Default for Summary {
 }
 
 impl Summary {
-    /// Counts a message as refused that was counted as published or present before: it became a dead
-    /// letter.
+    /// Counts a message as refused that was counted as published or present before: it became
+    /// a dead letter.
     pub fn refuse_published(&mut self) {
         self.refused += 1;
         if self.published > 0 {

@@ -23,7 +23,7 @@ use testing::{SOON, World, eventually};
 
 const STREAM: &str = include_str!("../../../nats/streams/CHAT_MESSAGES.json");
 
-/// A world with the shipped stream, and nobody who works on it.
+/// A world with the stream as configured, and no function that works on it.
 async fn world() -> World {
     let world = World::builder().bare().administrator().start().await;
     configure(&world, "CREATE", |_| {}).await;
@@ -133,7 +133,10 @@ fn chat(lines: usize) -> String {
     let mut file = String::new();
     for n in 0..lines {
         let room = ["general", "chat.random", "__admin__"][n % 3];
-        let mut line = json!({"user": format!("u{}", n % 7), "text": format!("line {}", n - n % 5), "timestamp": 1_700_000_000_000 - n / 50, "room": room});
+        let mut line = json!({
+            "user": format!("u{}", n % 7), "text": format!("line {}", n - n % 5),
+            "timestamp": 1_700_000_000_000 - n / 50, "room": room,
+        });
         if n % 11 == 0 {
             line["id"] = json!(format!("mine-{n}"));
         }
@@ -500,8 +503,8 @@ async fn a_server_that_goes_away_costs_nothing() {
 
 /// What Slack and others give is unique in its channel only.
 const CHANNELS: [&str; 2] = [
-    r#"{"room":"alpha","user":"U8","text":"first, said in alpha","timestamp":1516454537000,"id":"1516454537.000093"}"#,
-    r#"{"room":"beta","user":"U8","text":"another text, said in beta","timestamp":1516454537000,"id":"1516454537.000093"}"#,
+    r#"{"room":"alpha","user":"U8","text":"first","timestamp":1516454537000,"id":"1516454537.000093"}"#,
+    r#"{"room":"beta","user":"U8","text":"another","timestamp":1516454537000,"id":"1516454537.000093"}"#,
 ];
 
 #[tokio::test]
@@ -540,8 +543,8 @@ async fn an_id_used_before_this_run_is_refused_by_its_line() {
         tokio::join!(world.spawn("persist-message"), world.spawn("get-history"));
     let files = CHANNELS.map(|line| File::new(&format!("channel-{}", line.len()), line));
     assert_eq!(self::import(&world, &[files[0].path()]).await.code, 0);
-    // At once, while JetStream still remembers ids, and when it has forgotten them, and when it knows the
-    // refused message.
+    // At once, while JetStream still remembers ids, and when it has forgotten them, and when it
+    // knows the refused message.
     for forgotten in [false, true, false] {
         if forgotten {
             configure(&world, "UPDATE", |config| {
@@ -574,7 +577,7 @@ async fn an_id_used_before_this_run_is_refused_by_its_line() {
         .fetch_all(&database)
         .await
         .unwrap();
-    assert_eq!(texts, ["first, said in alpha"]);
+    assert_eq!(texts, ["first"]);
     let reasons: Vec<String> = sqlx::query_scalar("select distinct reason from dead_letters")
         .fetch_all(&database)
         .await
