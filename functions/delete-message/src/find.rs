@@ -1,4 +1,5 @@
-//! Finds the message that a request means: in PostgreSQL, and what is not stored yet, in the stream.
+//! Finds the message that a request means: in PostgreSQL, and what is not stored yet, in the
+//! stream.
 
 use tokio::time::Instant;
 
@@ -46,8 +47,8 @@ pub async fn find(
             find_in_stream(ctx, request, is_moderator, unstored_from).await?
         }
     };
-    // A deletion above `stored_through` may concern the message, and it may be all that is left of a
-    // message that was erased before anybody stored it.
+    // A deletion above `stored_through` may concern the message, and it may be all that is left of
+    // a message that was erased before anybody stored it.
     let deletions = changes_on(
         ctx.chat.stream(),
         &[request.conversation.change_subject()],
@@ -102,7 +103,8 @@ fn erased(request: &DeleteRequest, deletions: &[Change]) -> Option<Target> {
     })
 }
 
-/// Finds the message in the stream, from `unstored_from` on: what lies below is found in PostgreSQL.
+/// Finds the message in the stream, from `unstored_from` on: what lies below is found in
+/// PostgreSQL.
 async fn find_in_stream(
     ctx: &Ctx<Shared>,
     request: &DeleteRequest,

@@ -1,5 +1,5 @@
-//! Answers `chat.delete.{u}.{room}` and `dm.delete.{u}.{peer}`: finds the message, checks who asks, and
-//! appends the deletion to the stream. It answers as soon as the stream has the deletion;
+//! Answers `chat.delete.{u}.{room}` and `dm.delete.{u}.{peer}`: finds the message, checks who asks,
+//! and appends the deletion to the stream. It answers as soon as the stream has the deletion;
 //! `persist-message` applies it to PostgreSQL later.
 
 mod find;

@@ -17,8 +17,8 @@ const BY_SEQ: &str = include_str!("by_seq.sql");
 /// The message of sender `$1` with the client-supplied id `$2`, in any room.
 const BY_ID: &str = include_str!("by_id.sql");
 
-/// Whose messages in room `$1` have the id `$2`, for moderators. There is no index for it, because it
-/// would make every insert dearer: the room is searched from its end.
+/// Whose messages in room `$1` have the id `$2`, for moderators. There is no index for it, because
+/// it would make every insert dearer: the room is searched from its end.
 const SENDERS: &str = "
     select sender from messages
      where room_id = (select id from rooms where name = $1) and id = $2 and not derived

@@ -1,4 +1,4 @@
-//! Deleting as clients see it, on real servers; the worker and history beside are the real binaries.
+//! Deleting as clients see it, on real servers; the worker and get-history are the real binaries.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ async fn start(world: &World) -> Running {
     function().start(Vars::from_pairs(vars)).await.unwrap()
 }
 
-/// The answer's `seq`, or the code and the sentence.
+/// The reply's `seq`, or the error's code and message.
 async fn delete(
     client: &Client,
     user: &str,
@@ -91,7 +91,7 @@ async fn comes_from(client: &Client, source: &str) {
     .await;
 }
 
-async fn in_log(client: &Client, seq: u64) -> bool {
+async fn is_in_stream(client: &Client, seq: u64) -> bool {
     let reply = client
         .request(
             js_api::MESSAGE_GET,
@@ -111,7 +111,7 @@ fn tombstone(seq: u64) -> (u64, String, bool) {
 }
 
 #[tokio::test]
-async fn a_sender_deletes_and_everybody_is_told() {
+async fn a_sender_deletes_and_every_reader_sees_it() {
     let world = World::start().await;
     let function = start(&world).await;
     let _history = world.spawn("get-history").await;
@@ -239,7 +239,7 @@ async fn only_the_sender_or_a_moderator_deletes() {
             "two people's messages are in no room"
         );
         assert_eq!(code("mod", room, json!({"id": same})).await, Err(409));
-        // The asker's own comes first, whoever else has the id.
+        // The requesting user's own message comes first, whoever else has used the id.
         assert_eq!(code("bob", room, json!({"id": same})).await, Ok(shared[1]));
         assert_eq!(
             code("mod", room, json!({"id": format!("{room}-b")})).await,
@@ -249,7 +249,7 @@ async fn only_the_sender_or_a_moderator_deletes() {
             code("other-mod", room, json!({"seq": anns})).await,
             Ok(anns)
         );
-        // A moderator of rooms is nobody in a conversation of two.
+        // A moderator of rooms has no rights in a direct conversation.
         let by_mod = delete_at(
             &client,
             DM_DELETE.subject(&["mod", "ann"]),
@@ -315,7 +315,7 @@ async fn hard_leaves_no_text_anywhere() {
             assert_eq!(found, 0, "{table}");
         }
     };
-    // Before it is stored.
+    // Before the message is stored.
     let early = say(&client, "chat.general", "ann", SECRET, Some("early")).await;
     assert_eq!(
         delete(
@@ -327,8 +327,8 @@ async fn hard_leaves_no_text_anywhere() {
         .await,
         Ok(early)
     );
-    assert!(!in_log(&bootstrap, early).await);
-    // A delete of a delete, by whatever name, and softer.
+    assert!(!is_in_stream(&bootstrap, early).await);
+    // Deleting a deleted message: by seq, by id, and softly.
     for body in [
         json!({"id": "early"}),
         json!({"seq": early}),
@@ -347,7 +347,7 @@ async fn hard_leaves_no_text_anywhere() {
     comes_from(&client, "index").await;
     assert_eq!(general(&client).await, [tombstone(early)]);
     nowhere().await;
-    // Afterwards, with a copy in the log; first softly.
+    // After it is stored, with a duplicate in the stream; first softly.
     let late = say(&client, "chat.general", "ann", SECRET, Some("late")).await;
     let copy = say(&client, "chat.general", "ann", SECRET, Some("late")).await;
     comes_from(&client, "index").await;
@@ -357,7 +357,7 @@ async fn hard_leaves_no_text_anywhere() {
         "the first one is the one that is shown"
     );
     comes_from(&client, "index").await;
-    assert!(in_log(&bootstrap, late).await);
+    assert!(is_in_stream(&bootstrap, late).await);
     for _ in 0..2 {
         assert_eq!(
             delete(
@@ -369,10 +369,10 @@ async fn hard_leaves_no_text_anywhere() {
             .await,
             Ok(late)
         );
-        assert!(!in_log(&bootstrap, late).await);
+        assert!(!is_in_stream(&bootstrap, late).await);
     }
     eventually("the copy is gone, too", SOON, async || {
-        (!in_log(&bootstrap, copy).await).then_some(())
+        (!is_in_stream(&bootstrap, copy).await).then_some(())
     })
     .await;
     comes_from(&client, "index").await;
@@ -387,7 +387,7 @@ async fn hard_leaves_no_text_anywhere() {
         ["hard", "soft", "hard"],
         "a delete of a delete is no change"
     );
-    // Soft after hard is none either.
+    // A soft deletion after a hard one appends nothing either.
     assert_eq!(
         delete(&client, "ann", "general", json!({"seq": early})).await,
         Ok(early)
@@ -410,7 +410,7 @@ async fn hard_leaves_no_text_anywhere() {
 }
 
 #[tokio::test]
-async fn while_the_database_is_away_the_log_knows() {
+async fn while_the_database_is_away_the_stream_is_searched() {
     let world = World::builder()
         .own_postgres()
         .administrator()
@@ -520,7 +520,7 @@ async fn a_dead_letter_is_no_message() {
 }
 
 #[tokio::test]
-async fn a_full_log_is_an_error_and_nothing_else() {
+async fn a_full_stream_is_an_error_and_nothing_else() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
     let _history = world.spawn("get-history").await;
@@ -574,7 +574,7 @@ async fn a_full_log_is_an_error_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_bad_request_is_told_what_to_mend() {
+async fn a_bad_request_names_what_is_wrong() {
     let world = World::start().await;
     let function = start(&world).await;
     let client = world.client("publisher").await;

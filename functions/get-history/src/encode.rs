@@ -9,8 +9,8 @@ use service::request::Reply;
 /// The part of `max_payload` that is left for the reply's headers.
 const HEADER_ROOM: usize = 2 * 1024;
 
-/// Encodes the page. Where it would exceed `max_payload` bytes, it ends early: the messages nearest to
-/// the cursor stay.
+/// Encodes the page. Where it would exceed `max_payload` bytes, it ends early: the messages nearest
+/// to the cursor stay.
 ///
 /// # Errors
 /// 413 when a single message is larger than a reply may be.

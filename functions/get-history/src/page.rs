@@ -32,8 +32,8 @@ const ATTEMPTS: u32 = 4;
 /// Loads the page. It may hold more bytes than a reply, and is cut when it is encoded.
 ///
 /// # Errors
-/// 503 when the stream does not answer, or when PostgreSQL is away and the stream does not reach back
-/// far enough.
+/// 503 when the stream does not answer, or when PostgreSQL is away and the stream does not
+/// reach back far enough.
 pub async fn load(ctx: &Ctx<Shared>, request: &HistoryRequest, max_bytes: usize) -> Result<Page> {
     let stream = ctx.chat.stream();
     let limits = ctx.chat.limits();
@@ -118,8 +118,8 @@ async fn load_stored(ctx: &Ctx<Shared>, wanted: &PageQuery<'_>) -> Result<Option
     Ok(stored)
 }
 
-/// The directions in which a page reads from its cursor. The newest page is what lies before the end
-/// of all sequences.
+/// The directions in which a page reads from its cursor. The newest page is what lies before the
+/// end of all sequences.
 fn directions(cursor: Cursor) -> Vec<Direction> {
     match cursor {
         Cursor::Latest => vec![Direction::Older(Seq::MAX)],
@@ -150,9 +150,9 @@ fn page(part: Part, source: Source) -> Page {
     }
 }
 
-/// The deletions above the frontier that the page must know, perhaps with others. Requests share the
-/// read of all conversations' deletions; only when there are too many of these, a page reads those of
-/// its own conversation.
+/// The deletions above the frontier that the page must know, perhaps with others. Requests share
+/// the read of all conversations' deletions; only when there are too many of these, a page reads
+/// those of its own conversation.
 async fn changes_above(
     ctx: &Ctx<Shared>,
     conversation: &Conversation,

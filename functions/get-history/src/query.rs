@@ -9,8 +9,8 @@ use postgres::span::query_span;
 use protocol::message::Message;
 use timeline::query::DEADLINE;
 
-/// For each message, when the cursors of its recipient first reached it. A message that was read has
-/// been delivered, too.
+/// For each message, when the cursors of its recipient first reached it. A message that was read
+/// has been delivered, too.
 const TIMES: &str = include_str!("times.sql");
 
 /// Sets on the direct messages of `room` when they were delivered and read, where that is known;

@@ -1,4 +1,4 @@
-//! Pages as a client sees them, on real servers; the worker beside is the real binary.
+//! Pages as a client sees them, on real servers; the worker is the real binary.
 
 mod deletion;
 mod direct;
@@ -26,7 +26,7 @@ async fn history(world: &World) -> Running {
         .unwrap()
 }
 
-/// A page as it comes over the wire.
+/// A page as a client receives it.
 #[derive(Debug)]
 struct Got {
     messages: Vec<Message>,
@@ -107,15 +107,15 @@ async fn publish_body(client: &Client, subject: &str, body: &str) -> u64 {
         .unwrap()
 }
 
-/// Waits until a page comes from the index alone.
-async fn indexed(client: &Client, room: &str) {
+/// Waits until a page comes from PostgreSQL alone.
+async fn stored(client: &Client, room: &str) {
     eventually("the worker has stored everything", SOON, async || {
         (ask(client, room, json!({})).await.source == "index").then_some(())
     })
     .await;
 }
 
-/// The pages that every state of log and index must give alike.
+/// The pages, which must be the same whatever the stream and PostgreSQL hold of them.
 async fn check_pages(client: &Client, source: &str) {
     let texts = |from: usize, to: usize| {
         (from..=to)
@@ -145,7 +145,8 @@ async fn check_pages(client: &Client, source: &str) {
         assert_eq!(got.more, more, "{body} from {source}");
         assert_eq!(got.source, source, "{body}");
         match through {
-            // Between the last message and the cursor the log has nothing of this room: both ends are true.
+            // Between the last message and the cursor the stream has nothing of this room, so both
+            // ends are right.
             Some(through) => {
                 let last = got.messages.last().unwrap().seq.get();
                 assert!(
@@ -185,7 +186,7 @@ async fn publish_two_rooms(client: &Client) {
 }
 
 #[tokio::test]
-async fn pages_are_the_same_from_log_index_and_both() {
+async fn pages_are_the_same_from_stream_projection_and_both() {
     let world = World::with_own_postgres().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
@@ -193,8 +194,9 @@ async fn pages_are_the_same_from_log_index_and_both() {
     check_pages(&client, "both").await;
 
     let worker = world.spawn("persist-message").await;
-    indexed(&client, "general").await;
-    // "general" is read before "other" may be stored completely; its own pages no longer need the log.
+    stored(&client, "general").await;
+    // We read "general" before all of "other" is stored; the pages of "general" no longer need the
+    // stream.
     check_pages(&client, "index").await;
 
     world.postgres().stop().await;
@@ -212,7 +214,7 @@ async fn pages_are_the_same_from_log_index_and_both() {
     );
 
     world.postgres().start().await;
-    indexed(&client, "general").await;
+    stored(&client, "general").await;
     assert_eq!(
         ask(&client, "general", json!({"limit": 1})).await.texts(),
         ["while away"]
@@ -244,7 +246,7 @@ async fn an_empty_room_is_an_empty_page() {
 }
 
 #[tokio::test]
-async fn a_bad_request_is_told_what_to_mend() {
+async fn a_bad_request_names_what_is_wrong() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("operator").await;
@@ -265,7 +267,7 @@ async fn a_bad_request_is_told_what_to_mend() {
             "{body}: {code} {reason}"
         );
     }
-    // A client library refuses these before the server sees them.
+    // The client library refuses these before the server sees them.
     let mut raw = RawClient::connect(world.nats(), "operator").await;
     let long = "r".repeat(65);
     for room in ["*", ">", "a.b", long.as_str()] {
@@ -287,7 +289,7 @@ async fn a_bad_request_is_told_what_to_mend() {
 }
 
 #[tokio::test]
-async fn whoever_has_an_acknowledgement_finds_the_message() {
+async fn an_acknowledged_message_is_on_the_page() {
     let world = World::start().await;
     let function = history(&world).await;
     let (_one, _two) = tokio::join!(
@@ -307,7 +309,7 @@ async fn whoever_has_an_acknowledgement_finds_the_message() {
                 );
                 assert!(got.messages.is_sorted_by(|one, next| one.seq < next.seq));
                 assert!(got.through >= seq);
-                // No hole: what is there is everything from its first to its last.
+                // No hole between the first and the last message.
                 let after = ask(&client, "race", json!({"after": seq - 1, "limit": 1})).await;
                 assert_eq!(after.messages[0].seq.get(), seq);
             }
@@ -402,7 +404,7 @@ async fn a_long_tail_is_not_read_from_its_beginning() {
 }
 
 #[tokio::test]
-async fn the_tail_is_read_like_the_worker_reads_it() {
+async fn the_tail_is_parsed_as_the_worker_parses_it() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
@@ -411,7 +413,7 @@ async fn the_tail_is_read_like_the_worker_reads_it() {
     };
     publish_body(&client, "chat.general", &with_id("ann", "stored", "a")).await;
     let worker = world.spawn("persist-message").await;
-    indexed(&client, "general").await;
+    stored(&client, "general").await;
     assert!(worker.terminate().await.success());
     for body in [
         with_id("ann", "stored already", "a"),
@@ -428,7 +430,7 @@ async fn the_tail_is_read_like_the_worker_reads_it() {
         (vec!["stored", "another sender", "new"], "both")
     );
     let worker = world.spawn("persist-message").await;
-    indexed(&client, "general").await;
+    stored(&client, "general").await;
     assert_eq!(
         ask(&client, "general", json!({})).await.messages,
         before.messages
@@ -448,7 +450,8 @@ async fn the_earlier_of_two_messages_with_one_id_is_shown_before_it_is_stored() 
         r#"{"user":"ann","text":"first","id":"a"}"#,
     )
     .await;
-    // A copy that was faster has stored a later one; the earlier one takes its place as soon as it is stored.
+    // A faster replica has stored the later message; the earlier one takes its place as soon as it
+    // is stored.
     publish_body(
         &client,
         "chat.general",
@@ -471,7 +474,7 @@ async fn the_earlier_of_two_messages_with_one_id_is_shown_before_it_is_stored() 
 }
 
 #[tokio::test]
-async fn a_poisoned_tail_is_read_all_the_same() {
+async fn a_tail_with_malformed_headers_is_read() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
@@ -499,7 +502,7 @@ async fn a_poisoned_tail_is_read_all_the_same() {
 }
 
 #[tokio::test]
-async fn without_its_tables_history_says_so() {
+async fn a_missing_table_is_named_in_the_log() {
     let world = World::bare().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;

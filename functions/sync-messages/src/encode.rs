@@ -19,8 +19,8 @@ struct Entry {
     bytes: usize,
 }
 
-/// Encodes the page. It ends after `limit` entries, in the order of their `seq`, and earlier where it
-/// would exceed `max_payload` bytes.
+/// Encodes the page. It ends after `limit` entries, in the order of their `seq`, and earlier where
+/// it would exceed `max_payload` bytes.
 ///
 /// # Errors
 /// 413 when a single message is larger than a reply may be.

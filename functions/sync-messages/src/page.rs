@@ -1,9 +1,9 @@
 //! What happened in a conversation after a cursor: messages and deletions of stream and projection,
 //! merged.
 //!
-//! The order of the reads carries the guarantees; [`timeline::merge`] says why. Messages and changes
-//! are read one after the other, so both are cut at the same place: the end of the stream from before
-//! they were read.
+//! The order of the reads carries the guarantees; [`timeline::merge`] says why. Messages and
+//! changes are read one after the other, so both are cut at the same place: the end of the stream
+//! from before they were read.
 
 use crate::query::{self, StoredChanges};
 use base::error::{Code, Error, Result};
@@ -41,8 +41,8 @@ pub struct Found {
 /// Loads what happened after the cursor.
 ///
 /// # Errors
-/// 503 when the stream does not answer, or when PostgreSQL is away and the stream does not reach back
-/// far enough.
+/// 503 when the stream does not answer, or when PostgreSQL is away and the stream does not
+/// reach back far enough.
 pub async fn load(ctx: &Ctx<Chat>, request: &SyncRequest, max_bytes: usize) -> Result<Found> {
     let conversation = &request.conversation;
     let room = conversation.name();

@@ -12,19 +12,19 @@ use protocol::message::Message;
 use timeline::merge::Rows;
 use timeline::query::{self, DEADLINE, PageQuery, StoredPage, bigint};
 
-/// Changes of room `$1` after `$2` and up to `$4`, oldest first, at most `$3`. Those of messages that
-/// have expired are left out: a subquery and no join, because it runs only for the few rows that the
-/// limit takes.
+/// Changes of room `$1` after `$2` and up to `$4`, oldest first, at most `$3`. Those of messages
+/// that have expired are left out: a subquery and no join, because it runs only for the few rows
+/// that the limit takes.
 const CHANGES: &str = include_str!("changes.sql");
 
-/// Direct messages to `$1` after `$2` and up to `$5`, oldest first: at most `$3`, at least one row, and
-/// at most about `$4` bytes of text.
+/// Direct messages to `$1` after `$2` and up to `$5`, oldest first: at most `$3`, at least one row,
+/// and at most about `$4` bytes of text.
 ///
 /// The user's range is written as bounds of pairs, and not as `recipient = $1`: then only the index
-/// that begins with the recipient has the order, and PostgreSQL does not search everybody's messages.
-/// The room's name is a subquery and no join: a plan for any limit expects a tenth of all direct
-/// messages, and would join them by reading all rooms. The cutoff of direct messages is computed once;
-/// only a conversation that has one of its own computes it for each row.
+/// that begins with the recipient has the order, and PostgreSQL does not search everybody's
+/// messages. The room's name is a subquery and no join: a plan for any limit expects a tenth of all
+/// direct messages, and would join them by reading all rooms. The cutoff of direct messages is
+/// computed once; only a conversation that has one of its own computes it for each row.
 pub const INBOX: &str = include_str!("inbox.sql");
 
 /// Changes of direct messages to `$1` after `$2` and up to `$4`, otherwise like [`CHANGES`].

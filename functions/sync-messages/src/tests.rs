@@ -1,4 +1,4 @@
-//! Clients that were away, on real servers; the worker beside is the real binary.
+//! Clients that were away, on real servers; the worker is the real binary.
 
 mod expiry;
 mod inbox;
@@ -67,7 +67,7 @@ async fn ask(client: &Client, after: u64, limit: u32) -> (SyncPage, String) {
     .unwrap()
 }
 
-/// A client: what it holds, and how far it is.
+/// A client: the messages that it holds, and its cursor.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Holds {
     messages: BTreeMap<u64, (String, bool)>,
@@ -119,14 +119,14 @@ impl Holds {
     }
 
     fn delete(&mut self, target: u64) {
-        // What lies before this client's beginning is nothing to it.
+        // Messages before the client's first cursor do not concern it.
         if let Some(held) = self.messages.get_mut(&target) {
             *held = (String::new(), true);
         }
     }
 }
 
-/// Publishes and deletes, and holds what a client that hears everything live holds.
+/// Publishes and deletes, and holds what a client that was connected all the time holds.
 struct Live<'a> {
     publisher: &'a Client,
     bootstrap: &'a Client,
@@ -136,7 +136,7 @@ struct Live<'a> {
 
 impl Live<'_> {
     async fn say(&mut self, text: &str) -> u64 {
-        // Every third gives no id.
+        // Every third message has no id of its own.
         let id =
             (!self.holds.through.is_multiple_of(3)).then(|| format!("id-{}", self.holds.through));
         let body = json!({"user": "ann", "text": text, "id": id}).to_string();
@@ -198,7 +198,8 @@ async fn a_client_that_was_away_holds_what_a_client_that_was_there_holds() {
         ids: BTreeMap::new(),
         holds: Holds::default(),
     };
-    // Three clients: one syncs all the time in small pages, one now and then, one only at the end of each round.
+    // Three clients: one syncs all the time in small pages, one now and then, one only at the end
+    // of each round.
     let (mut often, mut seldom) = (Holds::default(), Holds::default());
     let mut worker = None;
     for round in 0..4_u64 {
@@ -233,7 +234,7 @@ async fn a_client_that_was_away_holds_what_a_client_that_was_there_holds() {
                 "round {round}, limit {limit}"
             );
         }
-        // Nothing stored, then storing, then PostgreSQL away, then back.
+        // First nothing is stored, then the worker runs, then PostgreSQL is away, then it is back.
         match round {
             0 => worker = Some(world.spawn("persist-message").await),
             1 => {
@@ -256,7 +257,7 @@ async fn a_client_that_was_away_holds_what_a_client_that_was_there_holds() {
 }
 
 #[tokio::test]
-async fn a_page_says_what_happened_and_no_more() {
+async fn a_page_has_what_happened_after_the_cursor_and_nothing_else() {
     let world = World::start().await;
     let function = start(&world).await;
     let (publisher, bootstrap) = (
@@ -291,7 +292,7 @@ async fn a_page_says_what_happened_and_no_more() {
             (ChangeType::Delete, Mode::Soft, "ann", "ann")
         );
         assert_eq!((page.through.get(), page.more), (change, false));
-        // The end, and beyond it.
+        // At the end of the stream, and beyond it.
         for after in [change, change + 1_000, i64::MAX as u64] {
             let (page, _) = ask(&publisher, after, 50).await;
             assert_eq!(
@@ -314,7 +315,7 @@ async fn a_page_says_what_happened_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_was_erased_before_it_was_stored_keeps_its_place() {
+async fn a_message_erased_before_it_was_stored_keeps_its_place() {
     let world = World::start().await;
     let function = start(&world).await;
     let (publisher, bootstrap) = (
@@ -386,7 +387,7 @@ async fn pages_end_before_max_payload() {
 }
 
 #[tokio::test]
-async fn copies_of_what_is_stored_end_no_page() {
+async fn duplicates_of_stored_messages_end_no_page() {
     let world = World::start().await;
     let function = start(&world).await;
     let publisher = world.client("publisher").await;
@@ -423,7 +424,7 @@ async fn copies_of_what_is_stored_end_no_page() {
 }
 
 #[tokio::test]
-async fn two_people_sync_one_conversation() {
+async fn two_users_sync_one_conversation() {
     let world = World::start().await;
     let function = start(&world).await;
     let (publisher, bootstrap) = (
@@ -475,7 +476,7 @@ async fn two_people_sync_one_conversation() {
 }
 
 #[tokio::test]
-async fn a_bad_request_is_told_what_to_mend() {
+async fn a_bad_request_names_what_is_wrong() {
     let world = World::start().await;
     let function = start(&world).await;
     let publisher = world.client("publisher").await;
@@ -506,12 +507,12 @@ async fn a_bad_request_is_told_what_to_mend() {
     function.stop().await.unwrap();
 }
 
-/// What an inbox costs is what it shows: no plan, for whatever limit, may read the rooms of all the others.
+/// An inbox costs as much as it shows: no plan, for any limit, may read the rooms of other users.
 #[tokio::test]
 async fn an_inbox_reads_no_room_but_its_own() {
     let world = World::start().await;
     world.store_conversations().await;
-    // As the function itself connects: the plan is one for any limit.
+    // In a session like the function's: one plan serves every limit.
     let vars = Vars::from_pairs(world.vars("sync-messages"));
     let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
@@ -527,7 +528,7 @@ async fn an_inbox_reads_no_room_but_its_own() {
             .await
     });
     let plan = plan.await.unwrap().join("\n");
-    // Retention is read once, for the conversations that have a row of their own.
+    // The table `retention` is read once, for conversations that have a row of their own.
     let scans = plan.matches("Seq Scan").count() - plan.matches("Seq Scan on retention").count();
     assert!(
         plan.contains("messages_recipient_seq_idx") && scans == 0,
@@ -535,16 +536,17 @@ async fn an_inbox_reads_no_room_but_its_own() {
     );
 }
 
-/// Such a plan expects far more rows than there are, and compiling it takes longer than running it.
+/// A generic plan expects far more rows than there are, and compiling it takes longer than running
+/// it.
 #[tokio::test]
 async fn no_statement_is_compiled() {
     let world = World::start().await;
     let vars = Vars::from_pairs(world.vars("sync-messages"));
     let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
-        // Dear enough on paper for anything PostgreSQL could do about it.
-        let dear = "explain select count(*) from generate_series(1, 100000000) as a, generate_series(1, 100000000) as b";
-        sqlx::query_scalar::<_, String>(dear).fetch_all(connection).await
+        // Expensive enough that PostgreSQL would compile it.
+        let expensive = "explain select count(*) from generate_series(1, 100000000) as a, generate_series(1, 100000000) as b";
+        sqlx::query_scalar::<_, String>(expensive).fetch_all(connection).await
     });
     let plan = plan.await.unwrap().join("\n");
     assert!(!plan.contains("JIT"), "{plan}");

@@ -24,8 +24,8 @@ const TAIL_BYTES: usize = 16 << 20;
 const CONVERSATIONS: usize = 1_000;
 
 /// The conversations that have a message to `$1` after `$2` and up to `$3`, and where the last one
-/// stands; at most `$4` messages are read. Bounds of pairs, so that only the recipient's index has the
-/// order; and a subquery for the names, because a join would read all rooms.
+/// stands; at most `$4` messages are read. Bounds of pairs, so that only the recipient's index has
+/// the order; and a subquery for the names, because a join would read all rooms.
 pub const PASSED: &str = "
     select (select name from rooms where rooms.id = passed.room_id), max(passed.seq)
       from (select room_id, seq from messages
@@ -34,8 +34,8 @@ pub const PASSED: &str = "
              order by recipient desc, seq desc limit $4) passed
      group by passed.room_id";
 
-/// Moves the cursor to `$2`, adds that to the receipt history and puts a receipt for each of the rooms
-/// `$3` into the outbox.
+/// Moves the cursor to `$2`, adds that to the receipt history and puts a receipt for each of the
+/// rooms `$3` into the outbox.
 const ADVANCE: &str = include_str!("delivered_advance.sql");
 
 /// Moves the cursor of `user` to `through`, unless it stands there or beyond.
@@ -50,7 +50,8 @@ pub async fn advance(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<Recei
     .await
 }
 
-/// The conversations with messages to `user` that may not be stored yet, and where the last one stands.
+/// The conversations with messages to `user` that may not be stored yet, and where the last one
+/// stands.
 async fn load_unstored(ctx: &Ctx<Chat>, user: &User, through: Seq) -> Result<HashMap<String, Seq>> {
     let stored_through = ctx.stream().stored_through().await?;
     if through <= stored_through {

@@ -55,8 +55,8 @@ async fn at_most_end(ctx: &Ctx<Chat>, through: Seq) -> Result<Seq> {
     Ok(through.min(last))
 }
 
-/// Wakes relay-outbox when a cursor moved, and replies. If the wake-up is lost, relay-outbox finds the
-/// receipt at its next interval.
+/// Wakes relay-outbox when a cursor moved, and replies. If the wake-up is lost, relay-outbox finds
+/// the receipt at its next interval.
 async fn reply(ctx: &Ctx<Chat>, ack: ReceiptAck) -> Result<Reply<ReceiptAck>> {
     if ack.moved
         && let Err(error) = ctx.nats().client().publish(OUTBOX_WAKE, "".into()).await

@@ -1,6 +1,6 @@
 //! Answers `chat.delivered.{u}`, `chat.read.{u}.{room}` and `dm.read.{u}.{peer}`: moves a user's
-//! delivered and read cursors, which never move back. Answers `chat.unread.{u}`: counts the messages
-//! above the cursors.
+//! delivered and read cursors, which never move back. Answers `chat.unread.{u}`: counts the
+//! messages above the cursors.
 
 mod delivered;
 mod handler;

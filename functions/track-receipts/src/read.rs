@@ -21,8 +21,8 @@ const ADVANCE: &str = include_str!("read_advance.sql");
 /// Moves the cursor to `through`, unless it stands there or beyond.
 ///
 /// # Errors
-/// 404 where nobody has written yet, so that nobody fills the table with names of rooms; 503 when the
-/// stream or PostgreSQL does not answer.
+/// 404 where nobody has written yet, so that nobody fills the table with names of rooms;
+/// 503 when the stream or PostgreSQL does not answer.
 pub async fn advance(ctx: &Ctx<Chat>, request: &ReadRequest, through: Seq) -> Result<ReceiptAck> {
     let user = request.user.as_str();
     let room = request.conversation.name();

@@ -9,8 +9,8 @@ use base::error::{Code, Error, Result};
 use postgres::database::Database;
 use postgres::span::query_span;
 
-/// A cursor moves in milliseconds, and thousands of conversations are counted in some hundred. After
-/// this the database counts as away. Below the deadline of a request.
+/// A cursor moves in milliseconds, and thousands of conversations are counted in some hundred.
+/// After this the database counts as away. Below the deadline of a request.
 const DEADLINE: Duration = Duration::from_millis(3_500);
 
 /// Notes that the user was seen, and locks the user's row until the transaction ends, also where

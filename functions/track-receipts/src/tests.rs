@@ -1,4 +1,4 @@
-//! Marks as people's clients move them, on real servers; whatever stands beside is the real binary.
+//! Cursors as clients move them, on real servers; other functions are the real binaries.
 
 mod marks;
 mod plans;
@@ -23,7 +23,7 @@ async fn start(world: &World) -> Running {
         .unwrap()
 }
 
-/// The answer, or the code and the sentence.
+/// The reply, or the error's code and message.
 async fn ask(client: &Client, subject: String, body: &str) -> Result<Value, (u64, String)> {
     let reply = client
         .request(subject, body.to_owned().into())
@@ -43,7 +43,7 @@ async fn ask(client: &Client, subject: String, body: &str) -> Result<Value, (u64
     }
 }
 
-/// The answer, asking again where a busy machine took too long.
+/// The reply; asks again when a busy machine took too long.
 async fn ask_patiently(client: &Client, subject: String, body: &str) -> Value {
     eventually("an answer", SOON, async || {
         match ask(client, subject.clone(), body).await {
@@ -54,7 +54,7 @@ async fn ask_patiently(client: &Client, subject: String, body: &str) -> Value {
     .await
 }
 
-/// Where the mark is, and whether it moved.
+/// Where the cursor stands, and whether it moved.
 async fn mark(client: &Client, subject: String, through: u64) -> (u64, bool) {
     let marked = ask_patiently(client, subject, &json!({ "through": through }).to_string()).await;
     (
@@ -101,7 +101,7 @@ fn of(room: &str, count: u64) -> (String, u64, bool) {
     (room.to_owned(), count, false)
 }
 
-/// Position, text and status of what waits for `user`.
+/// Position, text and status of each message in the inbox of `user`.
 async fn inbox(client: &Client, user: &str) -> Vec<(u64, String, String)> {
     let page = ask(client, DM_INBOX.subject(&[user]), "").await.unwrap();
     shown(&page["messages"])

@@ -1,9 +1,9 @@
 //! What a user has not read, by conversation: stream and projection, counted.
 //!
-//! Up to `stored_through` PostgreSQL has everything and counts it ([`stored`]). Above it there are few
-//! rows: those are loaded and merged with the stream as for a page ([`unstored`]). The read cursors are
-//! loaded first. They only grow, so an old value counts messages that were read meanwhile, and never
-//! misses one.
+//! Up to `stored_through` PostgreSQL has everything and counts it ([`stored`]). Above it there are
+//! few rows: those are loaded and merged with the stream as for a page ([`unstored`]). The read
+//! cursors are loaded first. They only grow, so an old value counts messages that were read
+//! meanwhile, and never misses one.
 
 mod rooms;
 mod stored;
@@ -39,17 +39,17 @@ const EXACT: u64 = 999;
 const MOST: i64 = 1_000;
 /// So many conversations stand in a reply.
 const LISTED: usize = 500;
-/// So many conversations are considered: of direct conversations those that began last, of rooms those
-/// with the highest cursors.
+/// So many conversations are considered: of direct conversations those that began last, of rooms
+/// those with the highest cursors.
 const CONSIDERED: i64 = 10_000;
 /// So many messages of the stream above `stored_through` are considered.
 const TAIL: usize = 5_000;
 const TAIL_BYTES: usize = 8 << 20;
 
-/// The rooms that user `$1` reads, which are those with a read cursor; at most `$2`. Rooms with news
-/// come first, the newest of them first: the cursor of a quiet room is low, and so is what is new in
-/// it. Then come the others, the highest cursor first, for messages that only the stream has. Each room
-/// costs one look at an index; `$3` rooms are considered.
+/// The rooms that user `$1` reads, which are those with a read cursor; at most `$2`. Rooms with
+/// news come first, the newest of them first: the cursor of a quiet room is low, and so is what is
+/// new in it. Then come the others, the highest cursor first, for messages that only the stream
+/// has. Each room costs one look at an index; `$3` rooms are considered.
 pub const ROOM_CURSORS: &str = include_str!("unread/room_cursors.sql");
 
 /// Counts.
@@ -162,8 +162,8 @@ impl Question<'_> {
     async fn count(&self, connection: &mut PgConnection) -> Result<Counts, sqlx::Error> {
         let keys = Merge::lookup_keys(std::slice::from_ref(&self.tail), &self.changes);
         let stored = look_up(connection, &keys).await?;
-        // A message that was deleted above `stored_through` may still count in PostgreSQL, where the
-        // deletion says that it stands, or where a duplicate of it is stored.
+        // A message that was deleted above `stored_through` may still count in PostgreSQL, where
+        // the deletion says that it stands, or where a duplicate of it is stored.
         let tombstones = self.changes.iter().map(|change| change.tombstone());
         let deleted: Vec<i64> = tombstones
             .flat_map(|tombstone| {

@@ -1,4 +1,5 @@
-//! PostgreSQL: a pool that survives silent cuts and sessions that were ended, and errors that say whose fault they are.
+//! The pool: every use has a deadline, and it survives silent network cuts and sessions that
+//! PostgreSQL ended.
 
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -10,18 +11,24 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Postgres};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::circuit_breaker::CircuitBreaker;
 use crate::error::{Class, DatabaseError};
-use crate::presence::Presence;
 use crate::settings::Settings;
 use base::error::Fatal;
 
-/// Set on every connection. The plans: a statement over arrays that starts as a custom plan may turn
-/// four times slower when PostgreSQL changes its mind after five executions; generic from the start stays fast.
-/// Such a plan is made for far more rows than a page has, so on large tables PostgreSQL would compile each of them, every time
-/// anew: an inbox of one message took 28 ms on a million, and takes 2.
-/// `enable_seqscan`: every query of ours is about ranges of an index. But a plan that was made while a table was empty is kept, and
-/// reads all of the table when it has grown: so PostgreSQL takes an index wherever there is one.
-/// `client_connection_check_interval`: a query that was given up ends on the server, too, because we close its connection.
+/// Set on every connection.
+///
+/// * `plan_cache_mode`: a statement over arrays that starts with custom plans may become four times
+///   slower when PostgreSQL switches to a generic plan after five executions. Generic from the
+///   start stays fast.
+/// * `jit`: a generic plan expects far more rows than a page has, so on large tables PostgreSQL
+///   would compile it at each execution. An inbox of one message took 28 ms on a million rows, and
+///   takes 2.
+/// * `enable_seqscan`: each of our queries reads ranges of an index. But a plan that was made while
+///   a table was empty is kept, and would read all of the table when it has grown. With this,
+///   PostgreSQL takes an index wherever there is one.
+/// * `client_connection_check_interval`: we close the connection of a query that we give up, and
+///   this ends the query on the server.
 pub const SESSION: [(&str, &str); 11] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
@@ -36,17 +43,17 @@ pub const SESSION: [(&str, &str); 11] = [
     ("tcp_user_timeout", "30000"),
 ];
 
-/// A connection that was idle for so long is asked whether it is still there: something between us and PostgreSQL may have
-/// dropped it without a word, and then a query would wait until its deadline.
+/// A connection that was idle for so long is pinged before it is used: something between us and
+/// PostgreSQL may have dropped it silently, and then a query would wait until its deadline.
 const PING_AFTER: Duration = Duration::from_secs(10);
 const PING_LIMIT: Duration = Duration::from_millis(500);
 
-/// The database, as functions may use it: each use has a deadline, and a connection that was given
-/// up in the middle of a query never goes back to the pool.
+/// The database. Each use has a deadline, and a connection that was abandoned in the middle of a
+/// query never goes back to the pool.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: PgPool,
-    presence: Arc<Presence>,
+    circuit_breaker: Arc<CircuitBreaker>,
     retired: Retired,
 }
 
@@ -57,7 +64,12 @@ impl Database {
     /// The URL cannot be read.
     pub fn new(settings: &Settings, application: &str) -> Result<Database, Fatal> {
         let options = PgConnectOptions::from_str(settings.url.expose())
-            .map_err(|_| Fatal::new("configuration: DATABASE_URL is not of the form postgres://user:password@host:5432/database"))?
+            .map_err(|_| {
+                Fatal::new(
+                    "configuration: DATABASE_URL is not of the form \
+                     postgres://user:password@host:5432/database",
+                )
+            })?
             .application_name(application)
             .options(SESSION)
             .disable_statement_logging();
@@ -76,17 +88,17 @@ impl Database {
             .connect_lazy_with(options.clone());
         Ok(Database {
             pool,
-            presence: Arc::new(Presence::new(options)),
+            circuit_breaker: Arc::new(CircuitBreaker::new(options)),
             retired,
         })
     }
 
-    /// Runs `work` on one connection, all of it within `limit`. Should the session turn out to be over, or useless (read-only
-    /// since a failover), `work` runs a second time on a new connection: it must be harmless to repeat, as a request is
-    /// that a caller repeats after a 503.
+    /// Runs `work` on one connection, all of it within `limit`. When the session turns out to have
+    /// ended, or to be useless (read-only since a failover), `work` runs a second time on a new
+    /// connection. So it must be harmless to repeat.
     ///
     /// # Errors
-    /// Whatever the database answered, classified; [`Class::Transient`] when the time is up.
+    /// The database's error, classified; [`Class::Transient`] when the time is up.
     pub async fn run<T, W>(&self, limit: Duration, work: W) -> Result<T, DatabaseError>
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
@@ -101,7 +113,7 @@ impl Database {
         }
     }
 
-    /// Like [`run`](Database::run) for work that must not, or cannot, run a second time.
+    /// Like [`run`](Database::run), for work that must not run a second time.
     ///
     /// # Errors
     /// As [`run`](Database::run).
@@ -116,12 +128,13 @@ impl Database {
         Ok(outcome?)
     }
 
-    /// Like [`run`](Database::run), and `None` when the caller has to do without the database: at once while PostgreSQL is away;
-    /// otherwise because this very work found no connection, or did not end within `limit`. Only connection errors and failed
-    /// probes declare PostgreSQL away for everybody; a slow query is its caller's trouble alone.
+    /// Like [`run`](Database::run), but `None` when the caller has to do without the database: at
+    /// once while PostgreSQL is away; otherwise because this work found no connection, or did not
+    /// end within `limit`. Only connection errors and failed probes open the circuit breaker for
+    /// everybody; a slow query concerns its caller alone.
     ///
     /// # Errors
-    /// Any error but the database's trouble.
+    /// Any error that is not [`Class::Transient`].
     pub async fn run_if_there<T, W>(
         &self,
         limit: Duration,
@@ -130,17 +143,17 @@ impl Database {
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
-        if self.presence.is_away() {
+        if self.circuit_breaker.is_open() {
             return Ok(None);
         }
-        let doubt = Instant::now() + limit / 2;
+        let slow = Instant::now() + limit / 2;
         let run = self.run(limit, work);
         tokio::pin!(run);
         let outcome = tokio::select! {
             outcome = &mut run => outcome,
-            () = sleep_until(doubt) => {
-                // Slow already: should PostgreSQL be away, others need not wait to find out.
-                tokio::spawn(self.clone().doubt());
+            () = sleep_until(slow) => {
+                // PostgreSQL may be away. We probe now, so that others need not wait to find out.
+                tokio::spawn(self.clone().probe());
                 run.await
             }
         };
@@ -149,9 +162,9 @@ impl Database {
             Err(error) if error.class != Class::Transient => Err(error),
             Err(error) => {
                 if error.is_away() {
-                    self.is_away(&error);
+                    self.open_circuit_breaker(&error);
                 } else {
-                    self.presence.say(&error);
+                    self.circuit_breaker.log_once(&error);
                 }
                 Ok(None)
             }
@@ -200,12 +213,13 @@ impl Database {
             .err()
             .is_none_or(DatabaseError::leaves_session)
         {
-            guard.give_back();
+            guard.return_to_pool();
         }
         outcome.map_err(Failed::Begun)
     }
 
-    /// A connection of the pool; an error before the deadline when a probe finds that none can be had.
+    /// A connection of the pool. When a probe finds that none can be had, the error comes before
+    /// the deadline.
     async fn acquire(
         &self,
         limit: Duration,
@@ -214,32 +228,35 @@ impl Database {
         tokio::select! {
             biased;
             acquired = self.pool.acquire() => acquired.map_err(DatabaseError::connecting),
-            refusal = self.presence.refusal() => Err(refusal),
-            () = sleep_until(deadline) => Err(DatabaseError::crowded(limit)),
+            refusal = self.circuit_breaker.refusal() => Err(refusal),
+            () = sleep_until(deadline) => Err(DatabaseError::pool_exhausted(limit)),
         }
     }
 
-    async fn doubt(self) {
-        if let Err(error) = self.presence.doubt().await
+    async fn probe(self) {
+        if let Err(error) = self.circuit_breaker.probe_if_due().await
             && error.is_away()
         {
-            self.is_away(&error);
+            self.open_circuit_breaker(&error);
         }
     }
 
-    /// From now on nobody asks, until PostgreSQL is back.
-    fn is_away(&self, error: &DatabaseError) {
-        if self.presence.declare_away(error) {
+    /// From now on no request waits for PostgreSQL, until it is back.
+    fn open_circuit_breaker(&self, error: &DatabaseError) {
+        if self.circuit_breaker.open(error) {
             self.retired.retire();
-            let Database { pool, presence, .. } = self.clone();
-            tokio::spawn(async move { presence.wait_until_back(|| pool.is_closed()).await });
+            let pool = self.pool.clone();
+            let circuit_breaker = self.circuit_breaker.clone();
+            tokio::spawn(async move {
+                circuit_breaker.close_when_back(|| pool.is_closed()).await;
+            });
         }
     }
 }
 
 /// Where an attempt failed.
 enum Failed {
-    /// Without a connection: nothing was sent.
+    /// Before there was a connection: nothing was sent.
     Before(DatabaseError),
     /// In the middle of the work.
     Begun(DatabaseError),
@@ -253,8 +270,8 @@ impl From<Failed> for DatabaseError {
     }
 }
 
-/// Connections of the pool from before this time are not used again: where one session was ended, the idle ones beside it mostly
-/// were, too, and each would cost somebody an error.
+/// Connections from before this time are not used again. Where PostgreSQL ended one session, it
+/// mostly ended the idle ones, too, and each of them would cost a request an error.
 #[derive(Debug, Clone, Default)]
 struct Retired(Arc<Mutex<Option<std::time::Instant>>>);
 
@@ -289,12 +306,13 @@ impl Retired {
     }
 }
 
-/// Keeps a connection that was abandoned mid-query out of the pool: after a silent network cut the
-/// pool would wait on it for ever (sqlx #4349). Closing it ends the query on the server.
+/// Keeps a connection that was abandoned in the middle of a query out of the pool: after a silent
+/// network cut the pool would wait for it for ever (sqlx #4349). Closing it ends the query on the
+/// server.
 struct Guard(Option<PoolConnection<Postgres>>);
 
 impl Guard {
-    fn give_back(mut self) {
+    fn return_to_pool(mut self) {
         drop(self.0.take());
     }
 }

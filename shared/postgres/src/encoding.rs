@@ -1,12 +1,15 @@
-//! The database's encoding: chat holds every character there is, and so has the database to.
+//! The database's encoding: a message may have any character, so the database must store all of
+//! them.
 
 use sqlx::postgres::PgConnection;
 
-/// The only one that holds every character, and looks at what it is given: `SQL_ASCII` takes any bytes unseen.
+/// The only encoding that has every character and checks what it is given: `SQL_ASCII` stores any
+/// bytes unchecked.
 const ENCODING: &str = "UTF8";
 
-/// Why the database cannot hold what people write, and what to do; `None` when it can. Asked once, at the start: an encoding
-/// never changes. Without this every message with such a character would become a dead letter.
+/// Why the database cannot store every message, and what to do; `None` when it can. Asked once, at
+/// the start, because an encoding never changes. Without this, every message with a character that
+/// the encoding lacks would become a dead letter.
 ///
 /// # Errors
 /// The database does not answer.
@@ -21,7 +24,8 @@ pub async fn encoding_refusal(
         return Ok(None);
     }
     Ok(Some(format!(
-        "the database {name} has the encoding {encoding}, which does not hold every character that a message may have; make another \
-         one, `create database … encoding 'UTF8' template template0`, and name it in DATABASE_URL"
+        "the database {name} has the encoding {encoding}, which does not hold every character that \
+         a message may have; make another one, `create database … encoding 'UTF8' template \
+         template0`, and name it in DATABASE_URL"
     )))
 }

@@ -1,4 +1,4 @@
-//! Errors of the database: whose fault they are, what they say of the session, and what to mend.
+//! Errors of the database: what caused them, whether the session is still good, and what to fix.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,34 +8,35 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use base::error::{Code, Error};
 
-/// Whose fault a database error is; decides what happens to the messages at hand.
+/// What caused a database error. It decides what happens to the messages at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// The database's trouble: wait and try again, blame no message.
+    /// The database: wait and try again. No message is to blame.
     Transient,
-    /// This row's.
+    /// This row.
     Row,
-    /// The deployment's: missing table, wrong password. Stop and say so.
+    /// The deployment, for example a missing table or a wrong password. Stop and log it.
     Deployment,
 }
 
-/// What the error says of the connection it came over.
+/// What an error means for the connection that it came over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// The server answered: this statement failed, and the session is as good as before.
+    /// The server answered: this statement failed, and the session is still good.
     Statement,
-    /// The session is over, or good for nothing: another one may do better.
+    /// The session has ended or is useless: another one may do better.
     Session,
-    /// No connection could be had, or it broke.
+    /// There was no connection, or it broke.
     Connection,
-    /// A deadline passed. That says nothing of the server: the statement may be slow, or a row locked.
+    /// A deadline passed. The server may be well: the statement may be slow, or a row locked.
     Deadline,
 }
 
-/// An error of the database, without anything a message said: neither its DETAIL nor its statement.
+/// An error of the database. It holds neither DETAIL nor statement, because these may contain the
+/// text of a message.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct DatabaseError {
-    /// Whose fault.
+    /// What caused it.
     pub class: Class,
     /// Five characters, when the server answered.
     pub sqlstate: Option<String>,
@@ -63,29 +64,30 @@ impl DatabaseError {
     }
 
     /// Every connection of the pool was in use for all of `limit`.
-    pub(crate) fn crowded(limit: Duration) -> DatabaseError {
+    pub(crate) fn pool_exhausted(limit: Duration) -> DatabaseError {
         let what = format!("no connection to PostgreSQL was free within {limit:?}");
         DatabaseError::plain(Class::Transient, Scope::Deadline, what)
     }
 
-    /// The server does not answer who wants to connect.
+    /// The server does not accept a connection.
     pub(crate) fn unreachable(limit: Duration) -> DatabaseError {
         let what = format!("no connection to PostgreSQL could be made within {limit:?}");
         DatabaseError::plain(Class::Transient, Scope::Connection, what)
     }
 
-    /// An error while connecting: nothing of a message was sent yet, so the server's words may be shown.
+    /// An error while connecting. Nothing of a message was sent yet, so the server's message may be
+    /// shown.
     pub(crate) fn connecting(error: sqlx::Error) -> DatabaseError {
         match &error {
             sqlx::Error::Database(answer) if answer.code().as_deref() == Some("08P01") => {
-                let words: String = answer
+                let message: String = answer
                     .message()
                     .chars()
                     .filter(|c| !c.is_control())
                     .take(200)
                     .collect();
                 let what = format!(
-                    "PostgreSQL, or a pooler before it, refuses how we connect ({words}); pgbouncer needs \
+                    "PostgreSQL, or a pooler before it, refuses how we connect ({message}); pgbouncer needs \
                      ignore_startup_parameters = options, extra_float_digits"
                 );
                 let error = DatabaseError::plain(Class::Deployment, Scope::Connection, what);
@@ -94,11 +96,12 @@ impl DatabaseError {
                     ..error
                 }
             }
-            sqlx::Error::Tls(words) if words.to_string().contains("does not support TLS") => {
+            sqlx::Error::Tls(error) if error.to_string().contains("does not support TLS") => {
                 DatabaseError::plain(
                     Class::Deployment,
                     Scope::Connection,
-                    "PostgreSQL does not offer TLS and DATABASE_URL insists on it: set ssl = on there, or another sslmode here",
+                    "PostgreSQL does not offer TLS and DATABASE_URL insists on it: set ssl = on \
+                     there, or another sslmode here",
                 )
             }
             sqlx::Error::Tls(_) => {
@@ -114,10 +117,10 @@ impl DatabaseError {
             ),
             _ => {
                 let error = DatabaseError::from(error);
-                // A server whose places are all taken is there; one may become free.
-                let full = error.sqlstate.as_deref() == Some("53300");
+                // A server without a free connection is there, and one may become free.
+                let is_full = error.sqlstate.as_deref() == Some("53300");
                 DatabaseError {
-                    scope: if full {
+                    scope: if is_full {
                         Scope::Deadline
                     } else {
                         Scope::Connection
@@ -128,7 +131,7 @@ impl DatabaseError {
         }
     }
 
-    /// Nobody reaches the server.
+    /// The server cannot be reached.
     pub(crate) fn is_away(&self) -> bool {
         self.scope == Scope::Connection && self.class == Class::Transient
     }
@@ -138,13 +141,15 @@ impl DatabaseError {
         self.scope == Scope::Statement
     }
 
-    /// A new session may do better: the connection that gave this error must not be used again.
+    /// A new session may do better: the connection that this error came over must not be used
+    /// again.
     pub(crate) fn ends_session(&self) -> bool {
         matches!(self.scope, Scope::Session | Scope::Connection)
     }
 }
 
-const BAD_TLS: &str = "TLS with PostgreSQL failed: check sslmode and sslrootcert in DATABASE_URL, and the server's certificate";
+const BAD_TLS: &str = "TLS with PostgreSQL failed: check sslmode and sslrootcert in DATABASE_URL, \
+                       and the server's certificate";
 
 impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -181,9 +186,9 @@ impl From<sqlx::Error> for DatabaseError {
                     Scope::Statement
                 };
                 let constraint = error.constraint().map(str::to_owned);
-                let (class, what) = (class_of(&sqlstate), sentence(&sqlstate).into());
+                let what = advice(&sqlstate).into();
                 DatabaseError {
-                    class,
+                    class: class_of(&sqlstate),
                     constraint,
                     sqlstate: Some(sqlstate),
                     scope,
@@ -218,7 +223,7 @@ impl From<sqlx::Error> for DatabaseError {
     }
 }
 
-/// By the first two characters; an unknown class is never blamed on a message.
+/// By the first two characters. An unknown class is never blamed on a message.
 fn class_of(sqlstate: &str) -> Class {
     match sqlstate.get(..2) {
         _ if is_of_session(sqlstate) => Class::Transient,
@@ -228,8 +233,9 @@ fn class_of(sqlstate: &str) -> Class {
     }
 }
 
-/// What tells of the session and not of the statement. A read-only session may be one to a former primary; a prepared statement
-/// that is not there, or there already, means that somebody else's session is behind this connection.
+/// Whether the error concerns the session and not the statement. A read-only session may be one to
+/// a former primary. A prepared statement that is missing, or exists already, means that a pooler
+/// has put another session behind this connection.
 fn is_of_session(sqlstate: &str) -> bool {
     sqlstate.starts_with("08")
         || sqlstate.starts_with("25")
@@ -239,37 +245,42 @@ fn is_of_session(sqlstate: &str) -> bool {
         )
 }
 
-/// What happened and what to mend.
-fn sentence(sqlstate: &str) -> &'static str {
+/// What happened, and what to fix.
+fn advice(sqlstate: &str) -> &'static str {
     match sqlstate {
         "28P01" => {
-            "PostgreSQL refuses the password: check user and password in DATABASE_URL (in Docker: .env; the volume keeps the \
-             password it was made with, so change it with alter role, or put the old one back)"
+            "PostgreSQL refuses the password: check user and password in DATABASE_URL (in Docker: \
+             .env; the volume keeps the password it was made with, so change it with alter role, or \
+             put the old one back)"
         }
         "28000" => {
-            "PostgreSQL does not let this user in: check the user in DATABASE_URL, sslmode, and the server's pg_hba.conf"
+            "PostgreSQL does not let this user in: check the user in DATABASE_URL, sslmode, and the \
+             server's pg_hba.conf"
         }
         "3D000" => {
             "there is no such database: check the name at the end of DATABASE_URL, or create it"
         }
         "3F000" => {
-            "there is no schema to work in: create the one that the user's search_path names (create schema chat authorization ROLE)"
+            "there is no schema to work in: create the one that the user's search_path names \
+             (create schema chat authorization ROLE)"
         }
         "42501" => {
-            "the user of DATABASE_URL lacks a right: grant usage and create on the schema to it, or give it a schema of its own \
-             (create schema chat authorization ROLE; alter role ROLE set search_path = chat)"
+            "the user of DATABASE_URL lacks a right: grant usage and create on the schema to it, or \
+             give it a schema of its own (create schema chat authorization ROLE; alter role ROLE \
+             set search_path = chat)"
         }
         "42P07" | "42710" | "42723" => {
-            "a table, index or function of that name is there already, and not ours: give Scrollback a schema of its own \
-             (create schema chat authorization ROLE; alter role ROLE set search_path = chat)"
+            "a table, index or function of that name is there already, and not ours: give \
+             Scrollback a schema of its own (create schema chat authorization ROLE; alter role ROLE \
+             set search_path = chat)"
         }
         "42P01" | "42703" | "42883" => {
-            "a table, column or function is missing: has stream-bootstrap migrated this database, and is the user's search_path \
-             the same for all functions?"
+            "a table, column or function is missing: has stream-bootstrap migrated this database, \
+             and is the user's search_path the same for all functions?"
         }
         "42P05" | "26000" => {
-            "a prepared statement is there already, or gone: is DATABASE_URL behind a pooler in transaction mode? Use session \
-             mode, or pgbouncer 1.21 with max_prepared_statements"
+            "a prepared statement is there already, or gone: is DATABASE_URL behind a pooler in \
+             transaction mode? Use session mode, or pgbouncer 1.21 with max_prepared_statements"
         }
         "25006" => {
             "PostgreSQL is read-only: a standby, a former primary, or default_transaction_read_only"
@@ -278,12 +289,12 @@ fn sentence(sqlstate: &str) -> &'static str {
             "PostgreSQL has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS"
         }
         "53100" => "PostgreSQL's disk is full",
-        "55P03" => "a lock was not to be had in time",
+        "55P03" => "a lock was not free in time",
         "57014" => "PostgreSQL ended a query that took too long",
         "57P01" | "57P02" | "57P05" => "PostgreSQL ended the session",
         "57P03" => "PostgreSQL is starting or stopping",
         _ => match class_of(sqlstate) {
-            Class::Transient => "PostgreSQL is in trouble",
+            Class::Transient => "PostgreSQL cannot run statements at the moment",
             Class::Row => "PostgreSQL refused the row",
             Class::Deployment => "PostgreSQL is not set up for this function",
         },
@@ -312,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_class_decides_who_is_blamed() {
+    fn the_sqlstate_decides_the_class() {
         for state in [
             "08006", "40P01", "53300", "55P03", "57P01", "58030", "XX000", "25006", "42P05",
             "26000", "",
@@ -328,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn some_states_speak_of_the_session() {
+    fn some_states_concern_the_session() {
         for state in [
             "08006", "25006", "25P02", "25P03", "57P01", "57P02", "57P03", "57P05", "26000",
             "42P05",
@@ -343,17 +354,15 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_has_to_mend_has_a_sentence_of_its_own() {
+    fn each_error_that_an_operator_fixes_has_advice_of_its_own() {
         let states = [
             "28P01", "28000", "3D000", "3F000", "42501", "42P07", "42P01", "42P05", "25006",
             "53300", "53100",
         ];
-        let sentences: std::collections::HashSet<&str> = states.into_iter().map(sentence).collect();
-        assert_eq!(sentences.len(), states.len());
-        assert!(sentence("28P01").contains("DATABASE_URL") && sentence("28P01").contains(".env"));
-        assert!(
-            sentence("42P07").contains("search_path") && sentence("42501").contains("search_path")
-        );
-        assert!(sentence("42P05").contains("transaction mode"));
+        let advices: std::collections::HashSet<&str> = states.into_iter().map(advice).collect();
+        assert_eq!(advices.len(), states.len());
+        assert!(advice("28P01").contains("DATABASE_URL") && advice("28P01").contains(".env"));
+        assert!(advice("42P07").contains("search_path") && advice("42501").contains("search_path"));
+        assert!(advice("42P05").contains("transaction mode"));
     }
 }

@@ -16,8 +16,8 @@ use crate::error::DatabaseError;
 /// Releasing a lock takes longer only when the connection is cut.
 const UNLOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs `work` in a transaction that holds the advisory lock `key`, all of it within `limit`; `None`
-/// when another session holds the lock. Commits when `work` succeeds.
+/// Runs `work` in a transaction that holds the advisory lock `key`, all of it within `limit`;
+/// `None` when another session holds the lock. Commits when `work` succeeds.
 ///
 /// Keep `limit` below `idle_in_transaction_session_timeout` (20 s): then we notice that our time is
 /// up before PostgreSQL ends the session and gives the lock to another replica.
@@ -55,8 +55,8 @@ pub async fn with_transaction_lock<T, E: From<DatabaseError>>(
 /// `limit`; `None` when another session holds the lock. Afterwards every advisory lock of the
 /// session is released, also one that `work` left behind.
 ///
-/// When the session ends in the middle of the work, another replica may begin; `work` notices at its
-/// next statement.
+/// When the session ends in the middle of the work, another replica may begin; `work` notices at
+/// its next statement.
 ///
 /// # Errors
 /// The work's own, or the database does not answer.

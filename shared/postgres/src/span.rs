@@ -7,9 +7,9 @@ use tracing::Instrument;
 
 use base::span::SpanGuard;
 
-/// Runs a query below a span of its own, named `select messages`, that is an error unless the query succeeds: when
-/// PostgreSQL answers with an error (`error.type` is its SQLSTATE), when the connection breaks, and when the query is given
-/// up at a deadline, which drops the future.
+/// Runs a query in a span of its own, named for example `select messages`. The span is an error
+/// when PostgreSQL answers with an error (`error.type` is its SQLSTATE), when the connection
+/// breaks, and when the query is given up at a deadline, which drops the future.
 ///
 /// # Errors
 /// The query's.
@@ -28,11 +28,11 @@ pub async fn query_span<T>(
         db.collection.name = table,
         error.r#type = tracing::field::Empty,
     );
-    let failing = SpanGuard::new(&span);
+    let guard = SpanGuard::new(&span);
     let outcome = query.instrument(span).await;
     match &outcome {
-        Ok(_) => failing.done(),
-        Err(error) => failing.failed(
+        Ok(_) => guard.done(),
+        Err(error) => guard.failed(
             match error.as_database_error().and_then(|error| error.code()) {
                 Some(state) => Cow::Owned(state.into_owned()),
                 None => Cow::Borrowed("connection"),

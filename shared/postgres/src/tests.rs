@@ -1,4 +1,4 @@
-//! The database in trouble, on a real server: sessions that end, queries that are slow, a server that stops.
+//! Faults of the database, on a real server: sessions that end, slow queries, a server that stops.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use testing::{SOON, World, eventually};
 mod lock;
 
 const NAME: &str = "under-test";
-/// What the functions grant a query.
+/// The deadline that the functions give a query.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// As the functions are configured.
@@ -78,7 +78,8 @@ async fn warm(database: &Database) {
 }
 
 async fn sessions(pool: &PgPool) -> i64 {
-    let sql = "select count(*) from pg_stat_activity where application_name = $1 and datname = current_database()";
+    let sql = "select count(*) from pg_stat_activity \
+               where application_name = $1 and datname = current_database()";
     sqlx::query_scalar(sql)
         .bind(NAME)
         .fetch_one(pool)
@@ -87,7 +88,8 @@ async fn sessions(pool: &PgPool) -> i64 {
 }
 
 async fn end_sessions(pool: &PgPool) {
-    let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1 and datname = current_database()";
+    let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+               where application_name = $1 and datname = current_database()";
     let _: i64 = sqlx::query_scalar(sql)
         .bind(NAME)
         .fetch_one(pool)
@@ -100,9 +102,10 @@ async fn end_sessions(pool: &PgPool) {
 }
 
 #[tokio::test]
-async fn sessions_that_were_ended_cost_nobody_an_answer() {
+async fn sessions_that_were_ended_cost_no_request_its_reply() {
     let world = World::bare().await;
-    let (pool, database) = (world.database().await, connect(&world.database_url()));
+    let pool = world.database().await;
+    let database = connect(&world.database_url());
     for _ in 0..3 {
         warm(&database).await;
         end_sessions(&pool).await;
@@ -134,7 +137,8 @@ async fn sessions_that_were_ended_cost_nobody_an_answer() {
 #[tokio::test]
 async fn a_database_that_was_read_only_is_written_to_as_soon_as_it_can_be() {
     let world = World::bare().await;
-    let (pool, database) = (world.database().await, connect(&world.database_url()));
+    let pool = world.database().await;
+    let database = connect(&world.database_url());
     execute(&pool, "create table notes (note int)").await;
     set(&pool, "set default_transaction_read_only = on").await;
     let write = async || {
@@ -154,7 +158,7 @@ async fn a_database_that_was_read_only_is_written_to_as_soon_as_it_can_be() {
             "{error}"
         );
         assert!(error.to_string().contains("read-only"), "{error}");
-        // Whoever reads is served all the while.
+        // Reads succeed all the while.
         assert_eq!(one(&database).await, Some(1));
     }
     warm(&database).await;
@@ -163,7 +167,8 @@ async fn a_database_that_was_read_only_is_written_to_as_soon_as_it_can_be() {
         .await
         .unwrap();
     let reset = format!(
-        "set default_transaction_read_only = off; alter database {name} reset default_transaction_read_only"
+        "set default_transaction_read_only = off; \
+         alter database {name} reset default_transaction_read_only"
     );
     execute(&pool, &reset).await;
     for _ in 0..4 {
@@ -172,7 +177,7 @@ async fn a_database_that_was_read_only_is_written_to_as_soon_as_it_can_be() {
 }
 
 #[tokio::test]
-async fn a_query_that_is_slow_for_one_costs_nobody_else_an_answer() {
+async fn a_query_that_is_slow_for_one_costs_no_other_request_its_reply() {
     let world = World::bare().await;
     let database = Database::new(
         &Settings {
@@ -185,27 +190,24 @@ async fn a_query_that_is_slow_for_one_costs_nobody_else_an_answer() {
     let slow = async || assert_eq!(sleep(&database, 60, Duration::from_millis(500)).await, None);
     let others = async || {
         for _ in 0..50 {
-            assert_eq!(
-                one(&database).await,
-                Some(1),
-                "somebody else's query is slow"
-            );
+            assert_eq!(one(&database).await, Some(1), "only another query is slow");
         }
     };
     for _ in 0..3 {
         tokio::join!(slow(), others());
         others().await;
     }
-    // Waiting for a connection is no sign either.
-    let crowd = join_all((0..4).map(|_| sleep(&database, 60, Duration::from_millis(300))));
-    assert_eq!(crowd.await, [None; 4]);
+    // Waiting for a connection does not mean that PostgreSQL is away either.
+    let waiting = join_all((0..4).map(|_| sleep(&database, 60, Duration::from_millis(300))));
+    assert_eq!(waiting.await, [None; 4]);
     others().await;
 }
 
 #[tokio::test]
 async fn a_query_that_was_given_up_ends_on_the_server() {
     let world = World::bare().await;
-    let (pool, database) = (world.database().await, connect(&world.database_url()));
+    let pool = world.database().await;
+    let database = connect(&world.database_url());
     execute(&pool, "create table locked ()").await;
     let mut connection = pool.acquire().await.unwrap();
     let mut transaction = sqlx::Connection::begin(&mut *connection).await.unwrap();
@@ -232,7 +234,7 @@ async fn a_query_that_was_given_up_ends_on_the_server() {
         (sessions(&pool).await == 0).then_some(())
     })
     .await;
-    // Without being told they would go on for 5 and 20 seconds.
+    // If their connections stayed open, they would run for 5 and 20 seconds.
     assert!(
         given_up.elapsed() < Duration::from_secs(4),
         "{:?}",
@@ -268,7 +270,7 @@ async fn a_server_that_is_away_is_noticed_once_and_its_return_too() {
     );
     world.postgres().start().await;
     eventually("PostgreSQL is back", SOON, async || one(&database).await).await;
-    // A server that is there and silent, as behind a cut.
+    // A server that is there and silent, as behind a cut network.
     warm(&database).await;
     world.postgres().pause().await;
     assert_eq!(sleep(&database, 0, LIMIT).await, None);
@@ -276,7 +278,7 @@ async fn a_server_that_is_away_is_noticed_once_and_its_return_too() {
     assert_eq!(join_all((0..50).map(|_| one(&database))).await, [None; 50]);
     assert!(
         begun.elapsed() < LIMIT / 2,
-        "everybody noticed: {:?}",
+        "all requests noticed: {:?}",
         begun.elapsed()
     );
     world.postgres().resume();
@@ -284,11 +286,13 @@ async fn a_server_that_is_away_is_noticed_once_and_its_return_too() {
 }
 
 #[tokio::test]
-async fn what_somebody_has_to_mend_is_said_at_once() {
+async fn an_error_that_an_operator_fixes_is_returned_at_once() {
     let world = World::builder().bare().own_postgres().start().await;
     let pool = world.database().await;
-    execute(&pool, "create role plain login password 'right'; create role nobody_yet login; create table messages ()").await;
-    let said = async |url: &str, sql: &'static str| -> DatabaseError {
+    let roles = "create role plain login password 'right'; create role nobody_yet login; \
+                 create table messages ()";
+    execute(&pool, roles).await;
+    let refusal = async |url: &str, sql: &'static str| -> DatabaseError {
         let database = connect(url);
         let begun = Instant::now();
         let error = database
@@ -298,7 +302,7 @@ async fn what_somebody_has_to_mend_is_said_at_once() {
             .await
             .unwrap_err();
         assert!(begun.elapsed() < SOON / 2);
-        // Nobody is told that the server is away.
+        // The circuit breaker stays closed.
         let again = database.run_if_there(LIMIT, async |connection| {
             sqlx::raw_sql(sql).execute(connection).await
         });
@@ -340,15 +344,20 @@ async fn what_somebody_has_to_mend_is_said_at_once() {
             ["does not offer TLS", "sslmode"],
         ),
     ] {
-        let line = said(&url, sql).await.to_string();
+        let line = refusal(&url, sql).await.to_string();
         assert!(named.iter().all(|words| line.contains(words)), "{line}");
     }
     let hba: String = sqlx::query_scalar("show hba_file")
         .fetch_one(&pool)
         .await
         .unwrap();
-    let rule = "host all plain 127.0.0.1/32 scram-sha-256'||chr(10)||'host all scrollback 127.0.0.1/32 trust";
-    execute(&pool, &format!("copy (select unnest(string_to_array('{rule}', chr(10)))) to '{hba}'; select pg_reload_conf()")).await;
+    let rules = "host all plain 127.0.0.1/32 scram-sha-256'||chr(10)||\
+                 'host all scrollback 127.0.0.1/32 trust";
+    let write_rules = format!(
+        "copy (select unnest(string_to_array('{rules}', chr(10)))) to '{hba}'; \
+         select pg_reload_conf()"
+    );
+    execute(&pool, &write_rules).await;
     let wrong = url.replace("scrollback@", "plain:wrong@");
     eventually("the new rules hold", SOON, async || {
         let asked = connect(&wrong)
@@ -359,14 +368,14 @@ async fn what_somebody_has_to_mend_is_said_at_once() {
         asked.is_err().then_some(())
     })
     .await;
-    let line = said(&wrong, "select").await.to_string();
+    let line = refusal(&wrong, "select").await.to_string();
     assert!(
         ["28P01", "DATABASE_URL", ".env", "volume"]
             .iter()
             .all(|words| line.contains(words)),
         "{line}"
     );
-    let line = said(&url.replace("scrollback@", "nobody_yet@"), "select")
+    let line = refusal(&url.replace("scrollback@", "nobody_yet@"), "select")
         .await
         .to_string();
     assert!(
@@ -378,7 +387,7 @@ async fn what_somebody_has_to_mend_is_said_at_once() {
 }
 
 #[tokio::test]
-async fn no_password_stands_in_what_is_printed() {
+async fn no_password_is_printed() {
     let database = connect("postgres://somebody:hunter2@127.0.0.1:1/nowhere");
     assert!(!format!("{database:?}").contains("hunter2"), "{database:?}");
 }

@@ -1,4 +1,5 @@
-//! A dead letter's bytes back into the log: whichever function does it, they go the same way.
+//! Appends a dead letter to the stream again. Every function that does so does it here, because the
+//! headers have to be treated alike.
 
 use std::time::Duration;
 
@@ -11,27 +12,28 @@ use nats::headers::{MalformedHeaders, parse_headers};
 use protocol::header;
 use protocol::subject::STREAM;
 
-/// What our own headers add to a message that is appended again.
+/// So much our own headers add to a message that is appended again.
 const HEADER_ROOM: usize = 512;
 
 /// A message to append again.
 #[derive(Debug, Clone, Copy)]
 pub struct Again<'a> {
-    /// Where it was published first.
+    /// The subject it was published on.
     pub subject: &'a str,
     /// The header block it came with; empty when there was none.
     pub headers: &'a [u8],
     /// As published.
     pub payload: &'a [u8],
-    /// The `Nats-Msg-Id` it gets: the same whenever the same letter is appended, and nobody else's.
+    /// The `Nats-Msg-Id` it gets: the same whenever the same dead letter is appended, and no other
+    /// message's.
     pub message_id: &'a str,
     /// The `Scrollback-Original-Id` it gets when it came without an id.
     pub unnamed: &'a str,
 }
 
 impl Again<'_> {
-    /// The id whoever reads the log takes for the message's, where its body has none: the one it came with first, or
-    /// that for the unnamed.
+    /// The id that a reader of the stream takes for the message's own when its body has none: the
+    /// one it came with first, or else `unnamed`.
     ///
     /// # Errors
     /// The headers it came with cannot be read.
@@ -55,8 +57,9 @@ impl Again<'_> {
     }
 }
 
-/// Appends a message to the log again, waiting at most `limit`; where it stands. Known to JetStream under its
-/// `message_id`, it is not taken twice: that place is the first one's.
+/// Appends a message to the stream again, waiting at most `limit`; its position. When JetStream
+/// knows the `message_id` already, it does not store the message twice, and the position is the
+/// first one's.
 ///
 /// # Errors
 /// [`AppendError`].
@@ -83,21 +86,22 @@ pub async fn append_again(
     .await
 }
 
-/// The headers the message came with, fit to be sent again.
+/// The headers the message came with, changed so that they can be sent again.
 ///
-/// Those that give JetStream orders are left out: what they expected was long ago. `Nats-Msg-Id` is ours, so that a
-/// letter sent twice is appended once, and the original one moves aside. It could not stay: JetStream
-/// remembers it for two minutes, even of a message that is purged, and would answer "duplicate" for what is gone (tried
-/// on 2.15.1).
+/// Headers that tell JetStream what to do are left out, because what they expect was true long ago.
+/// `Nats-Msg-Id` is ours, so that a dead letter that is sent twice is appended once; the original
+/// id moves to a header of its own. It could not stay: JetStream remembers it for two minutes, even
+/// when the message was purged, and would answer "duplicate" although the message is gone (tried on
+/// 2.15.1).
 fn headers(message: Again<'_>) -> Result<HeaderMap, MalformedHeaders> {
     let original = message.original()?;
     let mut headers = HeaderMap::new();
     for (name, values) in original.iter() {
         let text: &str = name.as_ref();
-        let order = text
+        let is_order = text
             .get(..5)
             .is_some_and(|start| start.eq_ignore_ascii_case("Nats-"));
-        if !order && text != header::ORIGINAL_ID {
+        if !is_order && text != header::ORIGINAL_ID {
             values
                 .iter()
                 .for_each(|value| headers.append(name.clone(), value.clone()));

@@ -8,8 +8,8 @@ use jetstream::stream::{Limit, StreamError, StreamMessage, StreamReader};
 use protocol::change::Change;
 use protocol::subject::CHANGES;
 
-/// Up to so many deletions of all conversations together are read for a page; with more of them only
-/// those of its own conversation are.
+/// Up to so many deletions of all conversations together are read for a page; with more of them
+/// only those of its own conversation are.
 const FEW: usize = 200;
 const FEW_BYTES: usize = 256 << 10;
 /// So many deletions of one conversation may wait to be stored; with more of them its pages are a

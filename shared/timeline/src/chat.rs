@@ -1,11 +1,12 @@
-//! Stream and database as one function uses them.
+//! Stream and database, as a function uses them.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::settings::ChatSettings;
 use base::error::Fatal;
+use base::time::system_time_ms;
 use jetstream::consumer::Worker;
 use jetstream::stream::{Names, StreamReader};
 use postgres::database::Database;
@@ -18,7 +19,7 @@ use service::ctx::{Clock, Ctx};
 const PROBE_LIMIT: Duration = Duration::from_secs(4);
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
-/// Stream and database as one function uses them.
+/// Stream and database, as a function uses them.
 #[derive(Clone)]
 pub struct Chat {
     stream: Arc<StreamReader>,
@@ -36,8 +37,8 @@ impl fmt::Debug for Chat {
 }
 
 impl Chat {
-    /// Opens both as the environment says, connecting when first used. From now on the function counts as healthy only while
-    /// PostgreSQL answers, and closes its connections when it stops.
+    /// Opens both as the environment says; they connect when first used. From now on the function
+    /// is healthy only while PostgreSQL answers, and it closes its connections when it stops.
     ///
     /// # Errors
     /// A variable that is missing or wrong, or a function that did not declare [`ChatSettings`].
@@ -84,29 +85,28 @@ impl Chat {
         &self.database
     }
 
-    /// What all functions agree on.
+    /// The settings that are the same for all functions.
     pub fn settings(&self) -> &ChatSettings {
         &self.settings
     }
 
-    /// What a message may weigh.
+    /// The limits of a message.
     pub fn limits(&self) -> Limits {
         Limits {
             text_bytes: self.settings.max_text_bytes,
         }
     }
 
-    /// What the stream received at this time, in Unix milliseconds, or before has expired, by our clock and without asking the table
-    /// `retention`: for while PostgreSQL is away. `None` where nothing expires.
+    /// The cutoff while PostgreSQL is away: by our clock, and without the table `retention`. What
+    /// the stream received at this time, in Unix milliseconds, or before has expired. `None` where
+    /// nothing expires.
     pub fn cutoff_ms(&self) -> Option<i64> {
-        let now: SystemTime = (self.clock)();
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        let now_ms = system_time_ms((self.clock)());
         (self.settings.expire_days > 0)
             .then(|| now_ms.saturating_sub(i64::from(self.settings.expire_days) * DAY_MS))
     }
 
-    /// This replica's part in consuming the stream: at most `max_batch` messages at once, and an error when
+    /// A worker that consumes the stream: at most `max_batch` messages at once, and an error when
     /// nothing moves for `stuck_after`.
     pub fn worker(&self, max_batch: usize, stuck_after: Duration) -> Worker {
         Worker::new(self.stream.clone(), max_batch, stuck_after)

@@ -1,7 +1,7 @@
 //! Read and delivered cursors: up to where users have received and read their messages.
 //!
-//! `delivered` is one cursor for each user, over all direct messages. `read` is one for each user and
-//! conversation. Both only grow.
+//! `delivered` is one cursor for each user, over all direct messages. `read` is one for each user
+//! and conversation. Both only grow.
 
 use std::collections::HashMap;
 

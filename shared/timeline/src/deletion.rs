@@ -15,8 +15,8 @@ use protocol::change::{Deletion, change_subject};
 use protocol::header;
 use protocol::subject::{STREAM, subject_template};
 
-/// Appends a deletion to the stream, waiting at most `limit`; its position. Appending the same deletion
-/// again, whichever function does it, does not store it twice.
+/// Appends a deletion to the stream, waiting at most `limit`; its position. Appending the same
+/// deletion again, whichever function does it, does not store it twice.
 ///
 /// # Errors
 /// The stream does not take it.
@@ -55,8 +55,8 @@ pub async fn append_deletion(
     Ok(appended?)
 }
 
-/// The `Nats-Msg-Id`: the same for the same deletion. The ids of send-message begin with a user and a
-/// colon, so no user can take this one.
+/// The `Nats-Msg-Id`: the same for the same deletion. The ids of send-message begin with a user and
+/// a colon, so no user can take this one.
 fn message_id(deletion: &Deletion) -> String {
     let Deletion {
         target,

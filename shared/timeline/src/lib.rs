@@ -1,5 +1,5 @@
-//! Chat on stream and tables. The stream is the truth and PostgreSQL its projection; this crate reads
-//! both as one.
+//! Chat on stream and tables. The stream is the truth and PostgreSQL its projection; this crate
+//! reads both as one.
 //!
 //! A read takes these steps, in this order; [`merge`] says why:
 //!

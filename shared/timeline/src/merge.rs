@@ -78,8 +78,8 @@ pub struct Merge<'a> {
     /// Deletions above `stored_through`.
     changes: Vec<&'a Change>,
     cutoffs: Cutoffs,
-    /// Several messages may have one id; only the first is shown. Here is where the first stands, as
-    /// far as stream and projection know.
+    /// Several messages may have one id; only the first is shown. Here is where the first stands,
+    /// as far as stream and projection know.
     firsts: HashMap<Key, Seq>,
 }
 

@@ -1,8 +1,10 @@
-//! Up to where the log is published as events, as `CHAT_EVENTS` itself knows.
+//! Up to where the stream is published as events. The stream of the events, `CHAT_EVENTS`, says so
+//! itself.
 //!
-//! Not everything in that stream is an event. Whoever may publish to the log may name a reply subject, the server does
-//! not check it, and JetStream's acknowledgement of the message goes there: `events.v1.x` puts it into the stream. An
-//! event of ours carries a position in its headers, an acknowledgement has none; it is passed over.
+//! Not every message in `CHAT_EVENTS` is an event. A client that publishes a chat message may name
+//! any reply subject, the server does not check it, and JetStream sends its acknowledgement there:
+//! with `events.v1.x` the acknowledgement lands in `CHAT_EVENTS`. Our events have a position in
+//! their headers and acknowledgements have none, so we skip them.
 
 use std::ops::ControlFlow;
 
@@ -17,31 +19,33 @@ use jetstream::stream::GetReply;
 use nats::connection::{ApiError, Connection};
 use protocol::subject::{EVENTS, EVENTS_STREAM};
 
-/// Positions looked at together, from the stream's end towards its beginning.
+/// So many positions are read together, from the stream's end towards its beginning.
 const CHUNK: u64 = 256;
 /// Requests in flight.
 const CONCURRENCY: usize = 32;
-/// Messages passed over in search of an event; with more behind the last event, nobody knows which it was.
-const MOST_PASSED_OVER: usize = 50_000;
+/// So many messages are skipped in search of an event. With more of them after the last event, we
+/// cannot tell which it was.
+const MOST_SKIPPED: usize = 50_000;
 
 /// Where `CHAT_EVENTS` stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventsPosition {
     /// The stream's own last sequence.
     pub last: u64,
-    /// The log is published up to here: as the last event says. 0 where there is none.
+    /// Chat messages are published up to here, as the last event says; 0 without an event.
     pub watermark: Seq,
-    /// When the stream was made; another one begins at 1 again.
+    /// When the stream was created. A recreated stream begins at 1 again.
     created: String,
 }
 
 impl EventsPosition {
-    /// Looks for the last event.
+    /// Searches for the last event.
     ///
     /// # Errors
     /// JetStream does not answer, or there is no such stream.
     pub async fn find(nats: &Connection) -> Result<EventsPosition, ApiError> {
-        // In this order: an event that comes in between lies above `last`, and the stream refuses whoever expects that.
+        // In this order: an event that is published in between lies above `last`, and the stream
+        // refuses a publisher that expects `last`.
         let Info { created, state } = info(nats).await?;
         let watermark = last_event(nats, 0, state.last_seq)
             .await?
@@ -53,7 +57,8 @@ impl EventsPosition {
         })
     }
 
-    /// The position now, when no event was added since; `None` when there was one, or nobody can tell.
+    /// The position now, when no event was added since; `None` when there was one, or when we
+    /// cannot tell.
     ///
     /// # Errors
     /// As [`find`](EventsPosition::find).
@@ -68,9 +73,9 @@ impl EventsPosition {
                 last_seq: last,
             },
         } = info(nats).await?;
-        // What has left the stream at its beginning may have been an event.
-        let same = created == self.created && last >= self.last && first_seq <= self.last + 1;
-        if !same || last_event(nats, self.last, last).await?.is_some() {
+        // A message that was removed at the stream's beginning may have been an event.
+        let is_same = created == self.created && last >= self.last && first_seq <= self.last + 1;
+        if !is_same || last_event(nats, self.last, last).await?.is_some() {
             return Ok(None);
         }
         Ok(Some(EventsPosition {
@@ -80,7 +85,8 @@ impl EventsPosition {
     }
 }
 
-/// Up to where events are published: as the last one in the stream says. 0 where there is none, or no stream yet.
+/// Up to where events are published, as the last one says; 0 without an event or without the
+/// stream.
 ///
 /// # Errors
 /// JetStream does not answer.
@@ -92,8 +98,8 @@ pub async fn told(nats: &Connection) -> Result<Seq, ApiError> {
     }
 }
 
-/// Which of the newest messages of `CHAT_EVENTS` above `above` are no events, newest first; and the last position looked
-/// at. At most `most` messages are looked at. Nothing, where there is no stream.
+/// Which of the newest messages of `CHAT_EVENTS` above `above` are no events, newest first; and the
+/// stream's last position. At most `most` messages are read. Nothing, where there is no stream.
 ///
 /// # Errors
 /// JetStream does not answer.
@@ -107,13 +113,14 @@ pub async fn foreign_events(
         Err(error) if error.is(ApiError::NO_STREAM) => return Ok((Vec::new(), 0)),
         Err(error) => return Err(error),
     };
-    // A stream that was made anew begins below.
+    // A recreated stream begins below `above`.
     let above = if above > last { 0 } else { above };
-    let (mut foreign, mut looked_at) = (Vec::new(), 0);
+    let mut foreign = Vec::new();
+    let mut read = 0;
     scan_back(nats, above, last, |position, event| {
         foreign.extend(event.is_none().then_some(position));
-        looked_at += 1;
-        if looked_at < most {
+        read += 1;
+        if read < most {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
@@ -141,36 +148,38 @@ async fn info(nats: &Connection) -> Result<Info, ApiError> {
         .await
 }
 
-/// What the last event between two positions says, the first excluded.
+/// What the last event above `above` and up to `last` says.
 async fn last_event(nats: &Connection, above: u64, last: u64) -> Result<Option<Seq>, ApiError> {
-    let (mut found, mut passed_over) = (None, 0);
+    let mut found = None;
+    let mut skipped = 0;
     scan_back(nats, above, last, |_, event| {
         found = event;
-        passed_over += 1;
-        if found.is_none() && passed_over < MOST_PASSED_OVER {
+        skipped += 1;
+        if found.is_none() && skipped < MOST_SKIPPED {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
         }
     })
     .await?;
-    if found.is_none() && passed_over == MOST_PASSED_OVER {
+    if found.is_none() && skipped == MOST_SKIPPED {
         tracing::warn!(
-            "the newest {passed_over} messages of {EVENTS_STREAM} are no events; is stream-bootstrap running? It removes them"
+            "the newest {skipped} messages of {EVENTS_STREAM} are no events, so its last event is not \
+             known; if this stays, check that stream-bootstrap runs: it removes them"
         );
     }
     Ok(found)
 }
 
-/// Shows every message of the stream between two positions, the first excluded, from the last one towards the
-/// first: its position, and what it says if it is an event.
+/// Calls `show` for each message of the stream above `above` and up to `last`, the last one first:
+/// with its position, and with what it says if it is an event.
 async fn scan_back(
     nats: &Connection,
     above: u64,
     last: u64,
     mut show: impl FnMut(u64, Option<Seq>) -> ControlFlow<()>,
 ) -> Result<(), ApiError> {
-    // Nearly always the last one is an event, and this is the only request.
+    // Nearly always the last message is an event, and this is the only request.
     let Some((position, event)) = get(nats, &json!({ "last_by_subj": EVENTS })).await? else {
         return Ok(());
     };
@@ -183,16 +192,16 @@ async fn scan_back(
     }
     while end > above {
         let begin = above.max(end.saturating_sub(CHUNK)) + 1;
-        // Of what was removed only a gap is left, which may be long: one request for a whole chunk of it.
+        // Removed messages leave gaps, which may be long: one request skips a gap within the chunk.
         let first = get(nats, &json!({ "seq": begin, "next_by_subj": EVENTS })).await?;
         if let Some((first, _)) = first.filter(|(first, _)| *first <= end) {
-            let asked: Vec<BoxFuture<'_, Found>> = (first..=end)
+            let requests: Vec<BoxFuture<'_, Found>> = (first..=end)
                 .rev()
                 .map(|position| get_at(nats, position).boxed())
                 .collect();
-            let mut answers = stream::iter(asked).buffered(CONCURRENCY);
-            while let Some(answer) = answers.next().await {
-                if let Some((position, event)) = answer?
+            let mut replies = stream::iter(requests).buffered(CONCURRENCY);
+            while let Some(reply) = replies.next().await {
+                if let Some((position, event)) = reply?
                     && show(position, event).is_break()
                 {
                     return Ok(());
@@ -204,7 +213,7 @@ async fn scan_back(
     Ok(())
 }
 
-/// A message's position, and what it says if it is an event. `None` where there is none.
+/// A message's position, and what it says if it is an event; `None` where there is no message.
 type Found = Result<Option<(u64, Option<Seq>)>, ApiError>;
 
 async fn get_at(nats: &Connection, position: u64) -> Found {

@@ -20,8 +20,8 @@ use protocol::receipt::Cursors;
 /// without the database.
 pub const DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// Newest first, below `$2` and up to `$4`; at most `$3` rows of room `$1`. Expired messages are left
-/// out, also those that are not deleted yet.
+/// Newest first, below `$2` and up to `$4`; at most `$3` rows of room `$1`. Expired messages are
+/// left out, also those that are not deleted yet.
 ///
 /// The room and its cutoff are resolved once for the query and not once for each row. The range is
 /// written as bounds of pairs, and not as `room_id = …`: then only the index that begins with the
@@ -149,11 +149,11 @@ async fn load_part(
 }
 
 impl Rows {
-    /// The result of a query that was limited to so many rows, and perhaps to about so many bytes of
-    /// text.
+    /// The result of a query that was limited to so many rows, and perhaps to about so many bytes
+    /// of text.
     pub fn of_page(messages: Vec<Message>, rows: usize, bytes: Option<usize>) -> Rows {
-        // As many rows as the limit allows, or perhaps fewer because of their bytes: either way more
-        // rows may follow.
+        // As many rows as the limit allows, or perhaps fewer because of their bytes: either way
+        // more rows may follow.
         let text_bytes = || {
             messages
                 .iter()
@@ -169,8 +169,8 @@ impl Rows {
     }
 }
 
-/// A row with `seq`, `sender`, `recipient`, `id`, `text`, `sent_at` and `deleted`. A direct message has
-/// the status "sent", until the cursors of its recipient say more.
+/// A row with `seq`, `sender`, `recipient`, `id`, `text`, `sent_at` and `deleted`. A direct message
+/// has the status "sent", until the cursors of its recipient say more.
 ///
 /// # Errors
 /// A column is missing or has another type.

@@ -14,8 +14,8 @@ use base::seq::Seq;
 use jetstream::stream::{Limit, StreamError, StreamMessage, StreamReader};
 use protocol::message::{Limits, Message};
 
-/// A tail that is not longer than this is read as a whole. Then it lacks nothing, and we know of each
-/// message that stands in it twice.
+/// A tail that is not longer than this is read as a whole. Then it lacks nothing, and we know of
+/// each message that stands in it twice.
 const WHOLE: usize = 1_000;
 const WHOLE_BYTES: usize = 1 << 20;
 
@@ -56,8 +56,8 @@ pub(crate) struct SubjectRange {
 
 impl Tails {
     /// Reads what the stream has above `frontier.stored_through` for a page: all of it, if that is
-    /// not much. Otherwise it reads, for each direction, the messages nearest to the cursor: `need`,
-    /// if there are as many.
+    /// not much. Otherwise it reads, for each direction, the messages nearest to the cursor:
+    /// `need`, if there are as many.
     ///
     /// # Errors
     /// The stream does not answer.
@@ -164,8 +164,8 @@ impl Tail {
         Ok(Tail::of_newest(ranges, before, limits))
     }
 
-    /// Some subjects may have been cut at their beginning. Below the highest of these beginnings some
-    /// messages are missing.
+    /// Some subjects may have been cut at their beginning. Below the highest of these beginnings
+    /// some messages are missing.
     pub(crate) fn of_newest(ranges: Vec<SubjectRange>, before: Seq, limits: Limits) -> Tail {
         let cut = ranges
             .iter()
@@ -250,8 +250,8 @@ impl Tail {
             .filter(move |message| !self.is_expired(message, cutoffs))
     }
 
-    /// Some message of it has expired. The stream is in the order of receipt, so everything older in
-    /// the conversation has expired, too.
+    /// Some message of it has expired. The stream is in the order of receipt, so everything older
+    /// in the conversation has expired, too.
     pub fn has_expired(&self, cutoffs: &Cutoffs) -> bool {
         self.messages
             .iter()

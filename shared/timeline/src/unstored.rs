@@ -67,8 +67,8 @@ impl Unstored {
     }
 }
 
-/// What the stream alone has, read while PostgreSQL is away. A deletion stands behind its message, so
-/// as long as the stream has the message, it has the deletion.
+/// What the stream alone has, read while PostgreSQL is away. A deletion stands behind its message,
+/// so as long as the stream has the message, it has the deletion.
 #[derive(Debug)]
 pub struct StreamAlone {
     /// Everything that the stream holds, as if nothing were stored.

@@ -1,4 +1,5 @@
-//! What is deleted stays deleted in every state of log and index, and its place remains.
+//! A deleted message stays deleted, whatever the stream and PostgreSQL hold of it, and its place
+//! remains.
 
 use serde_json::{Value, json};
 
@@ -6,7 +7,7 @@ use super::{Got, SOON, ask, eventually, history, publish_body};
 use protocol::js_api;
 use testing::World;
 
-/// Appends a deletion; only functions may.
+/// Appends a deletion, as only functions may.
 async fn delete(world: &World, target: u64, id: &str, user: &str) -> u64 {
     let body = json!({"type": "delete", "target": target, "id": id, "user": user, "derived": id.starts_with("seq:"),
                       "timestamp": 1_700_000_000_000_i64, "received": 4_000_000_000_000_i64, "mode": "soft", "by": user});
@@ -18,7 +19,7 @@ async fn delete(world: &World, target: u64, id: &str, user: &str) -> u64 {
     .await
 }
 
-/// Takes a message out of the log, as a hard deletion does.
+/// Erases a message from the stream, as a hard deletion does.
 async fn erase(world: &World, seq: u64) {
     let reply = world
         .client("persist-message")
@@ -34,7 +35,7 @@ async fn erase(world: &World, seq: u64) {
     );
 }
 
-/// Everything is stored and acknowledged: nothing is read from the log any more.
+/// Waits until everything is stored and acknowledged: then no page reads the stream.
 async fn settled(world: &World) {
     let operator = world.client("operator").await;
     eventually("everything is acknowledged", SOON, async || {
@@ -56,7 +57,7 @@ fn shown(got: &Got) -> Vec<(u64, &str, bool)> {
 }
 
 #[tokio::test]
-async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
+async fn a_tombstone_stands_in_its_place_from_stream_projection_and_both() {
     let world = World::with_own_postgres().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
@@ -76,7 +77,7 @@ async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
     );
     delete(&world, one, "seq:1", "ann").await;
     delete(&world, two, "b", "ann").await;
-    // Somebody else's message, and one that is not there.
+    // Another user's message, and one that does not exist.
     delete(&world, four, "b", "zoe").await;
     delete(&world, three, "c", "ann").await;
     erase(&world, three).await;
@@ -119,7 +120,7 @@ async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
     })
     .await;
     check("index").await;
-    // Stored and deleted, and the deletion not stored yet.
+    // The message is stored, its deletion is not.
     assert!(worker.terminate().await.success());
     delete(&world, four, "b", "bob").await;
     assert_eq!(
@@ -130,7 +131,7 @@ async fn a_tombstone_stands_in_its_place_from_log_index_and_both() {
 }
 
 #[tokio::test]
-async fn a_copy_of_a_deleted_message_shows_nothing() {
+async fn a_duplicate_of_a_deleted_message_is_not_shown() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;

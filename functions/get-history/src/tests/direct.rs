@@ -1,4 +1,4 @@
-//! The one conversation of two people, whichever of them asks.
+//! The conversation of two users, whichever of them asks.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use protocol::endpoints::DM_HISTORY;
 use testing::World;
 
 #[tokio::test]
-async fn both_see_the_same_order_from_log_index_and_both() {
+async fn both_see_the_same_order_from_stream_projection_and_both() {
     let world = World::with_own_postgres().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
@@ -16,7 +16,7 @@ async fn both_see_the_same_order_from_log_index_and_both() {
             .await
             .unwrap()
     };
-    // Long stretches of one direction, so that the other's ends elsewhere.
+    // Many messages in one direction, so that the page of the other ends elsewhere.
     for number in 1..=30 {
         let (from, to) = if number % 10 < 7 {
             ("ann", "bob")
@@ -82,7 +82,7 @@ async fn both_see_the_same_order_from_log_index_and_both() {
 }
 
 #[tokio::test]
-async fn nobody_asks_for_two_people_through_a_room() {
+async fn a_direct_conversation_cannot_be_read_as_a_room() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;

@@ -1,4 +1,5 @@
-//! What has expired, read from the log. Nothing can be made older there, so the clock goes on instead.
+//! Expired messages, read from the stream. Nothing can be made older there, so the clock moves
+//! instead.
 
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,7 +26,7 @@ fn unix_ms(at: SystemTime) -> i64 {
     i64::try_from(at.duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
-/// A moment between what was published before and what will be.
+/// A time between the messages published so far and the next ones.
 async fn moment() -> SystemTime {
     let moment = SystemTime::now();
     eventually("the clock moves on", SOON, async || {
@@ -46,7 +47,8 @@ async fn delete(world: &World, target: u64, received: SystemTime) {
     .await;
 }
 
-/// Twenty messages; the moment; five more, the second of them deleted as one of the twenty is. Of two people, six and three.
+/// Twenty messages; the moment; five more. One of the twenty and the second of the five are
+/// deleted. In a direct conversation, six messages before the moment and three after it.
 async fn publish_around_a_moment(world: &World, client: &Client) -> SystemTime {
     for number in 1..=20 {
         publish(client, "general", &number.to_string()).await;
@@ -71,7 +73,7 @@ async fn publish_around_a_moment(world: &World, client: &Client) -> SystemTime {
     moment
 }
 
-/// Texts, or that they are tombstones.
+/// The texts, with a word for tombstones.
 fn shown(got: &Got, source: &str) -> Vec<String> {
     assert!(got.source == source || got.messages.is_empty(), "{got:?}");
     got.messages
@@ -86,7 +88,7 @@ fn shown(got: &Got, source: &str) -> Vec<String> {
         .collect()
 }
 
-/// All of a conversation, page by page from the newest on.
+/// A whole conversation, page by page from the newest one.
 async fn backwards(client: &Client, subject: &str, limit: u32, source: &str) -> Vec<String> {
     let (mut found, mut body) = (Vec::new(), json!({ "limit": limit }));
     loop {
@@ -97,11 +99,11 @@ async fn backwards(client: &Client, subject: &str, limit: u32, source: &str) -> 
         if !page.more {
             return found;
         }
-        body = json!({"limit": limit, "before": page.messages.first().expect("whoever is told of more finds it").seq});
+        body = json!({"limit": limit, "before": page.messages.first().expect("a page with more has a first message").seq});
     }
 }
 
-/// And after a cursor.
+/// A whole room, page by page after a cursor.
 async fn forwards(client: &Client, limit: u32, source: &str) -> Vec<String> {
     let (mut found, mut after) = (Vec::new(), 0);
     loop {
@@ -115,7 +117,7 @@ async fn forwards(client: &Client, limit: u32, source: &str) -> Vec<String> {
     }
 }
 
-/// By every way to ask for all of a room.
+/// A whole room, by every kind of request.
 async fn everything(client: &Client, source: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for body in [
@@ -133,7 +135,7 @@ async fn everything(client: &Client, source: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The numbers from `first` on, with tombstones for those deleted.
+/// The numbers from `first` on, with tombstones for the deleted ones.
 fn numbers(first: usize) -> Vec<String> {
     let shown = |number: usize| {
         if [1, 22].contains(&number) {
@@ -149,7 +151,7 @@ fn numbers(first: usize) -> Vec<String> {
 async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
     let world = World::with_own_postgres().await;
     let client = world.client("publisher").await;
-    // Nobody but PostgreSQL knows that this room keeps its messages.
+    // Only PostgreSQL knows that this room keeps its messages.
     sqlx::raw_sql("insert into retention values ('general', null)")
         .execute(&world.database().await)
         .await
@@ -180,7 +182,8 @@ async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
         quiet.messages.is_empty() && !quiet.more && quiet.source == "log",
         "nothing is there, and that is no error: {quiet:?}"
     );
-    // Of a log that was trimmed, too; but what was trimmed before its time may still be somewhere.
+    // Also of a stream that was trimmed. But a message that was trimmed before it expired may be
+    // stored.
     let trimmer = world.client("enforce-retention").await;
     trimmer
         .request(
@@ -234,7 +237,7 @@ async fn where_nothing_expires_nothing_does_while_postgresql_is_away() {
 }
 
 #[tokio::test]
-async fn what_expires_before_it_is_stored_leaves_no_page_without_an_end() {
+async fn messages_that_expire_before_they_are_stored_leave_paging_an_end() {
     let world = World::start().await;
     let function = history(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);

@@ -1,4 +1,4 @@
-//! Much that waits: it costs a bounded part of it, and other rooms nothing.
+//! Many unstored messages: a page reads a bounded part of them, and pages of other rooms none.
 //!
 //! `SCROLLBACK_MANY=30000` (messages) and `SCROLLBACK_MANY_DELETIONS=100000` run them in full.
 
@@ -19,7 +19,7 @@ fn resident(id: u32) -> u64 {
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4_096
 }
 
-/// Appends many, waiting for one of a thousand only.
+/// Appends many messages, and waits for the acknowledgement of each thousandth only.
 async fn flood(client: &Client, subject: &str, bodies: impl Iterator<Item = String>) {
     for (number, body) in bodies.enumerate() {
         if number % 1_000 == 999 {
@@ -39,7 +39,7 @@ async fn slowest(client: &Client, room: &str, pages: u32) -> Duration {
     let mut slowest = Duration::ZERO;
     for number in 0..pages {
         let asked = Instant::now();
-        // No two alike, or they might share one read.
+        // No two are alike, because identical requests may share one page.
         let got = ask(client, room, json!({"limit": 10 + number})).await;
         assert!(!got.messages.is_empty());
         slowest = slowest.max(asked.elapsed());
@@ -74,7 +74,7 @@ async fn one_malformed_message_among_many_costs_its_room_no_page() {
     flood(&client, "chat.loud", (half + 1..2 * half).map(text)).await;
     let last = publish(&client, "loud", &(2 * half).to_string()).await;
     let begun = resident(function.id());
-    // Across the malformed ones, from both sides, and far away from them.
+    // Across the malformed message in both directions, and far away from it.
     let got = ask(&client, "loud", json!({"limit": 20, "before": half + 14})).await;
     let numbers = |range: std::ops::RangeInclusive<u64>| {
         range.map(|number| number.to_string()).collect::<Vec<_>>()
@@ -125,7 +125,7 @@ async fn deletions_of_one_room_that_wait_cost_no_other_room() {
     )
     .await;
     publish_body(&bootstrap, "change.chat.loud", &deletion(target)).await;
-    // Not few any more, and not too many: each room's own are read.
+    // More than a few, and not too many: each room reads its own.
     assert!(ask(&client, "loud", json!({})).await.messages[0].deleted);
     publish_body(&bootstrap, "change.chat.quiet", &deletion(gone)).await;
     flood(
@@ -141,7 +141,7 @@ async fn deletions_of_one_room_that_wait_cost_no_other_room() {
         (got.messages[0].deleted, got.messages[1].deleted),
         (false, true)
     );
-    // Too many: no text is shown rather than one that was deleted, and the error says so.
+    // Too many: the error says so, because otherwise a deleted text might be shown.
     let (code, reason) = ask_raw(&client, HISTORY.subject(&["loud"]), "")
         .await
         .unwrap_err();

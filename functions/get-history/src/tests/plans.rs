@@ -1,4 +1,4 @@
-//! A page costs what is on it: whatever PostgreSQL believes of its tables, every statement goes by an index.
+//! Plans: whatever PostgreSQL believes of its tables, every statement of a page uses an index.
 
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -7,7 +7,7 @@ use timeline::chat::open_database;
 use timeline::dedup::LOOKUP;
 use timeline::query::{NEWER, NEWER_IN_BYTES, OLDER, OLDER_IN_BYTES};
 
-/// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
+/// The plan of a statement with these arguments, in a session like the function's.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
     let vars = Vars::from_pairs(world.vars("get-history"));
     let connected = open_database(&vars, "test").unwrap();
@@ -87,7 +87,7 @@ async fn fill(database: &PgPool, rooms: u32) {
 async fn every_statement_of_a_page_goes_by_an_index() {
     let world = World::start().await;
     let database = world.database().await;
-    // Nobody has analyzed what is there, and what is there was not there a moment ago.
+    // The statistics are missing, and the rows were not there a moment ago.
     sqlx::raw_sql("alter table messages set (autovacuum_enabled = false); alter table rooms set (autovacuum_enabled = false)")
         .execute(&database)
         .await

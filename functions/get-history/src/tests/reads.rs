@@ -1,4 +1,4 @@
-//! What happens between the reads of a page, brought about by hand or by going on all the while.
+//! Changes between the reads of a page, made by hand or by writing all the time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -24,7 +24,7 @@ async fn store(database: &PgPool, seqs: std::ops::RangeInclusive<u64>) {
     .unwrap();
 }
 
-/// Takes a message out of the stream: trimmed, or erased.
+/// Removes a message from the stream: trimmed, or erased.
 async fn remove(world: &World, seq: u64) {
     let client = world.client("persist-message").await;
     let reply = client
@@ -48,13 +48,13 @@ fn seqs(got: &Got) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn what_was_stored_beyond_the_end_of_the_stream_takes_no_place_on_the_page() {
+async fn messages_stored_beyond_the_end_take_no_place_on_the_page() {
     let world = World::start().await;
     let function = history(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
     publish(&client, "general", "1").await;
     publish(&client, "general", "2").await;
-    // So many were appended and stored since the page asked how far the stream goes.
+    // These were appended and stored after the page asked for the stream's last sequence.
     store(&database, 101..=160).await;
     let got = ask(&client, "general", json!({})).await;
     assert_eq!(
@@ -67,7 +67,7 @@ async fn what_was_stored_beyond_the_end_of_the_stream_takes_no_place_on_the_page
 }
 
 #[tokio::test]
-async fn what_was_stored_and_trimmed_above_an_old_floor_is_on_the_page() {
+async fn messages_stored_and_trimmed_above_an_old_ack_floor_are_on_the_page() {
     let world = World::start().await;
     let function = history(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
@@ -75,7 +75,7 @@ async fn what_was_stored_and_trimmed_above_an_old_floor_is_on_the_page() {
         publish(&client, "general", &number.to_string()).await;
     }
     store(&database, 1..=3).await;
-    // The consumer has acknowledged nothing: as when the floor is an old one.
+    // The consumer has acknowledged nothing, as if our value of the ack floor were old.
     for seq in 1..=3 {
         remove(&world, seq).await;
     }
@@ -101,7 +101,7 @@ async fn what_was_stored_and_trimmed_above_an_old_floor_is_on_the_page() {
 }
 
 #[tokio::test]
-async fn a_message_that_waits_twice_is_on_one_page_only() {
+async fn an_unstored_duplicate_is_on_one_page_only() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("publisher").await;
@@ -190,7 +190,7 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
         world.client("stream-bootstrap").await,
     );
     let eraser = world.client("persist-message").await;
-    // Reading so many takes a while, and the deleted one is read after them.
+    // Reading these takes a while, and the deleted message is read after them.
     for _ in 0..300 {
         publish(&client, "general", "before").await;
     }
@@ -219,7 +219,7 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
             if seq == u64::MAX {
                 return;
             }
-            // Whatever becomes of it: it was acknowledged before the page was asked for.
+            // The message was acknowledged before the request, so the page has it or its tombstone.
             let got = ask(&reader, "general", json!({"limit": limit, "around": seq})).await;
             assert!(
                 seq == 0 || seqs(&got).contains(&seq),

@@ -1,4 +1,5 @@
-//! What has expired while PostgreSQL is away: the configured days count, by a clock that goes on instead of messages made older.
+//! Expiry while PostgreSQL is away: the configured days count. The clock moves, because messages in
+//! the stream cannot be made older.
 
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -47,7 +48,7 @@ async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
         world.client("publisher").await,
         world.client("stream-bootstrap").await,
     );
-    // Nobody but PostgreSQL knows that this room keeps its messages.
+    // Only PostgreSQL knows that this room keeps its messages.
     sqlx::raw_sql("insert into retention values ('general', null)")
         .execute(&world.database().await)
         .await

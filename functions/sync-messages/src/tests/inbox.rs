@@ -1,4 +1,4 @@
-//! A full inbox: everything that waits comes once, in order, and a page costs a page.
+//! A full inbox: every message comes once, in order, and a page costs a page.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
@@ -8,12 +8,12 @@ use protocol::endpoints::{DELIVERED, DM_INBOX};
 
 const STORED: u64 = 10_400;
 const IN_LOG: u64 = 700;
-/// The log counts as stored up to here.
+/// The stream counts as stored up to here.
 const FLOOR: u64 = 60_000;
 const PAGE: usize = 500;
 
-/// Of every five positions, two hold a direct message to bob, from some of twenty people; the others are what bob wrote, what others wrote
-/// to each other, and a room's.
+/// Two of every five positions hold a direct message to bob, from one of twenty users. The others
+/// hold what bob wrote, what others wrote to each other, and a message of a room.
 async fn fill(database: &PgPool) {
     sqlx::raw_sql(
         "insert into rooms (name) select 'dm.bob.peer-' || peer from generate_series(0, 19) as peer;
@@ -42,7 +42,7 @@ async fn page(client: &Client, limit: usize) -> (SyncPage, String) {
 }
 
 #[tokio::test]
-async fn ten_thousand_that_wait_come_once_each_and_in_order() {
+async fn ten_thousand_messages_come_once_each_and_in_order() {
     let world = World::builder().administrator().start().await;
     let _receipts = world.spawn("track-receipts").await;
     let function = start(&world).await;
@@ -78,7 +78,7 @@ async fn ten_thousand_that_wait_come_once_each_and_in_order() {
     let (mut got, mut sources) = (Vec::new(), Vec::new());
     loop {
         let (before, _) = page(&client, PAGE).await;
-        // Bob dies before he confirms, and the same comes again.
+        // Bob's client stops before it confirms, and receives the same page again.
         let (page, source) = page(&client, PAGE).await;
         assert_eq!(page, before);
         assert!(
@@ -116,7 +116,7 @@ async fn ten_thousand_that_wait_come_once_each_and_in_order() {
     function.stop().await.unwrap();
 }
 
-/// Every part of a plan.
+/// Every node of a plan.
 fn nodes<'a>(plan: &'a Value, found: &mut Vec<&'a Value>) {
     found.push(plan);
     for below in plan["Plans"].as_array().into_iter().flatten() {
@@ -138,7 +138,8 @@ async fn a_page_of_a_full_inbox_is_one_range_of_its_index() {
         .execute(&mut *connection)
         .await
         .unwrap();
-    // As planned for these values, and as planned once for all values; at the beginning, and far behind it.
+    // With a plan for these values, and with one for all values; at the beginning of the inbox, and
+    // far behind it.
     for (mode, mark) in [
         ("custom", 0),
         ("generic", 0),
@@ -176,7 +177,7 @@ async fn a_page_of_a_full_inbox_is_one_range_of_its_index() {
             range.contains("ROW(recipient, seq) > ") && range.contains("ROW(recipient, seq) <= "),
             "{mode}: {range}"
         );
-        // No more rows than the page has, and none thrown away.
+        // It reads as many rows as the page has, and filters none out.
         assert_eq!(
             reads[0]["Actual Rows"].as_f64(),
             Some((PAGE + 1) as f64),

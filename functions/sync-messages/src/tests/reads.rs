@@ -1,4 +1,4 @@
-//! What happens between the reads of a page, brought about by hand.
+//! Changes between the reads of a page, made by hand.
 
 use sqlx::PgPool;
 
@@ -25,7 +25,7 @@ async fn remove(world: &World, seq: u64) {
 }
 
 #[tokio::test]
-async fn a_deletion_that_was_stored_and_trimmed_above_an_old_floor_is_told() {
+async fn a_deletion_stored_and_trimmed_above_an_old_ack_floor_is_on_the_page() {
     let world = World::start().await;
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
@@ -46,7 +46,7 @@ async fn a_deletion_that_was_stored_and_trimmed_above_an_old_floor_is_told() {
          select 2, id, 1, 'ann', 'seq:1', 'soft', 'ann', now() from rooms",
     )
     .await;
-    // The consumer has acknowledged nothing: as when the floor is an old one.
+    // The consumer has acknowledged nothing, as if our value of the ack floor were old.
     remove(&world, message).await;
     remove(&world, change).await;
     let (page, _) = ask(&client, 0, 50).await;
@@ -60,7 +60,7 @@ async fn a_deletion_that_was_stored_and_trimmed_above_an_old_floor_is_told() {
         (1, 1, change, false),
         "{page:?}"
     );
-    // Whoever has the message already hears that it was deleted, too.
+    // A client that has the message already receives the deletion, too.
     let (page, _) = ask(&client, message, 50).await;
     assert_eq!(
         (
@@ -75,7 +75,7 @@ async fn a_deletion_that_was_stored_and_trimmed_above_an_old_floor_is_told() {
 }
 
 #[tokio::test]
-async fn a_message_that_waits_twice_is_told_once() {
+async fn an_unstored_duplicate_comes_once() {
     let world = World::start().await;
     let function = start(&world).await;
     let client = world.client("publisher").await;
@@ -92,7 +92,7 @@ async fn a_message_that_waits_twice_is_told_once() {
 }
 
 #[tokio::test]
-async fn an_inbox_tells_of_no_deletion_of_what_has_expired() {
+async fn an_inbox_has_no_deletions_of_expired_messages() {
     let world = World::start().await;
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
@@ -105,7 +105,8 @@ async fn an_inbox_tells_of_no_deletion_of_what_has_expired() {
         )
         .await;
     }
-    // Two are stored with their deletions, which are the third and fourth; one of the messages is very old.
+    // Two messages and their deletions, the third and fourth position, are stored; one message is
+    // very old.
     execute(
         &database,
         "insert into rooms (name) values ('dm.ann.bob');
@@ -116,7 +117,7 @@ async fn an_inbox_tells_of_no_deletion_of_what_has_expired() {
          select seq + 2, id, seq, 'ann', 'seq:' || seq, 'soft', 'ann', now(), 'bob' from rooms, generate_series(1, 2) as seq",
     )
     .await;
-    // Two wait in the log; one of the messages is very old.
+    // Two deletions are in the stream only; one of their messages is very old.
     let direct = |received: i64, target: u64| {
         json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "user": "ann", "to": "bob", "derived": true,
                "timestamp": 0, "received": received, "mode": "soft", "by": "ann"})

@@ -1,4 +1,4 @@
-//! Marks: only forward, not beyond what there is, and nobody's but their own.
+//! Cursors move forward only, not beyond the stream, and only for the user who asks.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -7,15 +7,15 @@ use super::{SOON, ask, deliver, history, inbox, read_direct, read_room, say, sta
 use protocol::endpoints::{DELIVERED, DM_HISTORY, DM_INBOX, DM_READ, READ, UNREAD};
 use testing::{World, eventually};
 
-async fn moves(database: &PgPool) -> Vec<(String, Option<String>, String, i64)> {
+async fn receipt_history(database: &PgPool) -> Vec<(String, Option<String>, String, i64)> {
     sqlx::query_as("select reader, room, kind, through from receipt_moves order by at")
         .fetch_all(database)
         .await
         .unwrap()
 }
 
-/// What relay-outbox is going to tell.
-async fn told(database: &PgPool) -> Vec<(i64, Value)> {
+/// The receipts in the outbox.
+async fn outbox(database: &PgPool) -> Vec<(i64, Value)> {
     let rows: Vec<(i64, String)> = sqlx::query_as(
         "select first_seq, receipts::text from outbox where receipts is not null order by id",
     )
@@ -28,7 +28,7 @@ async fn told(database: &PgPool) -> Vec<(i64, Value)> {
 }
 
 #[tokio::test]
-async fn a_mark_moves_forward_and_not_beyond_the_log() {
+async fn a_cursor_moves_forward_and_not_beyond_the_stream() {
     let world = World::start().await;
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
@@ -55,7 +55,7 @@ async fn a_mark_moves_forward_and_not_beyond_the_log() {
     assert_eq!(read_direct(&client, "bob", "ann", 1_000).await, (5, true));
     assert_eq!(read_room(&client, "bob", "general", 1_000).await, (5, true));
     assert_eq!(read_room(&client, "bob", "general", 4).await, (5, false));
-    // Ann's are her own.
+    // Ann's cursors are her own.
     assert_eq!(read_direct(&client, "ann", "bob", 1).await, (1, true));
     let moved = |room: Option<&str>, kind: &str, through| {
         (
@@ -67,7 +67,7 @@ async fn a_mark_moves_forward_and_not_beyond_the_log() {
     };
     let dm = Some("dm.ann.bob");
     assert_eq!(
-        moves(&database).await[..5],
+        receipt_history(&database).await[..5],
         [
             moved(None, "delivered", 2),
             moved(None, "delivered", 5),
@@ -83,7 +83,7 @@ async fn a_mark_moves_forward_and_not_beyond_the_log() {
         )
     };
     assert_eq!(
-        told(&database).await[..3],
+        outbox(&database).await[..3],
         [
             receipt("delivered", "dm.ann.bob", 2),
             receipt("delivered", "dm.ann.bob", 5),
@@ -94,7 +94,7 @@ async fn a_mark_moves_forward_and_not_beyond_the_log() {
 }
 
 #[tokio::test]
-async fn everybody_whose_messages_were_delivered_is_told_stored_or_not() {
+async fn every_sender_gets_a_receipt_for_messages_stored_or_not() {
     let world = World::start().await;
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
@@ -108,7 +108,7 @@ async fn everybody_whose_messages_were_delivered_is_told_stored_or_not() {
     say(&client, "dm.dave.bob", "dave", "in the log").await;
     let last = say(&client, "dm.erin.bob", "erin", "beyond the mark").await;
     assert_eq!(deliver(&client, "bob", last - 1).await, (last - 1, true));
-    let (_, receipts) = told(&database).await.pop().unwrap();
+    let (_, receipts) = outbox(&database).await.pop().unwrap();
     let mut rooms: Vec<&str> = receipts
         .as_array()
         .unwrap()
@@ -117,17 +117,17 @@ async fn everybody_whose_messages_were_delivered_is_told_stored_or_not() {
         .collect();
     rooms.sort_unstable();
     assert_eq!(rooms, ["dm.bob.carol", "dm.bob.dave"]);
-    // Over nothing of his: the mark moves, and nobody is told.
+    // There is no message of his in between: the cursor moves, and nobody gets a receipt.
     let other = say(&client, "chat.general", "ann", "to all").await;
     deliver(&client, "bob", last).await;
-    let before = told(&database).await.len();
+    let before = outbox(&database).await.len();
     assert_eq!(deliver(&client, "bob", other).await, (other, true));
-    assert_eq!(told(&database).await.len(), before);
+    assert_eq!(outbox(&database).await.len(), before);
     function.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn marks_moved_at_once_end_at_the_highest() {
+async fn cursors_moved_at_once_end_at_the_highest() {
     let world = World::start().await;
     let (one, other) = tokio::join!(start(&world), start(&world));
     let (client, database) = (world.client("publisher").await, world.database().await);
@@ -150,7 +150,7 @@ async fn marks_moved_at_once_end_at_the_highest() {
         ((40, false), (40, false))
     );
     for kind in ["delivered", "read"] {
-        let through: Vec<i64> = moves(&database)
+        let through: Vec<i64> = receipt_history(&database)
             .await
             .into_iter()
             .filter(|row| row.2 == kind)
@@ -187,7 +187,7 @@ async fn where_nobody_wrote_there_is_nothing_to_read() {
         .await
         .unwrap();
     assert_eq!(marks, 0);
-    // Said, and not stored yet: it can be read.
+    // A message that is not stored yet can be read.
     say(&client, "dm.bob.ann", "bob", "hello").await;
     assert_eq!(read_direct(&client, "ann", "bob", 2).await, (2, true));
     assert_eq!(read_room(&client, "ann", "other", 1).await, (1, true));
@@ -195,7 +195,7 @@ async fn where_nobody_wrote_there_is_nothing_to_read() {
 }
 
 #[tokio::test]
-async fn a_wrong_request_says_what_to_mend() {
+async fn a_bad_request_names_what_is_wrong() {
     let world = World::start().await;
     let function = start(&world).await;
     let sync = world.spawn("sync-messages").await;
@@ -296,7 +296,7 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
             .await
             .unwrap();
     assert_eq!(waits, [("bob".to_owned(), 1), ("carol".to_owned(), 1)]);
-    // Five messages and two marks, of which nobody is told here.
+    // Five messages and two receipts wait, because relay-outbox does not run here.
     let lag = async || -> Vec<(String, i64, bool)> {
         let lag = sqlx::query_as(
             "select stage, waiting, behind < interval '1 minute' from lag where waiting > 0 order by stage",
@@ -310,7 +310,7 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
             ("events".to_owned(), 7, true)
         ]
     );
-    // What has expired waits for nobody, swept or not.
+    // Expired messages do not count as waiting, whether they are deleted already or not.
     sqlx::raw_sql(
         "insert into retention (room, days) values ('dm.bob.carol', 1); update messages set received_at = now() - interval '2 days'",
     )
@@ -332,7 +332,8 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
     function.stop().await.unwrap();
 }
 
-/// Permissions pin the caller's token; what a third person asks in their own name shows nothing and moves nothing.
+/// Permissions pin the caller's token. What a third user asks in their own name shows nothing and
+/// moves nothing.
 #[tokio::test]
 async fn nobody_but_the_two() {
     let world = World::start().await;
@@ -353,7 +354,7 @@ async fn nobody_but_the_two() {
         assert_eq!(history(&client, "eve", peer).await, []);
     }
     assert_eq!(super::unread(&client, "eve").await, (vec![], 0));
-    // The sender's own marks say nothing about what the recipient has.
+    // The sender's own cursors say nothing about what the recipient has.
     deliver(&client, "ann", 1).await;
     read_direct(&client, "ann", "bob", 1).await;
     assert_eq!(
@@ -364,7 +365,7 @@ async fn nobody_but_the_two() {
 }
 
 #[tokio::test]
-async fn while_postgresql_is_away_nothing_is_marked_and_history_says_at_least() {
+async fn while_postgresql_is_away_no_cursor_moves_and_history_says_sent() {
     let world = World::with_own_postgres().await;
     let function = start(&world).await;
     let _beside = tokio::join!(world.spawn("sync-messages"), world.spawn("get-history"));

@@ -1,4 +1,5 @@
-//! What a request costs is what it is about: no plan may read the rooms, or the mail, of all the others.
+//! A request costs as much as it concerns: no plan may read the rooms or the messages of other
+//! users.
 
 use sqlx::AssertSqlSafe;
 
@@ -7,7 +8,7 @@ use service::config::Vars;
 use testing::World;
 use timeline::chat::open_database;
 
-/// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
+/// The plan of a statement with these arguments, in a session like the function's.
 async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> String {
     let vars = Vars::from_pairs(world.vars("track-receipts"));
     let connected = open_database(&vars, "test").unwrap();
@@ -26,7 +27,7 @@ async fn plan(world: &World, statement: &str, types: &str, arguments: &str) -> S
     plan.await.unwrap().join("\n")
 }
 
-/// Every plan of these, as [`plan`].
+/// The plan of each statement, by name.
 async fn plans(world: &World, names: &str) -> Vec<(&'static str, String)> {
     vec![
         (
@@ -82,7 +83,7 @@ async fn plans(world: &World, names: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// No plan reads a table, or an index, from its one end to the other: every index is asked for a key or a range.
+/// No plan reads a whole table or a whole index: each reads a key or a range of an index.
 async fn all_are_ranges(world: &World, when: &str) {
     let names: Vec<String> = (0..1_000).map(|number| format!("room-{number}")).collect();
     for (what, plan) in plans(world, &format!("{{{}}}", names.join(","))).await {
@@ -99,7 +100,7 @@ async fn all_are_ranges(world: &World, when: &str) {
 }
 
 #[tokio::test]
-async fn nobody_reads_the_rooms_of_all_the_others() {
+async fn no_request_reads_the_rooms_of_all_other_users() {
     let world = World::start().await;
     all_are_ranges(&world, "empty").await;
     let pool = world.database().await;

@@ -1,4 +1,4 @@
-//! Two people, one of them away, and everything between them.
+//! Two users, one of them away, and everything between them.
 
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ impl All<'_> {
         all
     }
 
-    /// Somebody restarts everything, if this is how the story goes: none of those that took what was asked so far is there afterwards.
+    /// Restarts everything, in the test that restarts: no process that served a request so far is
+    /// there afterwards.
     async fn restart(&mut self) {
         if self.restarts {
             let ended =
@@ -55,7 +56,7 @@ impl All<'_> {
     }
 
     async fn run(&mut self) {
-        // What a worker was handed while it ended comes again soon.
+        // Messages that were delivered to a worker while it stopped are redelivered soon.
         self.running
             .push(self.world.with_ack_wait(Duration::from_secs(2)).await);
         for name in FUNCTIONS {
@@ -83,7 +84,7 @@ async fn send(client: &Client, from: &str, to: &str, text: &str) {
     );
 }
 
-/// Waits until a receipt of bob's is told; the same may be told again.
+/// Waits for the event of a receipt of bob's; the same event may come again.
 async fn heard(events: &mut Subscriber, kind: &str, through: u64) {
     let wanted = json!({"user": "bob", "room": "dm.alice.bob", "through": through});
     loop {
@@ -139,7 +140,7 @@ async fn tell(restarts: bool) {
     assert_eq!(history(&client, "alice", "bob").await, three(["sent"; 3]));
     all.restart().await;
     assert_eq!(inbox(&client, "bob").await, three(["sent"; 3]));
-    // Bob's client dies before it confirms: nothing is delivered by being sent.
+    // Bob's client stops before it confirms: sending a page to it does not count as delivery.
     all.restart().await;
     assert_eq!(history(&client, "alice", "bob").await, three(["sent"; 3]));
     let waits = ask(&client, DM_INBOX.subject(&["bob"]), "").await.unwrap();
@@ -180,7 +181,7 @@ async fn tell(restarts: bool) {
     check_events(&world, through).await;
 }
 
-/// Alice asks when; without asking nobody is told.
+/// Alice asks when her messages were delivered and read; only with `receipts` the reply says so.
 async fn when(client: &Client) {
     let told = ask(
         client,
@@ -210,7 +211,7 @@ async fn when(client: &Client) {
     );
 }
 
-/// Each once, and each after what it is about.
+/// Each event comes once, and after the message that it concerns.
 async fn check_events(world: &World, through: u64) {
     let events = events(world, 6).await;
     let dm = "events.v1.dm.alice.bob";
@@ -276,7 +277,7 @@ async fn events(world: &World, wanted: u64) -> Vec<(String, String, Value)> {
 }
 
 #[tokio::test]
-async fn reading_is_having_and_a_deleted_message_waits_as_a_tombstone() {
+async fn a_read_message_is_delivered_and_a_deleted_one_comes_as_a_tombstone() {
     let world = World::start().await;
     let _all = tokio::join!(
         world.spawn("sync-messages"),
@@ -307,7 +308,7 @@ async fn reading_is_having_and_a_deleted_message_waits_as_a_tombstone() {
     let other = json!({"type": "delete", "target": 3, "id": "x", "user": "carol", "to": "dave", "timestamp": 1, "received": 1,
                        "mode": "soft", "by": "carol"});
     append(&bootstrap, "change.dm.carol.dave", other).await;
-    // From the log alone, before anything is stored; then from the index.
+    // From the stream alone, before anything is stored; then from PostgreSQL.
     assert_eq!(read_direct(&client, "bob", "alice", 1).await, (1, true));
     let waits = vec![
         row(1, "", "read"),
@@ -336,7 +337,7 @@ async fn reading_is_having_and_a_deleted_message_waits_as_a_tombstone() {
     let _worker = world.spawn("persist-message").await;
     super::stored(&world, 5).await;
     check(&page().await);
-    // Page by page, confirming each: everything comes once.
+    // Page by page, confirming each: every message comes once.
     let (mut got, mut through) = (Vec::new(), 0);
     for _ in 0..9 {
         let page = ask(&client, DM_INBOX.subject(&["bob"]), r#"{"limit":1}"#)

@@ -1,4 +1,4 @@
-//! What is unread, counted from the log, from the index, and from both.
+//! Unread messages, counted in the stream, in PostgreSQL, and in both.
 
 use serde_json::json;
 use sqlx::PgPool;
@@ -35,8 +35,8 @@ async fn store(
     .unwrap();
 }
 
-/// The log counts as stored up to there.
-async fn lift(world: &World, floor: u64) {
+/// The stream counts as stored up to there.
+async fn set_ack_floor(world: &World, floor: u64) {
     let admin = world.client("administrator").await;
     admin
         .request(
@@ -63,7 +63,7 @@ fn deletion(room: &str, target: u64, to: Option<&str>) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn what_others_said_above_the_mark_is_unread() {
+async fn messages_of_others_above_the_cursor_are_unread() {
     let world = World::start().await;
     let function = start(&world).await;
     let (client, bootstrap) = (
@@ -71,7 +71,7 @@ async fn what_others_said_above_the_mark_is_unread() {
         world.client("stream-bootstrap").await,
     );
     assert_eq!(unread(&client, "bob").await, (vec![], 0));
-    // Once all of it in the log, then once more of everything above what is stored.
+    // First everything is in the stream only; then everything above what is stored.
     for round in 0..2_u64 {
         let above = round * 13;
         let said = async |subject: &str, user: &str| say(&client, subject, user, "hello").await;
@@ -87,7 +87,7 @@ async fn what_others_said_above_the_mark_is_unread() {
         let deleted = said("chat.general", "ann").await;
         let newest = said("chat.general", "carol").await;
         said("chat.unread", "ann").await;
-        // The room counts once it was read.
+        // A room counts once the user has read in it.
         let of_dms = vec![of("dm.bob.carol", 1 + round), of("dm.ann.bob", 2)];
         match round {
             0 => assert_eq!(unread(&client, "bob").await, (of_dms, 3)),
@@ -133,7 +133,7 @@ async fn what_others_said_above_the_mark_is_unread() {
                 2 + round
             )
         );
-        // What is said next stays in the log for a while.
+        // The next messages stay in the stream only for a while.
         assert!(worker.terminate().await.success());
     }
     function.stop().await.unwrap();
@@ -148,7 +148,7 @@ async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
         world.client("stream-bootstrap").await,
         world.database().await,
     );
-    lift(&world, 99_999).await;
+    set_ack_floor(&world, 99_999).await;
     store(&database, 1, 999, "dm.ann.bob", "ann", Some("bob")).await;
     store(
         &database,
@@ -180,7 +180,7 @@ async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
         .await
         .unwrap();
     assert_eq!(unread(&client, "bob").await.0[0], of("general", 999));
-    // Deleted a moment ago, and not yet in the index.
+    // Deleted a moment ago, and the deletion is not stored yet.
     for (target, left) in [
         (2_500, more("dm.bob.carol", 999)),
         (2_600, of("dm.bob.carol", 999)),
@@ -219,7 +219,7 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
-    lift(&world, 999_999).await;
+    set_ack_floor(&world, 999_999).await;
     store(&database, 1, 999, "general", "ann", None).await;
     store(&database, 1_000, 1_500, "general", "bob", None).await;
     store(&database, 3_000, 1_500, "general", "ann", None).await;
@@ -246,7 +246,8 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     store(&database, 9_000, 1, "general", "ann", None).await;
     assert_eq!(unread(&client, "bob").await.0[0], more("general", 999));
 
-    // However many there are of one's own, a fixed number is looked at, shared by all rooms that need it.
+    // However many messages of the user's own there are, a fixed number is considered, shared by
+    // all rooms that need it.
     store(&database, 10_000, 5, "deep", "ann", None).await;
     store(&database, 20_000, 120_000, "deep", "bob", None).await;
     sqlx::query("insert into receipts values ('bob', 'deep', 0)")
@@ -273,10 +274,10 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     function.stop().await.unwrap();
 }
 
-/// Workers commit before they acknowledge, and in any order: what is in the log above the floor may be in the index already, or another
-/// copy of it with the same id.
+/// Workers commit before they acknowledge, and in any order: a message of the stream above the ack
+/// floor may be stored already, or a duplicate of it may be.
 #[tokio::test]
-async fn what_is_in_log_and_index_counts_once() {
+async fn a_message_in_stream_and_projection_counts_once() {
     let world = World::start().await;
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
@@ -294,7 +295,7 @@ async fn what_is_in_log_and_index_counts_once() {
         )
         .await;
     }
-    // A copy of the third's id, later in the log.
+    // A duplicate of the third message, later in the stream.
     append(
         &client,
         "dm.ann.bob",
@@ -323,9 +324,10 @@ async fn what_is_in_log_and_index_counts_once() {
     function.stop().await.unwrap();
 }
 
-/// Stored long ago, deleted a moment ago: the index does not know of it yet, with the message's own id or one made from its place.
+/// Messages that were stored long ago and deleted a moment ago: the deletion, by a client-supplied
+/// or a derived id, is not stored yet.
 #[tokio::test]
-async fn what_was_deleted_a_moment_ago_is_not_unread() {
+async fn a_message_deleted_a_moment_ago_is_not_unread() {
     let world = World::start().await;
     let function = start(&world).await;
     let (client, bootstrap) = (
@@ -368,7 +370,7 @@ async fn what_was_deleted_a_moment_ago_is_not_unread() {
         unread(&client, "bob").await,
         (vec![of("general", 1), of("dm.ann.bob", 2)], 3)
     );
-    // By the place of a copy, which is nobody's in the index.
+    // The deletion names the place of a duplicate, which is not stored.
     let copy = append(
         &client,
         "dm.ann.bob",
@@ -390,8 +392,8 @@ async fn a_quiet_room_with_news_is_not_hidden_by_hundreds_of_busy_ones() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
     let (client, database) = (world.client("publisher").await, world.database().await);
-    lift(&world, 2_000).await;
-    // Kim has read three rooms, then six hundred others; then somebody says something in the three.
+    set_ack_floor(&world, 2_000).await;
+    // Kim has read three rooms, then six hundred others; then somebody writes in the three.
     sqlx::raw_sql(
         "insert into rooms (name) select 'q' || n from generate_series(0, 2) n union all select 'busy-' || n from generate_series(1, 600) n;
          insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)

@@ -3,8 +3,8 @@
 //! The user's own messages and tombstones stand among the messages that count, so more has to be
 //! considered than is counted. First we consider, in each room, as many messages as are counted at
 //! most. Then the rooms in which that did not decide the count share a fixed number of further
-//! messages. The newest are considered first, because expired messages that are not deleted yet lie at
-//! the other end.
+//! messages. The newest are considered first, because expired messages that are not deleted yet lie
+//! at the other end.
 
 use sqlx::postgres::PgConnection;
 
@@ -14,10 +14,10 @@ use base::seq::Seq;
 /// takes some 0.2 s.
 const BEYOND: i64 = 200_000;
 
-/// For each room: its newest message, how many messages count, and where the next message stands that
-/// was not considered, if it may change the count. `$7` messages of each room are considered; the one
-/// after them passes the filter as the sign that there is one. PostgreSQL stops where enough is
-/// counted.
+/// For each room: its newest message, how many messages count, and where the next message stands
+/// that was not considered, if it may change the count. `$7` messages of each room are considered;
+/// the one after them passes the filter as the sign that there is one. PostgreSQL stops where
+/// enough is counted.
 const COUNT: &str = include_str!("rooms.sql");
 
 /// One room the user reads.
@@ -42,9 +42,9 @@ impl Counted<'_> {
     }
 }
 
-/// Counts up to `most` messages in each room of `cursors`, which are rooms and the user's read cursors,
-/// up to `stored_through` and without the positions `deleted`. Rooms without a stored message are left
-/// out.
+/// Counts up to `most` messages in each room of `cursors`, which are rooms and the user's read
+/// cursors, up to `stored_through` and without the positions `deleted`. Rooms without a stored
+/// message are left out.
 ///
 /// # Errors
 /// The database does not answer.

@@ -8,15 +8,15 @@ use super::{CONSIDERED, Count, Counts, LISTED, MOST, Question, rooms};
 use base::seq::Seq;
 use protocol::conversation::Conversation;
 
-/// Direct conversations with something unread, found by going from one to the next in the index; that
-/// ends after `$5` of them. Ranges are bounds of rows and not equalities: then only one index has the
-/// order that is asked for. The user's own messages and tombstones are not in that index, and expired
-/// messages that are not deleted yet lie at its end. So PostgreSQL considers only messages that count,
-/// apart from those that were deleted a moment ago.
+/// Direct conversations with something unread, found by going from one to the next in the index;
+/// that ends after `$5` of them. Ranges are bounds of rows and not equalities: then only one index
+/// has the order that is asked for. The user's own messages and tombstones are not in that index,
+/// and expired messages that are not deleted yet lie at its end. So PostgreSQL considers only
+/// messages that count, apart from those that were deleted a moment ago.
 const DIRECT: &str = include_str!("direct.sql");
 
-/// How many conversations were considered; and, if there is one, a conversation: its name, its newest
-/// position, and its count.
+/// How many conversations were considered; and, if there is one, a conversation: its name, its
+/// newest position, and its count.
 type DirectRow = (i64, Option<String>, i64, i64);
 
 impl Question<'_> {

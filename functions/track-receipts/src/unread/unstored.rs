@@ -14,10 +14,10 @@ use timeline::dedup::Key;
 use timeline::merge::Merge;
 use timeline::query::message;
 
-/// The stored messages above `$1` that are direct messages to `$2` or stand in one of the rooms `$3`: not
-/// more than workers may hold unacknowledged. Because of the upper bound PostgreSQL expects a small part
-/// of the table and not a third of it. Because of the subqueries, which are no joins, it reads a range
-/// of an index and not all rooms.
+/// The stored messages above `$1` that are direct messages to `$2` or stand in one of the rooms
+/// `$3`: not more than workers may hold unacknowledged. Because of the upper bound PostgreSQL
+/// expects a small part of the table and not a third of it. Because of the subqueries, which are no
+/// joins, it reads a range of an index and not all rooms.
 pub const ABOVE: &str = "
     select seq, (select name from rooms where rooms.id = room_id) as room,
            sender, recipient, id, '' as text, sent_at, deleted

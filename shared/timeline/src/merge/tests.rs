@@ -95,8 +95,8 @@ fn shown(messages: &[(u64, &str)]) -> Vec<(u64, String)> {
 
 #[test]
 fn the_first_of_two_with_one_id_is_shown() {
-    // The projection has the first; it has the later one, and the first is in the tail; both have the
-    // same one.
+    // The projection has the first; it has the later one, and the first is in the tail; both have
+    // the same one.
     assert_eq!(
         merge(
             &[("a", 5)],

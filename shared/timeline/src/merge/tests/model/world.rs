@@ -1,5 +1,5 @@
-//! The world of the property test: a stream, a projection that workers fill in any order, an eraser,
-//! a trimmer and a clock; and the model, a list of everything that was ever appended.
+//! The world of the property test: a stream, a projection that workers fill in any order, an
+//! eraser, a trimmer and a clock; and the model, a list of everything that was ever appended.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -275,8 +275,8 @@ impl World {
         self.stream.insert(self.last());
     }
 
-    /// A worker stores any message above what is stored without holes. It may still have the text of an
-    /// erased one.
+    /// A worker stores any message above what is stored without holes. It may still have the text
+    /// of an erased one.
     pub(super) fn store(&mut self, random: &mut Random) {
         let waiting: Vec<u64> = (self.stored_through() + 1..=self.last())
             .filter(|seq| !self.stored.contains(seq))
