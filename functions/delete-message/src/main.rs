@@ -58,7 +58,8 @@ fn function() -> Function<Shared> {
 fn moderator(name: &str) -> Result<String, Fatal> {
     let wrong = |_| {
         Fatal::new(format!(
-            "configuration: DELETE_MODERATORS names {name:?}, and a user is 1 to 64 of A-Z a-z 0-9 _ -"
+            "configuration: DELETE_MODERATORS names {name:?}, and a user is 1 to 64 of A-Z a-z \
+             0-9 _ -"
         ))
     };
     User::parse(name)

@@ -117,11 +117,9 @@ async fn a_sender_deletes_and_every_reader_sees_it() {
     let _history = world.spawn("get-history").await;
     let client = world.client("publisher").await;
     let mut live = client.subscribe("live.>").await.unwrap();
-    let (by_seq, by_id, plain) = (
-        say(&client, "chat.general", "ann", "one", Some("a")).await,
-        say(&client, "chat.general", "ann", "two", Some("b")).await,
-        say(&client, "chat.general", "ann", "three", None).await,
-    );
+    let by_seq = say(&client, "chat.general", "ann", "one", Some("a")).await;
+    let by_id = say(&client, "chat.general", "ann", "two", Some("b")).await;
+    let plain = say(&client, "chat.general", "ann", "three", None).await;
     assert_eq!(
         delete(&client, "ann", "general", json!({"seq": by_seq})).await,
         Ok(by_seq)
@@ -163,8 +161,8 @@ async fn a_sender_deletes_and_every_reader_sees_it() {
         [tombstone(by_seq), tombstone(by_id), tombstone(plain)],
         "after everything is"
     );
-    let mut told = Vec::new();
-    while told.len() < 3 {
+    let mut targets = Vec::new();
+    while targets.len() < 3 {
         let heard = tokio::time::timeout(SOON, live.next())
             .await
             .unwrap()
@@ -176,10 +174,10 @@ async fn a_sender_deletes_and_every_reader_sees_it() {
                 (&json!("delete"), &json!("soft"), &json!("ann"))
             );
             assert!(body.get("text").is_none());
-            told.push(body["target"].as_u64().unwrap());
+            targets.push(body["target"].as_u64().unwrap());
         }
     }
-    assert_eq!(told, [by_seq, by_id, plain]);
+    assert_eq!(targets, [by_seq, by_id, plain]);
     drop(worker);
     function.stop().await.unwrap();
 }
@@ -236,7 +234,7 @@ async fn only_the_sender_or_a_moderator_deletes() {
         assert_eq!(
             code("ann", room, json!({"seq": direct})).await,
             Err(404),
-            "two people's messages are in no room"
+            "direct messages are in no room"
         );
         assert_eq!(code("mod", room, json!({"id": same})).await, Err(409));
         // The requesting user's own message comes first, whoever else has used the id.
@@ -289,11 +287,9 @@ async fn hard_leaves_no_text_anywhere() {
     let world = World::start().await;
     let function = start(&world).await;
     let _history = world.spawn("get-history").await;
-    let (client, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let nowhere = async || {
         for table in [
             "messages",
@@ -349,10 +345,10 @@ async fn hard_leaves_no_text_anywhere() {
     nowhere().await;
     // After it is stored, with a duplicate in the stream; first softly.
     let late = say(&client, "chat.general", "ann", SECRET, Some("late")).await;
-    let copy = say(&client, "chat.general", "ann", SECRET, Some("late")).await;
+    let duplicate = say(&client, "chat.general", "ann", SECRET, Some("late")).await;
     comes_from(&client, "index").await;
     assert_eq!(
-        delete(&client, "ann", "general", json!({"seq": copy})).await,
+        delete(&client, "ann", "general", json!({"seq": duplicate})).await,
         Ok(late),
         "the first one is the one that is shown"
     );
@@ -371,8 +367,8 @@ async fn hard_leaves_no_text_anywhere() {
         );
         assert!(!is_in_stream(&bootstrap, late).await);
     }
-    eventually("the copy is gone, too", SOON, async || {
-        (!is_in_stream(&bootstrap, copy).await).then_some(())
+    eventually("the duplicate is gone, too", SOON, async || {
+        (!is_in_stream(&bootstrap, duplicate).await).then_some(())
     })
     .await;
     comes_from(&client, "index").await;
@@ -471,7 +467,7 @@ async fn while_the_database_is_away_the_stream_is_searched() {
     assert_eq!(
         delete(&client, "ann", "general", json!({"id": "b"})).await,
         Ok(trimmed),
-        "trimmed from the log, and stored"
+        "trimmed from the stream, and stored"
     );
     function.stop().await.unwrap();
 }
@@ -480,11 +476,15 @@ async fn while_the_database_is_away_the_stream_is_searched() {
 async fn a_dead_letter_is_no_message() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
-    sqlx::query("insert into messages select 1, 77, 'old', null, 'o', false, 'from another life', now(), now()")
-        .execute(&database)
-        .await
-        .unwrap();
+    let client = world.client("publisher").await;
+    let database = world.database().await;
+    sqlx::query(
+        "insert into messages select 1, 77, 'old', null, 'o', false, 'from another life',
+        now(), now()",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
     let seq = say(&client, "chat.general", "ann", "one", None).await;
     let _worker = world.spawn("persist-message").await;
     let operator = world.client("operator").await;
@@ -524,10 +524,8 @@ async fn a_full_stream_is_an_error_and_nothing_else() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
     let _history = world.spawn("get-history").await;
-    let (client, administrator) = (
-        world.client("publisher").await,
-        world.client("administrator").await,
-    );
+    let client = world.client("publisher").await;
+    let administrator = world.client("administrator").await;
     let seq = say(&client, "chat.general", "ann", "one", None).await;
     let limit = async |bytes: i64| {
         let info = administrator

@@ -339,7 +339,9 @@ async fn a_page_ends_before_max_payload() {
         publish_body(&client, "chat.large", &body).await;
     }
     let max_payload = client.server_info().max_payload;
-    let (mut before, mut found, mut pages) = (json!({"limit": 500}), 0, 0);
+    let mut before = json!({"limit": 500});
+    let mut found = 0;
+    let mut pages = 0;
     loop {
         let got = ask(&client, "large", before).await;
         assert!(got.bytes <= max_payload && !got.messages.is_empty());
@@ -352,7 +354,8 @@ async fn a_page_ends_before_max_payload() {
     }
     assert_eq!(found, 500);
     assert!(pages >= 500 * 64 * 1024 / max_payload, "{pages} pages");
-    let (mut after, mut found) = (0, 0);
+    let mut after = 0;
+    let mut found = 0;
     loop {
         let got = ask(&client, "large", json!({"limit": 500, "after": after})).await;
         found += got.messages.len();
@@ -443,7 +446,8 @@ async fn the_tail_is_parsed_as_the_worker_parses_it() {
 async fn the_earlier_of_two_messages_with_one_id_is_shown_before_it_is_stored() {
     let world = World::start().await;
     let function = history(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let seq = publish_body(
         &client,
         "chat.general",
@@ -462,11 +466,14 @@ async fn the_earlier_of_two_messages_with_one_id_is_shown_before_it_is_stored() 
         .execute(&database)
         .await
         .unwrap();
-    sqlx::query("insert into messages select $1, id, 'ann', null, 'a', false, 'second', now(), now() from rooms")
-        .bind(seq as i64 + 1)
-        .execute(&database)
-        .await
-        .unwrap();
+    sqlx::query(
+        "insert into messages select $1, id, 'ann', null, 'a', false, 'second', now(), now()
+        from rooms",
+    )
+    .bind(seq as i64 + 1)
+    .execute(&database)
+    .await
+    .unwrap();
     for body in [json!({}), json!({"after": 0}), json!({"around": seq})] {
         assert_eq!(ask(&client, "general", body).await.texts(), ["first"]);
     }

@@ -163,8 +163,11 @@ impl Live<'_> {
 }
 
 fn deletion(target: u64, id: &str, mode: &str) -> Value {
-    json!({"type": "delete", "target": target, "id": id, "user": "ann", "derived": id.starts_with("seq:"),
-           "timestamp": 1_700_000_000_000_i64, "received": 4_000_000_000_000_i64, "mode": mode, "by": "ann"})
+    json!({
+        "type": "delete", "target": target, "id": id, "user": "ann",
+        "derived": id.starts_with("seq:"), "timestamp": 1_700_000_000_000_i64,
+        "received": 4_000_000_000_000_i64, "mode": mode, "by": "ann",
+    })
 }
 
 async fn append(client: &Client, subject: &str, body: &str) -> u64 {
@@ -188,10 +191,8 @@ async fn source(client: &Client, wanted: &str) {
 async fn a_client_that_was_away_holds_what_a_client_that_was_there_holds() {
     let world = World::with_own_postgres().await;
     let function = start(&world).await;
-    let (publisher, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     let mut live = Live {
         publisher: &publisher,
         bootstrap: &bootstrap,
@@ -200,7 +201,8 @@ async fn a_client_that_was_away_holds_what_a_client_that_was_there_holds() {
     };
     // Three clients: one syncs all the time in small pages, one now and then, one only at the end
     // of each round.
-    let (mut often, mut seldom) = (Holds::default(), Holds::default());
+    let mut often = Holds::default();
+    let mut seldom = Holds::default();
     let mut worker = None;
     for round in 0..4_u64 {
         let mut said = Vec::new();
@@ -250,7 +252,7 @@ async fn a_client_that_was_away_holds_what_a_client_that_was_there_holds() {
     anew.sync(&publisher, 9).await;
     assert_eq!(
         anew.messages, live.holds.messages,
-        "all of it from the index"
+        "all of it from PostgreSQL"
     );
     drop(worker);
     function.stop().await.unwrap();
@@ -260,17 +262,16 @@ async fn a_client_that_was_away_holds_what_a_client_that_was_there_holds() {
 async fn a_page_has_what_happened_after_the_cursor_and_nothing_else() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (publisher, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     let mut live = Live {
         publisher: &publisher,
         bootstrap: &bootstrap,
         ids: BTreeMap::new(),
         holds: Holds::default(),
     };
-    let (one, two) = (live.say("one").await, live.say("two").await);
+    let one = live.say("one").await;
+    let two = live.say("two").await;
     let change = live.delete(one).await;
     let check = async |from: &str| {
         let (page, source) = ask(&publisher, one, 50).await;
@@ -282,13 +283,18 @@ async fn a_page_has_what_happened_after_the_cursor_and_nothing_else() {
                 .collect::<Vec<u64>>(),
             [two]
         );
-        let told = &page.changes[0];
+        let entry = &page.changes[0];
         assert_eq!(
-            (page.changes.len(), told.seq.get(), told.target.get()),
+            (page.changes.len(), entry.seq.get(), entry.target.get()),
             (1, change, one)
         );
         assert_eq!(
-            (told.kind, told.mode, told.user.as_str(), told.by.as_str()),
+            (
+                entry.kind,
+                entry.mode,
+                entry.user.as_str(),
+                entry.by.as_str()
+            ),
             (ChangeType::Delete, Mode::Soft, "ann", "ann")
         );
         assert_eq!((page.through.get(), page.more), (change, false));
@@ -318,17 +324,16 @@ async fn a_page_has_what_happened_after_the_cursor_and_nothing_else() {
 async fn a_message_erased_before_it_was_stored_keeps_its_place() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (publisher, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     let mut live = Live {
         publisher: &publisher,
         bootstrap: &bootstrap,
         ids: BTreeMap::new(),
         holds: Holds::default(),
     };
-    let (one, two) = (live.say("one").await, live.say("two").await);
+    let one = live.say("one").await;
+    let two = live.say("two").await;
     live.delete(two).await;
     let erased = world
         .client("persist-message")
@@ -367,7 +372,8 @@ async fn pages_end_before_max_payload() {
             &json!({"user": "ann", "text": text}).to_string(),
         )
         .await;
-        (said.through, _) = (seq, said.messages.insert(seq, (text, false)));
+        said.through = seq;
+        said.messages.insert(seq, (text, false));
     }
     let (page, _) = ask(&publisher, 0, 500).await;
     assert!(
@@ -427,10 +433,8 @@ async fn duplicates_of_stored_messages_end_no_page() {
 async fn two_users_sync_one_conversation() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (publisher, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     let one = append(&publisher, "dm.ann.bob", r#"{"user":"ann","text":"psst"}"#).await;
     let two = append(&publisher, "dm.bob.ann", r#"{"user":"bob","text":"what?"}"#).await;
     append(
@@ -545,8 +549,11 @@ async fn no_statement_is_compiled() {
     let connected = open_database(&vars, "test").unwrap();
     let plan = connected.run(SOON, async |connection| {
         // Expensive enough that PostgreSQL would compile it.
-        let expensive = "explain select count(*) from generate_series(1, 100000000) as a, generate_series(1, 100000000) as b";
-        sqlx::query_scalar::<_, String>(expensive).fetch_all(connection).await
+        let expensive = "explain select count(*) from generate_series(1, 100000000) as a,
+            generate_series(1, 100000000) as b";
+        sqlx::query_scalar::<_, String>(expensive)
+            .fetch_all(connection)
+            .await
     });
     let plan = plan.await.unwrap().join("\n");
     assert!(!plan.contains("JIT"), "{plan}");

@@ -1,6 +1,6 @@
 //! Cursors as clients move them, on real servers; other functions are the real binaries.
 
-mod marks;
+mod cursors;
 mod plans;
 mod story;
 mod unread;

@@ -87,8 +87,8 @@ impl DatabaseError {
                     .take(200)
                     .collect();
                 let what = format!(
-                    "PostgreSQL, or a pooler before it, refuses how we connect ({message}); pgbouncer needs \
-                     ignore_startup_parameters = options, extra_float_digits"
+                    "PostgreSQL, or a pooler before it, refuses how we connect ({message}); \
+                     pgbouncer needs ignore_startup_parameters = options, extra_float_digits"
                 );
                 let error = DatabaseError::plain(Class::Deployment, Scope::Connection, what);
                 DatabaseError {
@@ -113,7 +113,8 @@ impl DatabaseError {
             sqlx::Error::Configuration(_) => DatabaseError::plain(
                 Class::Deployment,
                 Scope::Connection,
-                "DATABASE_URL names what cannot be used: check its parameters and the files they name",
+                "DATABASE_URL names what cannot be used: check its parameters and the files \
+                 they name",
             ),
             _ => {
                 let error = DatabaseError::from(error);
@@ -249,13 +250,13 @@ fn is_of_session(sqlstate: &str) -> bool {
 fn advice(sqlstate: &str) -> &'static str {
     match sqlstate {
         "28P01" => {
-            "PostgreSQL refuses the password: check user and password in DATABASE_URL (in Docker: \
-             .env; the volume keeps the password it was made with, so change it with alter role, or \
-             put the old one back)"
+            "PostgreSQL refuses the password: check user and password in DATABASE_URL (in \
+             Docker: .env; the volume keeps the password it was made with, so change it with \
+             alter role, or put the old one back)"
         }
         "28000" => {
-            "PostgreSQL does not let this user in: check the user in DATABASE_URL, sslmode, and the \
-             server's pg_hba.conf"
+            "PostgreSQL does not let this user in: check the user in DATABASE_URL, sslmode, and \
+             the server's pg_hba.conf"
         }
         "3D000" => {
             "there is no such database: check the name at the end of DATABASE_URL, or create it"
@@ -265,14 +266,14 @@ fn advice(sqlstate: &str) -> &'static str {
              (create schema chat authorization ROLE)"
         }
         "42501" => {
-            "the user of DATABASE_URL lacks a right: grant usage and create on the schema to it, or \
-             give it a schema of its own (create schema chat authorization ROLE; alter role ROLE \
-             set search_path = chat)"
+            "the user of DATABASE_URL lacks a right: grant usage and create on the schema to it, \
+             or give it a schema of its own (create schema chat authorization ROLE; alter role \
+             ROLE set search_path = chat)"
         }
         "42P07" | "42710" | "42723" => {
             "a table, index or function of that name is there already, and not ours: give \
-             Scrollback a schema of its own (create schema chat authorization ROLE; alter role ROLE \
-             set search_path = chat)"
+             Scrollback a schema of its own (create schema chat authorization ROLE; alter role \
+             ROLE set search_path = chat)"
         }
         "42P01" | "42703" | "42883" => {
             "a table, column or function is missing: has stream-bootstrap migrated this database, \
@@ -286,7 +287,8 @@ fn advice(sqlstate: &str) -> &'static str {
             "PostgreSQL is read-only: a standby, a former primary, or default_transaction_read_only"
         }
         "53300" => {
-            "PostgreSQL has no connection left: raise max_connections, or lower DATABASE_CONNECTIONS"
+            "PostgreSQL has no connection left: raise max_connections, or lower \
+             DATABASE_CONNECTIONS"
         }
         "53100" => "PostgreSQL's disk is full",
         "55P03" => "a lock was not free in time",

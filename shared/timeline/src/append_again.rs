@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn orders_to_jetstream_are_left_out_and_the_id_moves_aside() {
-        let block = "NATS/1.0\r\nNats-Msg-Id: ann:a\r\nNats-Expected-Last-Sequence: 3\r\nnats-rollup: all\r\nX: one\r\nX: two\r\n\r\n";
+        let block = "NATS/1.0\r\nNats-Msg-Id: ann:a\r\nNats-Expected-Last-Sequence: 3\r\n\
+                     nats-rollup: all\r\nX: one\r\nX: two\r\n\r\n";
         let wanted = [
             ("Nats-Msg-Id", "/ours/1"),
             ("Scrollback-Original-Id", "ann:a"),

@@ -164,8 +164,8 @@ async fn last_event(nats: &Connection, above: u64, last: u64) -> Result<Option<S
     .await?;
     if found.is_none() && skipped == MOST_SKIPPED {
         tracing::warn!(
-            "the newest {skipped} messages of {EVENTS_STREAM} are no events, so its last event is not \
-             known; if this stays, check that stream-bootstrap runs: it removes them"
+            "the newest {skipped} messages of {EVENTS_STREAM} are no events, so its last event is \
+             not known; if this stays, check that stream-bootstrap runs: it removes them"
         );
     }
     Ok(found)

@@ -70,7 +70,10 @@ impl Tails {
         limits: Limits,
     ) -> Result<Tails, StreamError> {
         let from = frontier.first_unstored();
-        let is_stored = |direction: &Direction| matches!(direction, Direction::Older(before) if *before <= from);
+        let is_stored = |direction: &Direction| match direction {
+            Direction::Older(before) => *before <= from,
+            Direction::Newer(_) => false,
+        };
         if frontier.is_all_stored() || directions.iter().all(is_stored) {
             return Ok(Tails(vec![Tail::empty(from)]));
         }

@@ -9,8 +9,11 @@ use testing::World;
 
 /// Appends a deletion, as only functions may.
 async fn delete(world: &World, target: u64, id: &str, user: &str) -> u64 {
-    let body = json!({"type": "delete", "target": target, "id": id, "user": user, "derived": id.starts_with("seq:"),
-                      "timestamp": 1_700_000_000_000_i64, "received": 4_000_000_000_000_i64, "mode": "soft", "by": user});
+    let body = json!({
+        "type": "delete", "target": target, "id": id, "user": user,
+        "derived": id.starts_with("seq:"), "timestamp": 1_700_000_000_000_i64,
+        "received": 4_000_000_000_000_i64, "mode": "soft", "by": user,
+    });
     publish_body(
         &world.client("stream-bootstrap").await,
         "change.chat.general",
@@ -69,12 +72,10 @@ async fn a_tombstone_stands_in_its_place_from_stream_projection_and_both() {
         )
         .await
     };
-    let (one, two, three, four) = (
-        say("ann", "one", None).await,
-        say("ann", "two", Some("b")).await,
-        say("ann", "three", Some("c")).await,
-        say("bob", "four", Some("b")).await,
-    );
+    let one = say("ann", "one", None).await;
+    let two = say("ann", "two", Some("b")).await;
+    let three = say("ann", "three", Some("c")).await;
+    let four = say("bob", "four", Some("b")).await;
     delete(&world, one, "seq:1", "ann").await;
     delete(&world, two, "b", "ann").await;
     // Another user's message, and one that does not exist.
@@ -111,7 +112,7 @@ async fn a_tombstone_stands_in_its_place_from_stream_projection_and_both() {
     world.postgres().start().await;
     let worker = world.spawn("persist-message").await;
     settled(&world).await;
-    eventually("the floor is asked anew", SOON, async || {
+    eventually("the ack floor is asked again", SOON, async || {
         (ask(&client, "general", json!({"before": four, "limit": 1}))
             .await
             .source

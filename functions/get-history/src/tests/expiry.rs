@@ -37,8 +37,11 @@ async fn moment() -> SystemTime {
 }
 
 async fn delete(world: &World, target: u64, received: SystemTime) {
-    let body = json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": "ann", "mode": "soft",
-                      "by": "ann", "timestamp": 1_700_000_000_000_i64, "received": unix_ms(received)});
+    let body = json!({
+        "type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true,
+        "user": "ann", "mode": "soft", "by": "ann", "timestamp": 1_700_000_000_000_i64,
+        "received": unix_ms(received),
+    });
     publish_body(
         &world.client("stream-bootstrap").await,
         "change.chat.general",
@@ -90,7 +93,8 @@ fn shown(got: &Got, source: &str) -> Vec<String> {
 
 /// A whole conversation, page by page from the newest one.
 async fn backwards(client: &Client, subject: &str, limit: u32, source: &str) -> Vec<String> {
-    let (mut found, mut body) = (Vec::new(), json!({ "limit": limit }));
+    let mut found = Vec::new();
+    let mut body = json!({ "limit": limit });
     loop {
         let page = ask_raw(client, subject.to_owned(), &body.to_string())
             .await
@@ -99,13 +103,15 @@ async fn backwards(client: &Client, subject: &str, limit: u32, source: &str) -> 
         if !page.more {
             return found;
         }
-        body = json!({"limit": limit, "before": page.messages.first().expect("a page with more has a first message").seq});
+        body = json!({"limit": limit,
+            "before": page.messages.first().expect("a page with more has a first message").seq});
     }
 }
 
 /// A whole room, page by page after a cursor.
 async fn forwards(client: &Client, limit: u32, source: &str) -> Vec<String> {
-    let (mut found, mut after) = (Vec::new(), 0);
+    let mut found = Vec::new();
+    let mut after = 0;
     loop {
         let page = ask(client, "general", json!({"limit": limit, "after": after})).await;
         found.extend(shown(&page, source));
@@ -240,10 +246,12 @@ async fn where_nothing_expires_nothing_does_while_postgresql_is_away() {
 async fn messages_that_expire_before_they_are_stored_leave_paging_an_end() {
     let world = World::start().await;
     let function = history(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let moment = publish_around_a_moment(&world, &client).await;
     let sql = format!(
-        "create or replace function room_cutoff(asked text) returns table (cutoff timestamptz) language sql stable as
+        "create or replace function room_cutoff(asked text) returns table (cutoff timestamptz)
+         language sql stable as
          $$ select to_timestamp({} / 1000.0) $$",
         unix_ms(moment)
     );

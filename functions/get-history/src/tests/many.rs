@@ -85,10 +85,8 @@ async fn one_malformed_message_among_many_costs_its_room_no_page() {
     let got = ask(&client, "loud", json!({"limit": 5})).await;
     assert_eq!(got.texts(), numbers(2 * half - 4..=2 * half));
     assert_eq!(got.through, last);
-    let (loud, quiet) = (
-        slowest(&client, "loud", 10).await,
-        slowest(&client, "quiet", 10).await,
-    );
+    let loud = slowest(&client, "loud", 10).await;
+    let quiet = slowest(&client, "quiet", 10).await;
     let grown = resident(function.id()).saturating_sub(begun);
     eprintln!(
         "{} waiting: loud {loud:?}, quiet {quiet:?}, memory +{grown}",
@@ -105,17 +103,18 @@ async fn one_malformed_message_among_many_costs_its_room_no_page() {
 async fn deletions_of_one_room_that_wait_cost_no_other_room() {
     let world = World::start().await;
     let function = world.spawn("get-history").await;
-    let (client, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     let deletions = many("SCROLLBACK_MANY_DELETIONS", 10_500);
     publish(&client, "quiet", "hello").await;
     let target = publish(&client, "loud", "secret").await;
     let gone = publish(&client, "quiet", "secret").await;
     let deletion = |target: u64| {
-        json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "user": "ann", "derived": true, "mode": "soft",
-               "timestamp": 0, "received": 4_000_000_000_000_i64, "by": "ann"})
+        json!({
+            "type": "delete", "target": target, "id": format!("seq:{target}"), "user": "ann",
+            "derived": true, "mode": "soft", "timestamp": 0, "received": 4_000_000_000_000_i64,
+            "by": "ann",
+        })
         .to_string()
     };
     flood(

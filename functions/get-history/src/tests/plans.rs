@@ -72,9 +72,12 @@ async fn check(world: &World, state: &str) {
 
 async fn fill(database: &PgPool, rooms: u32) {
     let rows = format!(
-        "insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) as n on conflict do nothing;
-         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-         select n, (n % {rooms}) + 1, 'user-' || n % 50, null, 'seq:' || n, true, 'hello', now(), now()
+        "insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) as n
+         on conflict do nothing;
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at,
+             received_at)
+         select n, (n % {rooms}) + 1, 'user-' || n % 50, null, 'seq:' || n, true, 'hello', now(),
+             now()
            from generate_series((select coalesce(max(seq), 0) from messages) + 1, 2 * {rooms}) as n"
     );
     sqlx::raw_sql(AssertSqlSafe(rows))
@@ -88,10 +91,13 @@ async fn every_statement_of_a_page_goes_by_an_index() {
     let world = World::start().await;
     let database = world.database().await;
     // The statistics are missing, and the rows were not there a moment ago.
-    sqlx::raw_sql("alter table messages set (autovacuum_enabled = false); alter table rooms set (autovacuum_enabled = false)")
-        .execute(&database)
-        .await
-        .unwrap();
+    sqlx::raw_sql(
+        "alter table messages set (autovacuum_enabled = false);
+         alter table rooms set (autovacuum_enabled = false)",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
     check(&world, "empty").await;
     for rooms in [1_000, 100_000] {
         fill(&database, rooms).await;

@@ -13,7 +13,8 @@ async fn store(database: &PgPool, seqs: std::ops::RangeInclusive<u64>) {
         .await
         .unwrap();
     sqlx::query(
-        "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
+        "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at,
+         received_at)
          select seq, id, 'ann', null, 'seq:' || seq, true, 'stored ' || seq, now(), now()
            from rooms, generate_series($1, $2) as seq where name = 'general'",
     )
@@ -51,7 +52,8 @@ fn seqs(got: &Got) -> Vec<u64> {
 async fn messages_stored_beyond_the_end_take_no_place_on_the_page() {
     let world = World::start().await;
     let function = history(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     publish(&client, "general", "1").await;
     publish(&client, "general", "2").await;
     // These were appended and stored after the page asked for the stream's last sequence.
@@ -70,7 +72,8 @@ async fn messages_stored_beyond_the_end_take_no_place_on_the_page() {
 async fn messages_stored_and_trimmed_above_an_old_ack_floor_are_on_the_page() {
     let world = World::start().await;
     let function = history(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     for number in 1..=3 {
         publish(&client, "general", &number.to_string()).await;
     }
@@ -113,7 +116,8 @@ async fn an_unstored_duplicate_is_on_one_page_only() {
         )
         .await
     };
-    let (first, second) = (say("first", "a").await, say("second", "b").await);
+    let first = say("first", "a").await;
+    let second = say("second", "b").await;
     let again = say("first", "a").await;
     for (body, texts, more) in [
         (json!({"limit": 1}), vec!["second"], true),
@@ -185,10 +189,8 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
     const ROUNDS: u64 = 60;
     let world = World::start().await;
     let function = history(&world).await;
-    let (client, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     let eraser = world.client("persist-message").await;
     // Reading these takes a while, and the deleted message is read after them.
     for _ in 0..300 {
@@ -199,8 +201,11 @@ async fn while_it_is_hard_deleted_a_message_is_there_or_its_tombstone_is() {
         for _ in 0..ROUNDS {
             let seq = publish(&client, "general", "secret").await;
             target.store(seq, Ordering::SeqCst);
-            let deletion = json!({"type": "delete", "target": seq, "id": format!("seq:{seq}"), "user": "ann", "derived": true, "mode": "hard",
-                                  "timestamp": 0, "received": 4_000_000_000_000_i64, "by": "ann"});
+            let deletion = json!({
+                "type": "delete", "target": seq, "id": format!("seq:{seq}"), "user": "ann",
+                "derived": true, "mode": "hard", "timestamp": 0, "received": 4_000_000_000_000_i64,
+                "by": "ann",
+            });
             publish_body(&bootstrap, "change.chat.general", &deletion.to_string()).await;
             eraser
                 .request(

@@ -24,7 +24,8 @@ fn unix_ms(at: SystemTime) -> i64 {
 
 /// Positions of messages and of the targets of changes, by pages of `limit` from `after` on.
 async fn synced(client: &Client, mut after: u64, limit: u32) -> (Vec<u64>, Vec<u64>) {
-    let (mut messages, mut targets) = (Vec::new(), Vec::new());
+    let mut messages = Vec::new();
+    let mut targets = Vec::new();
     loop {
         let (page, source) = ask(client, after, limit).await;
         assert_eq!(source, "log");
@@ -44,10 +45,8 @@ async fn synced(client: &Client, mut after: u64, limit: u32) -> (Vec<u64>, Vec<u
 #[tokio::test]
 async fn while_postgresql_is_away_the_configured_days_count_by_our_clock() {
     let world = World::with_own_postgres().await;
-    let (publisher, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     // Only PostgreSQL knows that this room keeps its messages.
     sqlx::raw_sql("insert into retention values ('general', null)")
         .execute(&world.database().await)

@@ -18,10 +18,14 @@ async fn fill(database: &PgPool) {
     sqlx::raw_sql(
         "insert into rooms (name) select 'dm.bob.peer-' || peer from generate_series(0, 19) as peer;
          insert into rooms (name) values ('general'), ('dm.ann.carol');
-         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-         select seq, (select id from rooms where name = case seq % 5 when 3 then 'dm.ann.carol' when 4 then 'general' else 'dm.bob.peer-' || peer end),
-                case seq % 5 when 2 then 'bob' when 3 then 'ann' when 4 then 'ann' else 'peer-' || peer end,
-                case seq % 5 when 2 then 'peer-' || peer when 3 then 'carol' when 4 then null else 'bob' end,
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at,
+             received_at)
+         select seq, (select id from rooms where name = case seq % 5 when 3 then 'dm.ann.carol'
+             when 4 then 'general' else 'dm.bob.peer-' || peer end),
+                case seq % 5 when 2 then 'bob' when 3 then 'ann' when 4 then 'ann'
+                    else 'peer-' || peer end,
+                case seq % 5 when 2 then 'peer-' || peer when 3 then 'carol' when 4 then null
+                    else 'bob' end,
                 'seq:' || seq, true, 'hello', now(), now()
            from (select seq, seq % 20 as peer from generate_series(1, 26000) as seq) as seqs;
          analyze",
@@ -46,7 +50,8 @@ async fn ten_thousand_messages_come_once_each_and_in_order() {
     let world = World::builder().administrator().start().await;
     let _receipts = world.spawn("track-receipts").await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let admin = world.client("administrator").await;
     admin
         .request(
@@ -75,7 +80,8 @@ async fn ten_thousand_messages_come_once_each_and_in_order() {
         )
         .await;
     }
-    let (mut got, mut sources) = (Vec::new(), Vec::new());
+    let mut got = Vec::new();
+    let mut sources = Vec::new();
     loop {
         let (before, _) = page(&client, PAGE).await;
         // Bob's client stops before it confirms, and receives the same page again.
@@ -140,7 +146,7 @@ async fn a_page_of_a_full_inbox_is_one_range_of_its_index() {
         .unwrap();
     // With a plan for these values, and with one for all values; at the beginning of the inbox, and
     // far behind it.
-    for (mode, mark) in [
+    for (mode, cursor) in [
         ("custom", 0),
         ("generic", 0),
         ("custom", 20_000),
@@ -152,7 +158,8 @@ async fn a_page_of_a_full_inbox_is_one_range_of_its_index() {
             .await
             .unwrap();
         let explain = format!(
-            "explain (analyze, timing off, format json) execute inbox ('bob', {mark}, {}, 1000000, 100000)",
+            "explain (analyze, timing off, format json) execute inbox ('bob', {cursor}, {}, 1000000,
+             100000)",
             PAGE + 1
         );
         let plan = sqlx::raw_sql(AssertSqlSafe(explain))

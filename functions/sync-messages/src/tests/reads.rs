@@ -28,7 +28,8 @@ async fn remove(world: &World, seq: u64) {
 async fn a_deletion_stored_and_trimmed_above_an_old_ack_floor_is_on_the_page() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let bootstrap = world.client("stream-bootstrap").await;
     let message = append(&client, "chat.general", r#"{"user":"ann","text":"said"}"#).await;
     let change = append(
@@ -40,7 +41,8 @@ async fn a_deletion_stored_and_trimmed_above_an_old_ack_floor_is_on_the_page() {
     execute(
         &database,
         "insert into rooms (name) values ('general');
-         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at, deleted)
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at,
+             received_at, deleted)
          select 1, id, 'ann', null, 'seq:1', true, '', now(), now(), true from rooms;
          insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
          select 2, id, 1, 'ann', 'seq:1', 'soft', 'ann', now() from rooms",
@@ -95,7 +97,8 @@ async fn an_unstored_duplicate_comes_once() {
 async fn an_inbox_has_no_deletions_of_expired_messages() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let bootstrap = world.client("stream-bootstrap").await;
     for _ in 0..4 {
         append(
@@ -110,21 +113,28 @@ async fn an_inbox_has_no_deletions_of_expired_messages() {
     execute(
         &database,
         "insert into rooms (name) values ('dm.ann.bob');
-         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at, deleted)
-         select seq, id, 'ann', 'bob', 'seq:' || seq, true, '', now(), now() - interval '1 day' * (2 - seq) * 100, true
+         insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at,
+             received_at, deleted)
+         select seq, id, 'ann', 'bob', 'seq:' || seq, true, '', now(),
+             now() - interval '1 day' * (2 - seq) * 100, true
            from rooms, generate_series(1, 2) as seq;
-         insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at, recipient)
-         select seq + 2, id, seq, 'ann', 'seq:' || seq, 'soft', 'ann', now(), 'bob' from rooms, generate_series(1, 2) as seq",
+         insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at,
+             recipient)
+         select seq + 2, id, seq, 'ann', 'seq:' || seq, 'soft', 'ann', now(), 'bob' from rooms,
+             generate_series(1, 2) as seq",
     )
     .await;
     // Two deletions are in the stream only; one of their messages is very old.
     let direct = |received: i64, target: u64| {
-        json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "user": "ann", "to": "bob", "derived": true,
-               "timestamp": 0, "received": received, "mode": "soft", "by": "ann"})
+        json!({
+            "type": "delete", "target": target, "id": format!("seq:{target}"), "user": "ann",
+            "to": "bob", "derived": true, "timestamp": 0, "received": received, "mode": "soft",
+            "by": "ann",
+        })
         .to_string()
     };
     append(&bootstrap, "change.dm.ann.bob", &direct(1, 3)).await;
-    let told = append(
+    let deletion_seq = append(
         &bootstrap,
         "change.dm.ann.bob",
         &direct(4_000_000_000_000, 4),
@@ -139,6 +149,6 @@ async fn an_inbox_has_no_deletions_of_expired_messages() {
         .map(|change| change.target.get())
         .collect();
     assert_eq!(targets, [2, 4], "{page:?}");
-    assert_eq!(page.through.get(), told);
+    assert_eq!(page.through.get(), deletion_seq);
     function.stop().await.unwrap();
 }

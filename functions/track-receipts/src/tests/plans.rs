@@ -106,7 +106,8 @@ async fn no_request_reads_the_rooms_of_all_other_users() {
     let pool = world.database().await;
     for rooms in [1_000, 100_000] {
         let fill = format!(
-            "insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) n on conflict do nothing"
+            "insert into rooms (name) select 'room-' || n from generate_series(1, {rooms}) n
+             on conflict do nothing"
         );
         sqlx::raw_sql(AssertSqlSafe(fill))
             .execute(&pool)

@@ -90,9 +90,9 @@ async fn heard(events: &mut Subscriber, kind: &str, through: u64) {
     loop {
         let event = tokio::time::timeout(SOON, events.next())
             .await
-            .unwrap_or_else(|_| panic!("{kind} {through} is not told"))
+            .unwrap_or_else(|_| panic!("{kind} {through} never came"))
             .unwrap();
-        let told = event
+        let event_type = event
             .headers
             .as_ref()
             .unwrap()
@@ -100,7 +100,7 @@ async fn heard(events: &mut Subscriber, kind: &str, through: u64) {
             .unwrap()
             .as_str()
             .to_owned();
-        if told == format!("scrollback.receipt.{kind}") {
+        if event_type == format!("scrollback.receipt.{kind}") {
             assert_eq!(
                 serde_json::from_slice::<Value>(&event.payload).unwrap(),
                 wanted
@@ -183,23 +183,23 @@ async fn tell(restarts: bool) {
 
 /// Alice asks when her messages were delivered and read; only with `receipts` the reply says so.
 async fn when(client: &Client) {
-    let told = ask(
+    let reply = ask(
         client,
         DM_HISTORY.subject(&["alice", "bob"]),
         r#"{"receipts":true}"#,
     )
     .await
     .unwrap();
-    let at = |message: usize, field: &str| told[message][field].as_i64();
+    let at = |message: usize, field: &str| reply[message][field].as_i64();
     for message in 0..3 {
-        assert_eq!(at(message, "readAt").is_some(), message < 2, "{told}");
+        assert_eq!(at(message, "readAt").is_some(), message < 2, "{reply}");
         assert!(
             at(message, "deliveredAt").unwrap() > 1_700_000_000_000,
-            "{told}"
+            "{reply}"
         );
         assert!(
             at(message, "readAt").is_none_or(|read| read >= at(message, "deliveredAt").unwrap()),
-            "{told}"
+            "{reply}"
         );
     }
     let plain = ask(client, DM_HISTORY.subject(&["alice", "bob"]), "")
@@ -284,10 +284,8 @@ async fn a_read_message_is_delivered_and_a_deleted_one_comes_as_a_tombstone() {
         world.spawn("get-history"),
         world.spawn("track-receipts")
     );
-    let (client, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     for text in ["one", "two"] {
         append(
             &client,
@@ -302,11 +300,16 @@ async fn a_read_message_is_delivered_and_a_deleted_one_comes_as_a_tombstone() {
         json!({"user": "carol", "text": "three", "id": "three"}),
     )
     .await;
-    let deletion = json!({"type": "delete", "target": 1, "id": "one", "user": "alice", "to": "bob", "timestamp": 1_700_000_000_000_i64,
-                          "received": 4_000_000_000_000_i64, "mode": "soft", "by": "alice"});
+    let deletion = json!({
+        "type": "delete", "target": 1, "id": "one", "user": "alice", "to": "bob",
+        "timestamp": 1_700_000_000_000_i64, "received": 4_000_000_000_000_i64, "mode": "soft",
+        "by": "alice",
+    });
     append(&bootstrap, "change.dm.alice.bob", deletion).await;
-    let other = json!({"type": "delete", "target": 3, "id": "x", "user": "carol", "to": "dave", "timestamp": 1, "received": 1,
-                       "mode": "soft", "by": "carol"});
+    let other = json!({
+        "type": "delete", "target": 3, "id": "x", "user": "carol", "to": "dave", "timestamp": 1,
+        "received": 1, "mode": "soft", "by": "carol",
+    });
     append(&bootstrap, "change.dm.carol.dave", other).await;
     // From the stream alone, before anything is stored; then from PostgreSQL.
     assert_eq!(read_direct(&client, "bob", "alice", 1).await, (1, true));
@@ -338,7 +341,8 @@ async fn a_read_message_is_delivered_and_a_deleted_one_comes_as_a_tombstone() {
     super::stored(&world, 5).await;
     check(&page().await);
     // Page by page, confirming each: every message comes once.
-    let (mut got, mut through) = (Vec::new(), 0);
+    let mut got = Vec::new();
+    let mut through = 0;
     for _ in 0..9 {
         let page = ask(&client, DM_INBOX.subject(&["bob"]), r#"{"limit":1}"#)
             .await

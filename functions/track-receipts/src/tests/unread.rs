@@ -21,8 +21,10 @@ async fn store(
         .await
         .unwrap();
     sqlx::query(
-        "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-         select seq, (select id from rooms where name = $3), $4, $5, 'id-' || seq, false, 'hello', now(), now()
+        "insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at,
+         received_at)
+         select seq, (select id from rooms where name = $3), $4, $5, 'id-' || seq, false, 'hello',
+             now(), now()
            from generate_series($1::bigint, $1 + $2 - 1) as seq",
     )
     .bind(from)
@@ -36,16 +38,16 @@ async fn store(
 }
 
 /// The stream counts as stored up to there.
-async fn set_ack_floor(world: &World, floor: u64) {
+async fn set_ack_floor(world: &World, seq: u64) {
     let admin = world.client("administrator").await;
     admin
         .request(
             "$JS.API.STREAM.PURGE.CHAT_MESSAGES",
-            json!({"seq": floor + 1}).to_string().into(),
+            json!({"seq": seq + 1}).to_string().into(),
         )
         .await
         .unwrap();
-    stored(world, floor).await;
+    stored(world, seq).await;
 }
 
 fn more(room: &str, count: u64) -> (String, u64, bool) {
@@ -53,8 +55,11 @@ fn more(room: &str, count: u64) -> (String, u64, bool) {
 }
 
 fn deletion(room: &str, target: u64, to: Option<&str>) -> serde_json::Value {
-    let mut body = json!({"type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true, "user": "ann",
-                          "timestamp": 1_700_000_000_000_i64, "received": 1, "mode": "soft", "by": "ann"});
+    let mut body = json!({
+        "type": "delete", "target": target, "id": format!("seq:{target}"), "derived": true,
+        "user": "ann", "timestamp": 1_700_000_000_000_i64, "received": 1, "mode": "soft",
+        "by": "ann",
+    });
     if let Some(to) = to {
         body["to"] = json!(to);
     }
@@ -66,10 +71,8 @@ fn deletion(room: &str, target: u64, to: Option<&str>) -> serde_json::Value {
 async fn messages_of_others_above_the_cursor_are_unread() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     assert_eq!(unread(&client, "bob").await, (vec![], 0));
     // First everything is in the stream only; then everything above what is stored.
     for round in 0..2_u64 {
@@ -123,7 +126,7 @@ async fn messages_of_others_above_the_cursor_are_unread() {
         assert_eq!(
             unread(&client, "bob").await,
             (left, 3 + round),
-            "the same from the index"
+            "the same from PostgreSQL"
         );
         read_direct(&client, "bob", "ann", first).await;
         assert_eq!(
@@ -143,11 +146,9 @@ async fn messages_of_others_above_the_cursor_are_unread() {
 async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (client, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     set_ack_floor(&world, 99_999).await;
     store(&database, 1, 999, "dm.ann.bob", "ann", Some("bob")).await;
     store(
@@ -218,7 +219,8 @@ async fn a_count_is_exact_to_999_and_a_reply_lists_the_newest_500() {
 async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     set_ack_floor(&world, 999_999).await;
     store(&database, 1, 999, "general", "ann", None).await;
     store(&database, 1_000, 1_500, "general", "bob", None).await;
@@ -232,7 +234,8 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
     store(&database, 7_000, 1_500, "dm.ann.bob", "ann", Some("bob")).await;
     store(&database, 8_500, 2, "dm.ann.bob", "ann", Some("bob")).await;
     sqlx::query(
-        "update messages set received_at = now() - interval '31 days' where seq between 5000 and 6499 or seq between 7000 and 8499",
+        "update messages set received_at = now() - interval '31 days' where seq between 5000
+         and 6499 or seq between 7000 and 8499",
     )
     .execute(&database)
     .await
@@ -280,7 +283,8 @@ async fn own_messages_tombstones_and_expired_ones_hide_nothing() {
 async fn a_message_in_stream_and_projection_counts_once() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     for number in 1..=4 {
         append(
             &client,
@@ -330,10 +334,8 @@ async fn a_message_in_stream_and_projection_counts_once() {
 async fn a_message_deleted_a_moment_ago_is_not_unread() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, bootstrap) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-    );
+    let client = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
     for subject in ["dm.ann.bob", "chat.general"] {
         for id in ["first", "second"] {
             append(
@@ -371,16 +373,17 @@ async fn a_message_deleted_a_moment_ago_is_not_unread() {
         (vec![of("general", 1), of("dm.ann.bob", 2)], 3)
     );
     // The deletion names the place of a duplicate, which is not stored.
-    let copy = append(
+    let duplicate = append(
         &client,
         "dm.ann.bob",
         json!({"user": "ann", "text": "hello", "id": "dm.ann.bob-second"}),
     )
     .await;
-    for (room, target, to) in [("dm.ann.bob", copy, Some("bob")), ("general", 5, None)] {
+    for (room, target, to) in [("dm.ann.bob", duplicate, Some("bob")), ("general", 5, None)] {
         let mut body = deletion(room, target, to);
         let subject = to.map_or("chat.general", |_| "dm.ann.bob");
-        (body["id"], body["derived"]) = (json!(format!("{subject}-second")), json!(false));
+        body["id"] = json!(format!("{subject}-second"));
+        body["derived"] = json!(false);
         append(&bootstrap, &format!("change.{subject}"), body).await;
     }
     assert_eq!(unread(&client, "bob").await, (vec![of("dm.ann.bob", 1)], 1));
@@ -391,16 +394,21 @@ async fn a_message_deleted_a_moment_ago_is_not_unread() {
 async fn a_quiet_room_with_news_is_not_hidden_by_hundreds_of_busy_ones() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     set_ack_floor(&world, 2_000).await;
     // Kim has read three rooms, then six hundred others; then somebody writes in the three.
     sqlx::raw_sql(
-        "insert into rooms (name) select 'q' || n from generate_series(0, 2) n union all select 'busy-' || n from generate_series(1, 600) n;
+        "insert into rooms (name) select 'q' || n from generate_series(0, 2) n union all
+         select 'busy-' || n from generate_series(1, 600) n;
          insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
-         select row_number() over (order by id), id, 'eve', 'old-' || id, false, 'hello', now(), now() from rooms;
-         insert into receipts select 'kim', rooms.name, seq from messages join rooms on rooms.id = room_id;
+         select row_number() over (order by id), id, 'eve', 'old-' || id, false, 'hello', now(),
+             now() from rooms;
+         insert into receipts select 'kim', rooms.name, seq from messages join rooms
+             on rooms.id = room_id;
          insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
-         select 1000 + id, id, 'eve', 'new-' || id, false, 'hello', now(), now() from rooms where name like 'q%'",
+         select 1000 + id, id, 'eve', 'new-' || id, false, 'hello', now(), now() from rooms
+             where name like 'q%'",
     )
     .execute(&database)
     .await

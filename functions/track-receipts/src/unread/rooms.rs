@@ -27,7 +27,7 @@ pub struct Counted<'a> {
     pub room: &'a str,
     /// The read cursor.
     read: Seq,
-    /// Its newest message, whoever wrote it.
+    /// Its newest message, by any user.
     pub newest: Seq,
     /// Messages of others that are not deleted; `most` or more, when there are so many.
     pub count: i64,

@@ -31,7 +31,8 @@ async fn outbox(database: &PgPool) -> Vec<(i64, Value)> {
 async fn a_cursor_moves_forward_and_not_beyond_the_stream() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     for number in 1..=4 {
         say(&client, "dm.ann.bob", "ann", &number.to_string()).await;
     }
@@ -97,7 +98,8 @@ async fn a_cursor_moves_forward_and_not_beyond_the_stream() {
 async fn every_sender_gets_a_receipt_for_messages_stored_or_not() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let worker = world.spawn("persist-message").await;
     let first = say(&client, "dm.ann.bob", "ann", "before").await;
     assert_eq!(deliver(&client, "bob", first).await, (first, true));
@@ -105,8 +107,8 @@ async fn every_sender_gets_a_receipt_for_messages_stored_or_not() {
     say(&client, "dm.bob.dave", "bob", "not to bob").await;
     stored(&world, first + 2).await;
     assert!(worker.terminate().await.success());
-    say(&client, "dm.dave.bob", "dave", "in the log").await;
-    let last = say(&client, "dm.erin.bob", "erin", "beyond the mark").await;
+    say(&client, "dm.dave.bob", "dave", "in the stream").await;
+    let last = say(&client, "dm.erin.bob", "erin", "beyond the cursor").await;
     assert_eq!(deliver(&client, "bob", last - 1).await, (last - 1, true));
     let (_, receipts) = outbox(&database).await.pop().unwrap();
     let mut rooms: Vec<&str> = receipts
@@ -130,7 +132,8 @@ async fn every_sender_gets_a_receipt_for_messages_stored_or_not() {
 async fn cursors_moved_at_once_end_at_the_highest() {
     let world = World::start().await;
     let (one, other) = tokio::join!(start(&world), start(&world));
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     for number in 1..=40 {
         say(&client, "dm.ann.bob", "ann", &number.to_string()).await;
     }
@@ -167,10 +170,11 @@ async fn cursors_moved_at_once_end_at_the_highest() {
 }
 
 #[tokio::test]
-async fn where_nobody_wrote_there_is_nothing_to_read() {
+async fn a_room_without_messages_cannot_be_read() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     say(&client, "chat.other", "ann", "elsewhere").await;
     for subject in [
         READ.subject(&["bob", "general"]),
@@ -182,11 +186,11 @@ async fn where_nobody_wrote_there_is_nothing_to_read() {
             (404, "nobody has written anything here yet")
         );
     }
-    let marks: i64 = sqlx::query_scalar("select count(*) from receipts")
+    let cursors: i64 = sqlx::query_scalar("select count(*) from receipts")
         .fetch_one(&database)
         .await
         .unwrap();
-    assert_eq!(marks, 0);
+    assert_eq!(cursors, 0);
     // A message that is not stored yet can be read.
     say(&client, "dm.bob.ann", "bob", "hello").await;
     assert_eq!(read_direct(&client, "ann", "bob", 2).await, (2, true));
@@ -200,12 +204,12 @@ async fn a_bad_request_names_what_is_wrong() {
     let function = start(&world).await;
     let sync = world.spawn("sync-messages").await;
     let client = world.client("publisher").await;
-    let marks = [
+    let subjects = [
         DELIVERED.subject(&["bob"]),
         READ.subject(&["bob", "general"]),
         DM_READ.subject(&["bob", "ann"]),
     ];
-    for subject in &marks {
+    for subject in &subjects {
         for (body, mend) in [
             ("", "through is missing"),
             (r#"{"through":-1}"#, "through must be"),
@@ -276,7 +280,8 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
     let world = World::start().await;
     let function = start(&world).await;
     let _worker = world.spawn("persist-message").await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     for number in 1..=3 {
         say(&client, "dm.ann.bob", "ann", &number.to_string()).await;
     }
@@ -299,7 +304,8 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
     // Five messages and two receipts wait, because relay-outbox does not run here.
     let lag = async || -> Vec<(String, i64, bool)> {
         let lag = sqlx::query_as(
-            "select stage, waiting, behind < interval '1 minute' from lag where waiting > 0 order by stage",
+            "select stage, waiting, behind < interval '1 minute' from lag where waiting > 0
+             order by stage",
         );
         lag.fetch_all(&database).await.unwrap()
     };
@@ -312,7 +318,8 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
     );
     // Expired messages do not count as waiting, whether they are deleted already or not.
     sqlx::raw_sql(
-        "insert into retention (room, days) values ('dm.bob.carol', 1); update messages set received_at = now() - interval '2 days'",
+        "insert into retention (room, days) values ('dm.bob.carol', 1);
+         update messages set received_at = now() - interval '2 days'",
     )
     .execute(&database)
     .await
@@ -324,18 +331,18 @@ async fn an_operator_sees_what_was_delivered_and_what_waits() {
             ("events".to_owned(), 7, true)
         ]
     );
-    let people: Vec<String> = sqlx::query_scalar("select name from users order by name")
+    let users: Vec<String> = sqlx::query_scalar("select name from users order by name")
         .fetch_all(&database)
         .await
         .unwrap();
-    assert_eq!(people, ["ann", "bob", "carol"]);
+    assert_eq!(users, ["ann", "bob", "carol"]);
     function.stop().await.unwrap();
 }
 
 /// Permissions pin the caller's token. What a third user asks in their own name shows nothing and
 /// moves nothing.
 #[tokio::test]
-async fn nobody_but_the_two() {
+async fn a_third_user_sees_and_moves_nothing() {
     let world = World::start().await;
     let function = start(&world).await;
     let _beside = tokio::join!(world.spawn("sync-messages"), world.spawn("get-history"));
