@@ -12,10 +12,16 @@ use protocol::delete::{DeleteRequest, MessageKey};
 use timeline::query::{DEADLINE, message};
 
 /// The message at sequence `$1` of room `$2`.
-const BY_SEQ: &str = include_str!("by_seq.sql");
+const BY_SEQ: &str = concat!(
+    include_str!("target.sql"),
+    " where seq = $1 and rooms.name = $2"
+);
 
 /// The message of sender `$1` with the client-supplied id `$2`, in any room.
-const BY_ID: &str = include_str!("by_id.sql");
+const BY_ID: &str = concat!(
+    include_str!("target.sql"),
+    " where (sender, messages.id, derived) = ($1, $2, false)"
+);
 
 /// Whose messages in room `$1` have the id `$2`, for moderators. There is no index for it, because
 /// it would make every insert dearer: the room is searched from its end.

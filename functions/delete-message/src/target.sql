@@ -5,4 +5,3 @@ select seq, rooms.name as room, sender, recipient, messages.id, derived, '' as t
                   and (changes.sender, changes.id, mode)
                     = (messages.sender, messages.id, 'hard')) as erased
   from messages join rooms on rooms.id = room_id
- where seq = $1 and rooms.name = $2
