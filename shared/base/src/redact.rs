@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 
 /// Printed in the place of a secret.
-pub const REDACTED: &str = "…";
+const REDACTED: &str = "…";
 
 /// One URL, or several with commas between, that may contain a password. `Debug` and `Display` show
 /// it without user, password and query; only [`SecretUrl::expose`] gives the whole text.
@@ -63,7 +63,7 @@ impl fmt::Debug for SecretUrl {
 
 /// One URL, or several with commas between, without user and password. Where a password contains
 /// characters that should have been escaped, more than the password is left out.
-pub fn without_userinfo(urls: &str) -> String {
+fn without_userinfo(urls: &str) -> String {
     let mut shown = String::new();
     let mut rest = urls;
     while let Some(at) = rest.find('@') {

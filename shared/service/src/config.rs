@@ -17,7 +17,7 @@ use nats::settings::NatsSettings;
 use secrecy::SecretString;
 
 pub(crate) use declare::Declarations;
-pub use declare::{Declared, Setting, Variable, Wrong, in_range, range_in_words};
+pub use declare::{Declared, OutOfRange, Setting, Variable, in_range, range_in_words};
 #[doc(hidden)]
 pub use serde;
 

@@ -69,7 +69,7 @@ macro_rules! settings {
                 }
             ),+];
 
-            fn check(&self) -> ::std::result::Result<(), $crate::config::Wrong> {
+            fn check(&self) -> ::std::result::Result<(), $crate::config::OutOfRange> {
                 $($(
                     $crate::config::in_range(
                         stringify!($field),
@@ -146,7 +146,7 @@ pub trait Declared: DeserializeOwned {
 
     /// # Errors
     /// The first variable that is out of its range.
-    fn check(&self) -> Result<(), Wrong>;
+    fn check(&self) -> Result<(), OutOfRange>;
 }
 
 /// What is known of a variable.
@@ -214,14 +214,14 @@ impl Declarations {
 /// A value that is out of its range.
 #[derive(Debug, thiserror::Error)]
 #[error("configuration: {} must be {allowed}", .field.to_uppercase())]
-pub struct Wrong {
+pub struct OutOfRange {
     field: &'static str,
     allowed: String,
 }
 
-impl From<Wrong> for Fatal {
-    fn from(wrong: Wrong) -> Fatal {
-        Fatal::new(wrong.to_string())
+impl From<OutOfRange> for Fatal {
+    fn from(error: OutOfRange) -> Fatal {
+        Fatal::new(error.to_string())
     }
 }
 
@@ -232,7 +232,7 @@ pub fn in_range<T: PartialOrd + Display, R: RangeBounds<T>>(
     value: &T,
     range: &R,
     words: Option<&str>,
-) -> Result<(), Wrong> {
+) -> Result<(), OutOfRange> {
     if range.contains(value) {
         return Ok(());
     }
@@ -245,7 +245,7 @@ pub fn in_range<T: PartialOrd + Display, R: RangeBounds<T>>(
         (None, Bound::Included(least), _) => format!("at least {least}"),
         _ => range_in_words(range),
     };
-    Err(Wrong { field, allowed })
+    Err(OutOfRange { field, allowed })
 }
 
 /// Such as `1 to 10000`.
