@@ -386,6 +386,10 @@ mod tests {
             let request = parse(&format!(r#"{{"outcome":"{}"}}"#, outcome.as_str())).unwrap();
             assert_eq!(request.outcome, OutcomeFilter::Only(outcome));
         }
+    }
+
+    #[test]
+    fn a_wrong_filter_is_named() {
         let long = "s".repeat(4_097);
         let deep = vec!["*"; 33].join(".");
         for (body, hint) in [
@@ -418,7 +422,7 @@ mod tests {
             ("[]".to_owned(), "a JSON object"),
             ("all".to_owned(), "a JSON object"),
         ] {
-            let refusal = parse(&body).unwrap_err();
+            let refusal = ListDeadLetters::parse("", body.as_bytes()).unwrap_err();
             assert_eq!(refusal.code.number(), 400, "{body}");
             assert!(refusal.reason.contains(hint), "{body}: {}", refusal.reason);
         }

@@ -116,26 +116,18 @@ fn the_id_is_the_bodys_then_the_headers_then_derived() {
     );
 }
 
+fn assert_reasons<'a>(cases: impl IntoIterator<Item = (&'a str, Reason)>) {
+    for (payload, reason) in cases {
+        let shown = &payload[..payload.len().min(80)];
+        assert_eq!(parse(payload), Err(reason), "{shown}");
+    }
+}
+
 #[test]
-fn each_bad_body_has_its_own_reason() {
-    let deep = format!(
-        r#"{{"user":"a","text":"x","z":{}{}}}"#,
-        "[".repeat(200),
-        "]".repeat(200)
-    );
-    let long = |key: &str, n: usize| {
-        let mut fields = [
-            ("user", "a".to_owned()),
-            ("text", "x".to_owned()),
-            ("id", "i".to_owned()),
-        ];
-        fields.iter_mut().find(|field| field.0 == key).unwrap().1 = "y".repeat(n);
-        format!(
-            r#"{{"user":"{}","text":"{}","id":"{}"}}"#,
-            fields[0].1, fields[1].1, fields[2].1
-        )
-    };
-    let cases: Vec<(String, Reason)> = [
+fn a_payload_that_is_no_object_has_its_own_reason() {
+    let brackets = ["[".repeat(200), "]".repeat(200)].concat();
+    let deep = format!(r#"{{"user":"a","text":"x","z":{brackets}}}"#);
+    assert_reasons([
         ("hello", Reason::NotJson),
         (r#"{"user":"a","text":"x""#, Reason::NotJson),
         (r#"{"user":"a","text":"x"} {}"#, Reason::NotJson),
@@ -151,6 +143,21 @@ fn each_bad_body_has_its_own_reason() {
             Reason::LoneSurrogate,
         ),
         (r#"{"user":"a","text":"\udc00"}"#, Reason::LoneSurrogate),
+        (
+            r#"{"user":"a","text":"x","text":"y"}"#,
+            Reason::DuplicateKey,
+        ),
+        (&deep, Reason::TooDeep),
+    ]);
+    assert_eq!(
+        parse_as("chat.general", None, b"{\"user\":\"\xff\",\"text\":\"x\"}"),
+        Err(Reason::InvalidUtf8)
+    );
+}
+
+#[test]
+fn each_wrong_field_has_its_own_reason() {
+    assert_reasons([
         (r#"{"user":"a","text":"\u0000"}"#, Reason::NulInText),
         (r#"{"user":"\u0000","text":"x"}"#, Reason::NulInUser),
         (r#"{"user":"a","text":"x","id":"\u0000"}"#, Reason::NulInId),
@@ -176,45 +183,31 @@ fn each_bad_body_has_its_own_reason() {
             r#"{"user":"a","text":"x","timestamp":1e999}"#,
             Reason::NumberOutOfRange,
         ),
-        (
-            r#"{"user":"a","text":"x","text":"y"}"#,
-            Reason::DuplicateKey,
-        ),
         (r#"{"stream":"CHAT_MESSAGES","seq":5}"#, Reason::PublishAck),
         (
-            r#"{"stream":"CHAT_MESSAGES","domain":"hub","seq":5,"user":"a","text":"x"}"#,
+            concat!(
+                r#"{"stream":"CHAT_MESSAGES","domain":"hub","seq":5,"duplicate":true,"#,
+                r#""user":"a","text":"x"}"#
+            ),
             Reason::PublishAck,
         ),
-    ]
-    .into_iter()
-    .map(|(payload, reason)| (payload.to_owned(), reason))
-    .chain([
-        (deep, Reason::TooDeep),
-        (long("text", 64 * 1024 + 1), Reason::TextTooLong),
-        (long("user", 256), Reason::UserTooLong),
-        (long("id", 129), Reason::IdTooLong),
-        (
-            format!(
-                r#"{{"user":"a","text":"x","pad":"{}"}}"#,
-                "p".repeat(1 << 20)
-            ),
-            Reason::PayloadTooLarge,
-        ),
-    ])
-    .collect();
-    for (payload, reason) in cases {
-        assert_eq!(
-            parse(&payload),
-            Err(reason),
-            "{}",
-            &payload[..payload.len().min(80)]
-        );
-    }
-    assert_eq!(
-        parse_as("chat.general", None, b"{\"user\":\"\xff\",\"text\":\"x\"}"),
-        Err(Reason::InvalidUtf8)
-    );
-    for at_the_limit in [long("text", 64 * 1024), long("user", 255), long("id", 128)] {
+    ]);
+}
+
+#[test]
+fn each_limit_has_its_own_reason() {
+    let text = |bytes| format!(r#"{{"user":"a","text":"{}"}}"#, "y".repeat(bytes));
+    let user = |bytes| format!(r#"{{"user":"{}","text":"x"}}"#, "y".repeat(bytes));
+    let id = |bytes| format!(r#"{{"user":"a","text":"x","id":"{}"}}"#, "y".repeat(bytes));
+    let padding = "p".repeat(1 << 20);
+    let payload = format!(r#"{{"user":"a","text":"x","pad":"{padding}"}}"#);
+    assert_reasons([
+        (text(64 * 1024 + 1).as_str(), Reason::TextTooLong),
+        (&user(256), Reason::UserTooLong),
+        (&id(129), Reason::IdTooLong),
+        (&payload, Reason::PayloadTooLarge),
+    ]);
+    for at_the_limit in [text(64 * 1024), user(255), id(128)] {
         parse(&at_the_limit).unwrap();
     }
 }
