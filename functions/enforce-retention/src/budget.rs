@@ -3,17 +3,14 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-use serde_json::json;
-
 use crate::handler::State;
 use base::error::{Error, Result};
 use base::seq::Seq;
-use base::time::parse_rfc3339_ms;
+use jetstream::info::{ConsumerInfo, StreamInfo, StreamState};
 use jetstream::stream::StreamError;
 use nats::connection::ApiError;
-use protocol::js_api;
 use protocol::retention::Budget;
+use protocol::subject::{STREAM, WORKER};
 use service::ctx::Ctx;
 
 /// Percent of `max_bytes`. Above it, stored messages are trimmed although the settings would keep
@@ -25,41 +22,6 @@ const LOW_WATERMARK: u64 = 80;
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// The most measurements that the window holds.
 const MAX_MEASUREMENTS: usize = 64;
-
-#[derive(Debug, Deserialize)]
-struct StreamInfo {
-    config: Config,
-    state: StreamState,
-    /// When the server answered.
-    ts: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Config {
-    max_bytes: i64,
-}
-
-#[derive(Debug, Deserialize)]
-struct StreamState {
-    messages: u64,
-    bytes: u64,
-    first_seq: u64,
-    last_seq: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct ConsumerInfo {
-    ack_floor: Position,
-    #[serde(default)]
-    num_ack_pending: u64,
-    #[serde(default)]
-    num_pending: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Position {
-    stream_seq: u64,
-}
 
 /// The stream and its consumer at one moment.
 #[derive(Debug, Clone)]
@@ -92,33 +54,21 @@ impl StreamStatus {
     pub async fn read(ctx: &Ctx<State>) -> Result<StreamStatus> {
         // The consumer first. Its ack floor only increases, so everything up to it is stored,
         // whatever the stream holds when it is read.
-        let consumer = match ctx
-            .nats()
-            .api::<ConsumerInfo>(js_api::CONSUMER_INFO, &json!({}))
-            .await
-        {
+        let consumer = match ConsumerInfo::fetch(ctx.nats(), STREAM, WORKER).await {
             Ok(info) => Some(info),
             Err(error) if error.is(ApiError::NO_CONSUMER) => None,
             Err(error) => return Err(StreamError::from(error).into()),
         };
         let at = Instant::now();
-        let info: StreamInfo = ctx
-            .nats()
-            .api(js_api::STREAM_INFO, &json!({}))
+        let info = StreamInfo::fetch(ctx.nats(), STREAM)
             .await
             .map_err(StreamError::from)?;
-        let now_ms = parse_rfc3339_ms(&info.ts)
-            .ok_or_else(|| Error::internal("JetStream's answer has no time"))?;
-        let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
         let StreamState {
-            messages,
-            bytes,
-            first_seq,
-            last_seq,
+            messages, bytes, ..
         } = info.state;
         Ok(StreamStatus {
-            first: seq(first_seq),
-            last: seq(last_seq),
+            first: info.state.first(),
+            last: info.state.last(),
             messages,
             bytes,
             max_bytes: u64::try_from(info.config.max_bytes)
@@ -126,11 +76,11 @@ impl StreamStatus {
                 .filter(|max_bytes| *max_bytes > 0),
             stored_through: consumer
                 .as_ref()
-                .map_or(Seq::ZERO, |consumer| seq(consumer.ack_floor.stream_seq)),
+                .map_or(Seq::ZERO, ConsumerInfo::acknowledged_through),
             unstored: consumer.map_or(messages, |consumer| {
                 (consumer.num_pending + consumer.num_ack_pending).min(messages)
             }),
-            now_ms,
+            now_ms: info.answered_ms().map_err(Error::internal)?,
             at,
         })
     }

@@ -1,18 +1,18 @@
-//! Texts that were deleted for good, in the log.
+//! Erasing texts of hard-deleted messages from the stream.
 
 use futures::future::try_join_all;
 
-use crate::batch::Key;
+use crate::row::Key;
 use base::seq::Seq;
 use jetstream::stream::{StreamError, StreamReader};
 use protocol::message::{Incoming, Limits};
 use timeline::message::parse;
 
-/// Erased together. The log overwrites and flushes one after the other, some milliseconds each: more at once would only wait there, and let
-/// others wait.
-pub const TOGETHER: usize = 8;
+/// Erased at the same time. The stream overwrites and flushes them one after the other, some
+/// milliseconds each: more at once would only wait there, and delay others.
+pub const CONCURRENCY: usize = 8;
 
-/// One place in the log, and what is to be erased there.
+/// A sequence in the stream, and which message is to be erased there.
 #[derive(Debug, Clone)]
 pub struct Erasure {
     seq: Seq,
@@ -20,52 +20,31 @@ pub struct Erasure {
 }
 
 impl Erasure {
-    /// The message `key` names, at `seq`.
+    /// The message `key` under `seq`.
     pub fn new(seq: Seq, key: Key) -> Erasure {
         Erasure { seq, key }
     }
 
-    /// Whether `message`, read from its place in the log or from a letter, is the one that was deleted.
-    pub fn is(&self, message: &Incoming) -> bool {
-        let Key {
-            sender,
-            id,
-            derived,
-        } = &self.key;
-        let same_id = if *derived {
-            message.id.is_none() && message.shown_id() == *id
-        } else {
-            message.id.as_ref() == Some(id)
-        };
-        message.user == *sender && same_id
+    /// Whether `message`, as found in the stream, is the deleted one.
+    fn is(&self, message: &Incoming) -> bool {
+        Key::of(message) == self.key
     }
 }
 
-/// Erases them, [`TOGETHER`] at most; what is gone already, or is another message by now, is left alone.
+/// Erases them, at most [`CONCURRENCY`]. What is gone already, or is another message by now, is left
+/// alone.
 ///
 /// # Errors
-/// The log does not answer. Doing it again is harmless.
-pub async fn erase(
-    log: &StreamReader,
+/// The stream does not answer. Doing it again does no harm.
+pub async fn erase_in_stream(
+    stream: &StreamReader,
     erasures: &[Erasure],
     limits: Limits,
 ) -> Result<(), StreamError> {
-    try_join_all(
-        erasures
-            .iter()
-            .map(|erasure| erase_one(log, erasure, limits)),
-    )
-    .await
-    .map(|_| ())
-}
-
-async fn erase_one(
-    log: &StreamReader,
-    erasure: &Erasure,
-    limits: Limits,
-) -> Result<bool, StreamError> {
-    log.erase(erasure.seq, |found| {
-        parse(found, limits).is_ok_and(|message| erasure.is(&message))
-    })
-    .await
+    let erasing = erasures.iter().map(|erasure| {
+        stream.erase(erasure.seq, move |found| {
+            parse(found, limits).is_ok_and(|message| erasure.is(&message))
+        })
+    });
+    try_join_all(erasing).await.map(|_| ())
 }

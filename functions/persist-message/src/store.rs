@@ -1,7 +1,7 @@
-//! One batch, one statement; deletions, one transaction.
+//! Stores one batch: messages and dead letters in one statement, deletions in one transaction.
 //!
-//! Every statement takes its locks in the order of the unique key of `messages`, and a transaction does so once, so two
-//! replicas never wait for each other.
+//! Every statement takes its locks in the order of the unique key of `messages`, and a transaction
+//! does so once, so two replicas never deadlock.
 
 use std::collections::HashMap;
 
@@ -9,399 +9,265 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 
-use crate::batch::{Batch, Key, Row};
-use crate::change;
+use crate::batch::Batch;
+use crate::changes;
+use crate::dead_letters::Deleted;
 use crate::erase::Erasure;
-use crate::letters::Deleted;
-use crate::seen::Seen;
+use crate::last_seen::LastSeen;
+use crate::row::{Key, Row};
 use postgres::span::query_span;
 
-/// Rows, letters and the outbox together or not at all. Storing again is harmless: a row meets itself under its
-/// sender and id. Where a sender used an id twice, the lower sequence stays, whichever copy was faster; unless the
-/// log took it later: then it comes from a log that was made anew, and the row keeps its place. A row that is deleted
-/// takes no text any more. A row that loses its place to another text becomes a dead letter (`note_displaced`).
-pub const STORE: &str = "
-    with letters as (
-        insert into dead_letters (seq, subject, headers, payload, reason, detail, received_at, sender, message_id)
-        select * from unnest($10::bigint[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::text[], $16::timestamptz[],
-                             $19::text[], $20::text[])
-        on conflict do nothing
-    ), stored as (
-        insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-        select * from unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::text[],
-                             $8::timestamptz[], $9::timestamptz[])
-        on conflict on constraint messages_sender_id_key do update
-           set seq = excluded.seq, room_id = excluded.room_id, recipient = excluded.recipient,
-               text = case when messages.deleted then '' else excluded.text end,
-               sent_at = excluded.sent_at, received_at = excluded.received_at
-         where messages.seq > excluded.seq and messages.received_at >= excluded.received_at
-        returning seq, deleted
-    ), noted as (
-        insert into outbox (first_seq, last_seq, seqs, traced, traceparents)
-        select min(seq), max(seq), array_agg(seq), $17::bigint[], $18::text[] from stored having count(*) > 0
-    )
-    select count(*), coalesce(array_agg(seq) filter (where deleted), '{}') from stored";
+/// Messages, dead letters and the outbox in one statement: all of them or none.
+///
+/// Storing again does no harm: a message meets itself under its sender and id. Where a sender used an
+/// id twice, the lower sequence stays, whichever replica was faster. The exception is a message that
+/// the stream received later: it comes from a recreated stream, and the stored row keeps its place. A
+/// deleted row takes no text any more. A row that loses its place to another text becomes a dead
+/// letter (trigger note_displaced).
+const STORE_ROWS: &str = include_str!("sql/store_rows.sql");
+/// Messages whose sender and id another message already has.
+///
+/// With the same text in the same room such a message is a duplicate; its sequence is remembered, so
+/// that a deletion finds it. So is every duplicate of a deleted message, whose text nobody knows any
+/// more. With another text it is a conflict. If the message found has the same sequence and was
+/// received at another time, it comes from a stream that is gone: the sequence is reused.
+pub const CLASSIFY_COLLISIONS: &str = include_str!("sql/classify_collisions.sql");
+/// Which of these messages are deleted, when the stream received them, and whether they are deleted
+/// for good.
+pub const FIND_DELETED: &str = include_str!("sql/find_deleted.sql");
 
-/// A batch's rooms. Lateral with an offset, here and below, is a nested loop over the index whatever PostgreSQL knows
-/// about the table: `name = any($1)` compares every room with every name under a generic plan.
+/// A batch's rooms. A lateral join with an offset, here and in the other statements, is a nested loop
+/// over the index whatever PostgreSQL knows about the table; with `name = any($1)` a generic plan
+/// compares every room with every name.
 pub const FIND_ROOMS: &str = "
     select asked.name, found.id from unnest($1::text[]) as asked (name)
      cross join lateral (select id from rooms where rooms.name = asked.name offset 0) as found";
 
-const MAKE_ROOMS: &str = "
+const INSERT_ROOMS: &str = "
     insert into rooms (name) select unnest($1::text[]) on conflict do nothing";
-
-/// Messages that met another one under their sender and id. Of the same text in the same room it is a duplicate, and its
-/// place is remembered for whoever deletes the message; so is every copy of a deleted message, whose text nobody knows any
-/// more. Another text is a conflict. Under the message's own sequence, received at another time, stands a message of a log
-/// that is gone: the sequence is reused.
-pub const MET: &str = "
-    with met as (
-        select asked.seq, asked.sender, asked.id, asked.received_at,
-               case when found.seq = asked.seq then 'reused'
-                    when found.deleted or (found.text = asked.text and found.room_id = asked.room_id) then 'duplicate'
-                    else 'conflict' end as what
-          from unnest($1::bigint[], $2::text[], $3::text[], $4::bool[], $5::int[], $6::text[], $7::timestamptz[])
-               as asked (seq, sender, id, derived, room_id, text, received_at)
-         cross join lateral (
-               select seq, room_id, text, deleted, received_at from messages
-                where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, asked.derived)
-               offset 0) as found
-         where case when found.seq = asked.seq then found.received_at <> asked.received_at else not asked.derived end
-    ), noted as (
-        insert into duplicates (seq, sender, id)
-        select seq, sender, id from met where what = 'duplicate' order by sender, id, seq
-        on conflict do nothing
-    )
-    select seq, what from met
-     where what <> 'conflict'
-        or (select count(*) from dead_letters
-             where (dead_letters.seq, reason, dead_letters.received_at) = (met.seq, 'id_conflict', met.received_at)) = 0";
-
-/// Of some messages those that are deleted, when the log took them, and whether they are deleted for good.
-pub const DELETED: &str = "
-    select asked.sender, asked.id, asked.derived, found.received_at,
-           (select count(*) > 0
-              from (select from changes
-                     where (changes.sender, changes.id) = (asked.sender, asked.id) and mode = 'hard' limit 1) as hard) as hard
-      from unnest($1::text[], $2::text[], $3::bool[]) as asked (sender, id, derived)
-     cross join lateral (
-           select deleted, received_at from messages
-            where (messages.sender, messages.id, messages.derived) = (asked.sender, asked.id, asked.derived)
-           offset 0) as found
-     where found.deleted";
 
 /// What became of a batch's rows.
 #[derive(Debug, Default)]
 pub struct Stored {
-    /// Rows that are new.
+    /// Messages that are new.
     pub new: u64,
-    /// Sequences under which another message is stored: their rows were not, and nobody may think they were.
+    /// Sequences under which another message is stored: their own messages are not stored.
     pub reused: Vec<i64>,
     /// Sequences whose sender used the id for another message before.
     pub conflicts: Vec<i64>,
     /// Changes that are new.
     pub changed: u64,
-    /// Texts that have to leave the log before the batch is acknowledged.
-    pub erase: Vec<Erasure>,
-    /// Messages deleted for good whose dead letters have to be emptied before the batch is acknowledged.
-    pub empty: Vec<Deleted>,
+    /// Texts that have to be erased from the stream before the batch is acknowledged.
+    pub erasures: Vec<Erasure>,
+    /// Hard-deleted messages whose dead letters have to be erased before the batch is acknowledged.
+    pub deleted: Vec<Deleted>,
 }
 
 /// Stores the batch.
 ///
 /// # Errors
-/// Nothing more of the batch is stored then than a second attempt will find.
+/// The database's. Whatever of the batch is stored by then, a second attempt finds.
 pub async fn store(
     connection: &mut PgConnection,
     batch: &Batch,
-    seen: &Seen,
+    last_seen: &LastSeen,
 ) -> Result<Stored, sqlx::Error> {
-    seen.note(connection, batch).await?;
+    last_seen.record(connection, batch).await?;
     let rooms = rooms(connection, batch).await?;
     let mut stored = Stored::default();
-    let mut deleted = Vec::new();
-    if !batch.rows.is_empty() || !batch.letters.is_empty() {
-        (stored.new, deleted) = store_rows(connection, batch, &rooms).await?;
+    let mut under_tombstones = Vec::new();
+    if !batch.rows.is_empty() || !batch.dead_letters.is_empty() {
+        (stored.new, under_tombstones) = store_rows(connection, batch, &rooms).await?;
     }
     if !batch.changes.is_empty() {
         let mut transaction = connection.begin().await?;
-        let made = change::make(&mut transaction, &batch.changes, &rooms).await?;
+        let applied = changes::apply(&mut transaction, &batch.changes, &rooms).await?;
         transaction.commit().await?;
-        (stored.changed, stored.reused) = (made.new, made.reused);
-        // Committed first, looked for afterwards; see `meet_deletions`.
-        change::erase(connection, &batch.changes, &mut stored).await?;
+        stored.changed = applied.new;
+        stored.reused = applied.reused;
+        // After the commit; see `find_deletions`.
+        changes::find_erasures(connection, &batch.changes, &mut stored).await?;
     }
-    let mut copies = Vec::new();
-    // Only rows that met another can be duplicates or conflicts; usually none has.
-    if stored.new < batch.rows.len() as u64 || batch.rows.iter().any(|row| !row.copies.is_empty()) {
-        for (seq, what) in met(connection, batch, &rooms).await? {
+    let mut duplicates = Vec::new();
+    // Only messages whose id is taken can be duplicates or conflicts; usually there are none.
+    let all_new = stored.new >= batch.rows.len() as u64;
+    if !all_new || batch.rows.iter().any(|row| !row.duplicates.is_empty()) {
+        for (seq, what) in classify_collisions(connection, batch, &rooms).await? {
             match what.as_str() {
                 "reused" => stored.reused.push(seq),
                 "conflict" => stored.conflicts.push(seq),
-                _ => copies.push(seq),
+                _ => duplicates.push(seq),
             }
         }
     }
-    meet_deletions(connection, batch, &deleted, &copies, &mut stored).await?;
+    find_deletions(
+        connection,
+        batch,
+        &under_tombstones,
+        &duplicates,
+        &mut stored,
+    )
+    .await?;
     Ok(stored)
 }
 
-/// Whether what was just stored is deleted: copies of deleted messages, messages that took a tombstone's place, letters of
-/// deleted messages. We commit, then look for the deletion; whoever stores the deletion commits it, then looks for copies
-/// and letters. So one of the two sees the other, however they are interleaved.
-async fn meet_deletions(
+/// Finds out whether what was just stored is deleted: duplicates of deleted messages, messages that
+/// took a tombstone's place, dead letters of deleted messages. We commit first and look for the
+/// deletion afterwards; a replica that stores the deletion commits it first and looks for duplicates
+/// and dead letters afterwards. So however the two are interleaved, one of them sees the other.
+async fn find_deletions(
     connection: &mut PgConnection,
     batch: &Batch,
-    deleted: &[i64],
-    copies: &[i64],
+    under_tombstones: &[i64],
+    duplicates: &[i64],
     stored: &mut Stored,
 ) -> Result<(), sqlx::Error> {
-    let rows: Vec<&Row> = batch
-        .messages()
-        .filter(|row| {
-            [deleted, copies]
-                .iter()
-                .any(|seqs| seqs.contains(&row.seq()))
-        })
-        .collect();
-    let letters = batch
-        .letters
-        .iter()
-        .filter_map(|letter| letter.named.clone());
-    let mut asked: Vec<Key> = rows.iter().map(|row| row.named()).chain(letters).collect();
-    asked.sort_unstable();
-    asked.dedup();
-    if asked.is_empty() {
+    let suspect =
+        |row: &&Row| under_tombstones.contains(&row.seq()) || duplicates.contains(&row.seq());
+    let rows: Vec<&Row> = batch.messages().filter(suspect).collect();
+    let mut keys: Vec<Key> = column(&rows, |row| row.key());
+    keys.extend(
+        batch
+            .dead_letters
+            .iter()
+            .filter_map(|letter| letter.key.clone()),
+    );
+    keys.sort_unstable();
+    keys.dedup();
+    if keys.is_empty() {
         return Ok(());
     }
-    let found: Vec<(String, String, bool, OffsetDateTime, bool)> = sqlx::query_as(DELETED)
-        .bind(
-            asked
-                .iter()
-                .map(|key| key.sender.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            asked
-                .iter()
-                .map(|key| key.id.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(asked.iter().map(|key| key.derived).collect::<Vec<bool>>())
-        .fetch_all(connection)
-        .await?;
-    let found: HashMap<Key, (Deleted, bool)> = found
-        .into_iter()
-        .map(|(sender, id, derived, received_at, hard)| {
-            let key = Key {
-                sender,
-                id,
-                derived,
-            };
-            (key.clone(), (Deleted { key, received_at }, hard))
-        })
-        .collect();
+    let found = find_deleted(connection, &keys).await?;
     for row in rows {
-        // A copy says again what is deleted, so it goes; the message itself goes only when it is deleted for good.
+        let key = row.key();
+        // A duplicate repeats the deleted text, so it goes in any case; the message itself goes only
+        // when it is deleted for good.
+        let is_duplicate = duplicates.contains(&row.seq());
         if found
-            .get(&row.named())
-            .is_some_and(|(_, hard)| *hard || copies.contains(&row.seq()))
+            .get(&key)
+            .is_some_and(|(_, hard)| *hard || is_duplicate)
         {
-            stored
-                .erase
-                .push(Erasure::new(row.message.seq, row.named()));
+            stored.erasures.push(Erasure::new(row.message.seq, key));
         }
     }
-    for letter in &batch.letters {
-        let deleted = letter
-            .named
-            .as_ref()
-            .and_then(|key| Some((key, found.get(key)?)));
-        if let Some((key, (deleted, true))) = deleted
+    for letter in &batch.dead_letters {
+        if let Some(key) = &letter.key
+            && let Some((deleted, true)) = found.get(key)
             && deleted.is(key, letter.original.received_at)
         {
-            stored.empty.push(deleted.clone());
+            stored.deleted.push(deleted.clone());
         }
     }
     Ok(())
 }
 
+/// Which of these messages are deleted, and whether for good.
+async fn find_deleted(
+    connection: &mut PgConnection,
+    keys: &[Key],
+) -> Result<HashMap<Key, (Deleted, bool)>, sqlx::Error> {
+    let found: Vec<(String, String, bool, OffsetDateTime, bool)> = sqlx::query_as(FIND_DELETED)
+        .bind(column(keys, |key| key.sender.as_str()))
+        .bind(column(keys, |key| key.id.as_str()))
+        .bind(column(keys, |key| key.derived))
+        .fetch_all(connection)
+        .await?;
+    let mut deleted = HashMap::new();
+    for (sender, id, derived, received_at, hard) in found {
+        let key = Key {
+            sender,
+            id,
+            derived,
+        };
+        deleted.insert(key.clone(), (Deleted { key, received_at }, hard));
+    }
+    Ok(deleted)
+}
+
+/// Stores messages and dead letters. Returns how many messages are new, and the sequences of those
+/// that took a tombstone's place.
 async fn store_rows(
     connection: &mut PgConnection,
     batch: &Batch,
     rooms: &HashMap<String, i32>,
 ) -> Result<(u64, Vec<i64>), sqlx::Error> {
-    let (rows, letters) = (&batch.rows, &batch.letters);
-    let room_ids: Vec<Option<i32>> = rows
+    let rows = &batch.rows;
+    let letters = &batch.dead_letters;
+    let traced: Vec<&Row> = rows
         .iter()
-        .map(|row| rooms.get(row.message.room.as_str()).copied())
+        .filter(|row| row.traceparent.is_some())
         .collect();
-    let traced = || {
-        rows.iter()
-            .filter_map(|row| Some((row.message.seq.as_i64(), row.traceparent.as_deref()?)))
-    };
-    let named = |of: fn(&Key) -> &str| {
-        letters
-            .iter()
-            .map(|letter| letter.named.as_ref().map_or("", of))
-            .collect::<Vec<&str>>()
-    };
-    let store = sqlx::query_as(STORE)
-        .bind(rows.iter().map(Row::seq).collect::<Vec<i64>>())
-        .bind(room_ids)
-        .bind(
-            rows.iter()
-                .map(|row| row.message.user.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|row| row.message.to.as_deref())
-                .collect::<Vec<Option<&str>>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|row| row.id.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(rows.iter().map(|row| row.derived()).collect::<Vec<bool>>())
-        .bind(
-            rows.iter()
-                .map(|row| row.message.text.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|row| row.sent_at())
-                .collect::<Vec<OffsetDateTime>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|row| row.received_at())
-                .collect::<Vec<OffsetDateTime>>(),
-        )
-        .bind(
-            letters
-                .iter()
-                .map(|letter| letter.original.seq)
-                .collect::<Vec<i64>>(),
-        )
-        .bind(
-            letters
-                .iter()
-                .map(|letter| letter.original.subject.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            letters
-                .iter()
-                .map(|letter| letter.original.headers.as_slice())
-                .collect::<Vec<&[u8]>>(),
-        )
-        .bind(
-            letters
-                .iter()
-                .map(|letter| letter.original.payload.as_ref())
-                .collect::<Vec<&[u8]>>(),
-        )
-        .bind(
-            letters
-                .iter()
-                .map(|letter| letter.reason.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            letters
-                .iter()
-                .map(|letter| letter.detail.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            letters
-                .iter()
-                .map(|letter| letter.original.received_at)
-                .collect::<Vec<OffsetDateTime>>(),
-        )
-        .bind(traced().map(|(seq, _)| seq).collect::<Vec<i64>>())
-        .bind(
-            traced()
-                .map(|(_, traceparent)| traceparent)
-                .collect::<Vec<&str>>(),
-        )
-        .bind(named(|key| &key.sender))
-        .bind(named(|key| &key.id))
+    let key_part =
+        |of: fn(&Key) -> &str| column(letters, |letter| letter.key.as_ref().map_or("", of));
+    let store = sqlx::query_as(STORE_ROWS)
+        .bind(column(rows, Row::seq))
+        .bind(column(rows, |row| rooms.get(&row.message.room).copied()))
+        .bind(column(rows, |row| row.message.user.as_str()))
+        .bind(column(rows, |row| row.message.to.as_deref()))
+        .bind(column(rows, |row| row.id.as_str()))
+        .bind(column(rows, Row::derived))
+        .bind(column(rows, |row| row.message.text.as_str()))
+        .bind(column(rows, Row::sent_at))
+        .bind(column(rows, Row::received_at))
+        .bind(column(letters, |letter| letter.original.seq))
+        .bind(column(letters, |letter| letter.original.subject.as_str()))
+        .bind(column(letters, |letter| letter.original.headers.as_slice()))
+        .bind(column(letters, |letter| letter.original.payload.as_ref()))
+        .bind(column(letters, |letter| letter.reason.as_str()))
+        .bind(column(letters, |letter| letter.detail.as_str()))
+        .bind(column(letters, |letter| letter.original.received_at))
+        .bind(column(&traced, |row| row.seq()))
+        .bind(column(&traced, |row| row.traceparent.as_deref()))
+        .bind(key_part(|key| &key.sender))
+        .bind(key_part(|key| &key.id))
         .fetch_one(connection);
     let (new, deleted): (i64, Vec<i64>) = query_span("insert", "messages", store).await?;
     Ok((u64::try_from(new).unwrap_or_default(), deleted))
 }
 
-/// What each message met that stood under its sender and id already.
-async fn met(
+/// What each message is whose sender and id were taken already.
+async fn classify_collisions(
     connection: &mut PgConnection,
     batch: &Batch,
     rooms: &HashMap<String, i32>,
 ) -> Result<Vec<(i64, String)>, sqlx::Error> {
     let rows: Vec<&Row> = batch.messages().collect();
-    sqlx::query_as(MET)
-        .bind(rows.iter().map(|row| row.seq()).collect::<Vec<i64>>())
-        .bind(
-            rows.iter()
-                .map(|row| row.message.user.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|row| row.id.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(rows.iter().map(|row| row.derived()).collect::<Vec<bool>>())
-        .bind(
-            rows.iter()
-                .map(|row| rooms.get(&row.message.room).copied())
-                .collect::<Vec<Option<i32>>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|row| row.message.text.as_str())
-                .collect::<Vec<&str>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|row| row.received_at())
-                .collect::<Vec<OffsetDateTime>>(),
-        )
+    sqlx::query_as(CLASSIFY_COLLISIONS)
+        .bind(column(&rows, |row| row.seq()))
+        .bind(column(&rows, |row| row.message.user.as_str()))
+        .bind(column(&rows, |row| row.id.as_str()))
+        .bind(column(&rows, |row| row.derived()))
+        .bind(column(&rows, |row| rooms.get(&row.message.room).copied()))
+        .bind(column(&rows, |row| row.message.text.as_str()))
+        .bind(column(&rows, |row| row.received_at()))
         .fetch_all(connection)
         .await
 }
 
-/// The batch's rooms, made where they are new. Asked every time instead of remembered: a database that was
-/// restored or emptied meanwhile may give the same number to another room.
+/// The batch's rooms, inserted where they are new. Asked every time and never remembered: a database
+/// that was restored or emptied meanwhile may give the same number to another room.
 async fn rooms(
     connection: &mut PgConnection,
     batch: &Batch,
 ) -> Result<HashMap<String, i32>, sqlx::Error> {
-    let changed = batch.changes.iter().map(|row| row.change.room.as_str());
-    let mut names: Vec<&str> = batch
-        .messages()
-        .map(|row| row.message.room.as_str())
-        .chain(changed)
-        .collect();
+    let of_messages = batch.messages().map(|row| row.message.room.as_str());
+    let of_changes = batch.changes.iter().map(|row| row.change.room.as_str());
+    let mut names: Vec<&str> = of_messages.chain(of_changes).collect();
     names.sort_unstable();
     names.dedup();
     if names.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut known = find_rooms(connection, &names).await?;
-    names.retain(|name| !known.contains_key(*name));
+    let mut rooms = find_rooms(connection, &names).await?;
+    names.retain(|name| !rooms.contains_key(*name));
     if !names.is_empty() {
-        sqlx::query(MAKE_ROOMS)
+        sqlx::query(INSERT_ROOMS)
             .bind(&names)
             .execute(&mut *connection)
             .await?;
-        known.extend(find_rooms(connection, &names).await?);
+        rooms.extend(find_rooms(connection, &names).await?);
     }
-    Ok(known)
+    Ok(rooms)
 }
 
 async fn find_rooms(
@@ -413,4 +279,9 @@ async fn find_rooms(
         .fetch_all(connection)
         .await?;
     Ok(found.into_iter().collect())
+}
+
+/// One column of a statement's parameters.
+pub fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
 }

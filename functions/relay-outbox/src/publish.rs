@@ -3,42 +3,30 @@
 use std::time::Duration;
 
 use async_nats::header::{HeaderMap, HeaderValue};
-use async_nats::{Request, RequestErrorKind, StatusCode};
 use bytes::Bytes;
 use tracing::Span;
 
 use crate::trouble::Trouble;
 use base::seq::Seq;
-use jetstream::append::{PublishAck, PublishError};
+use jetstream::batch::{self, publish_batch};
+use jetstream::publish::{Message, PublishAck, PublishError, err_code, publish};
 use nats::connection::Connection;
+use nats::span::{send_span, set_attribute};
 use nats::trace::{inject_trace, remote_parent};
 use protocol::event::Event;
 use protocol::header;
-use protocol::subject::EVENTS_STREAM;
+use protocol::subject::{EVENTS_STREAM, subject_template};
 use timeline::published::EventsPosition;
 
-const BATCH_ID: &str = "Nats-Batch-Id";
-const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
-const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 const TRACEPARENT: &str = "traceparent";
 const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
 
-/// The server refuses larger ones.
-const LARGEST_BATCH: usize = 1_000;
 /// A batch costs the server as much as about a dozen single publishes, one after the other.
 const MOST_SINGLY: usize = 8;
 /// A batch that something else came in front of is tried again in so many parts.
 const SMALLER: usize = 8;
 /// An acknowledgement takes milliseconds; after this nobody knows.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// `err_code`s of JetStream that decide what comes next.
-mod code {
-    /// The stream's last sequence is not the expected one.
-    pub const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
-    /// A batch holds an event the stream knows: nothing of it was stored.
-    pub const KNOWN_EVENT: u64 = 10_201;
-}
 
 /// An event, ready to be published.
 #[derive(Debug)]
@@ -73,13 +61,21 @@ impl Outgoing {
         let span = headers
             .get(TRACEPARENT)
             .is_some()
-            .then(|| send_span(&subject, event.seq(), &mut headers));
+            .then(|| event_span(&subject, event.seq(), &mut headers));
         Ok(Outgoing {
             subject,
             headers,
             payload,
             _span: span,
         })
+    }
+
+    fn message(&self) -> Message {
+        Message {
+            subject: self.subject.clone(),
+            headers: self.headers.clone(),
+            payload: self.payload.clone(),
+        }
     }
 
     /// For an event without a position of its own: says that everything up to `told` was told before.
@@ -91,20 +87,10 @@ impl Outgoing {
 }
 
 /// Below whatever sent the message; what follows from the event stands below this.
-fn send_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
-    let span = tracing::info_span!(
-        parent: None,
-        "send",
-        otel.name = format!("send {}", protocol::subject::subject_template(subject)),
-        otel.kind = "producer",
-        messaging.system = "nats",
-        messaging.operation.name = "send",
-        messaging.operation.r#type = "send",
-        messaging.destination.name = subject,
-        messaging.destination.template = protocol::subject::subject_template(subject),
-        scrollback.seq = seq.get(),
-    );
+fn event_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
+    let span = send_span(&Span::none(), subject, &subject_template(subject));
     remote_parent(&span, Some(headers));
+    set_attribute(&span, "scrollback.seq", seq.as_i64());
     inject_trace(&span, headers);
     span
 }
@@ -160,7 +146,7 @@ impl Publisher {
     /// [`Trouble::Superseded`] when another copy has published; [`Trouble::Publish`] when the stream does not take them. Some
     /// may be published then: look again.
     pub async fn publish(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
-        let (mut rest, mut size) = (events, LARGEST_BATCH);
+        let (mut rest, mut size) = (events, batch::MAX_MESSAGES);
         while !rest.is_empty() {
             let (next, behind) = rest.split_at(rest.len().min(size));
             if next.len() <= MOST_SINGLY {
@@ -178,7 +164,7 @@ impl Publisher {
                     Err(trouble) => return Err(trouble),
                 }
             }
-            size = (size * 2).clamp(MOST_SINGLY, LARGEST_BATCH);
+            size = (size * 2).clamp(MOST_SINGLY, batch::MAX_MESSAGES);
             rest = behind;
         }
         Ok(())
@@ -198,9 +184,10 @@ impl Publisher {
     }
 
     async fn one(&mut self, event: &Outgoing) -> Result<(), Trouble> {
-        let mut headers = event.headers.clone();
-        headers.insert(EXPECTED_LAST, self.last()?);
-        let ack = self.ask(event, headers).await?;
+        let mut message = event.message();
+        message.headers.insert(EXPECTED_LAST, self.last()?);
+        let ack = publish(self.nats.client(), message, ACK_TIMEOUT).await;
+        let ack = of_events(ack?)?;
         // An event that is known stands where it stood, and moves nothing.
         if !ack.duplicate {
             self.moved(ack.seq.get());
@@ -222,67 +209,20 @@ impl Publisher {
 
     /// All of them with one flush, or none, where one is known: false then.
     async fn batch(&mut self, events: &[Outgoing]) -> Result<bool, Trouble> {
-        let Some((last, before)) = events.split_last() else {
+        if events.is_empty() {
             return Ok(true);
-        };
-        let client = self.nats.client().clone();
-        let id = client
-            .new_inbox()
-            .rsplit('.')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let mut expected = Some(self.last()?);
-        let mut headers = |event: &Outgoing, sequence: usize| {
-            let mut headers = event.headers.clone();
-            headers.insert(BATCH_ID, id.as_str());
-            headers.insert(BATCH_SEQUENCE, HeaderValue::from(sequence));
-            if let Some(last) = expected.take() {
-                headers.insert(EXPECTED_LAST, last);
+        }
+        let mut messages: Vec<Message> = events.iter().map(Outgoing::message).collect();
+        if let Some(first) = messages.first_mut() {
+            first.headers.insert(EXPECTED_LAST, self.last()?);
+        }
+        match publish_batch(self.nats.client(), messages, ACK_TIMEOUT).await {
+            Ok(ack) => {
+                self.moved(of_events(ack)?.seq.get());
+                Ok(true)
             }
-            headers
-        };
-        for (index, event) in before.iter().enumerate() {
-            let sent = client.publish_with_headers(
-                event.subject.clone(),
-                headers(event, index + 1),
-                event.payload.clone(),
-            );
-            sent.await
-                .map_err(|error| Trouble::Publish(error.to_string()))?;
-        }
-        let mut commit = headers(last, events.len());
-        commit.insert(BATCH_COMMIT, HeaderValue::from(1));
-        let ack = self.ask(last, commit).await?;
-        if ack.duplicate {
-            return Ok(false);
-        }
-        if ack.count != events.len() {
-            return Err(Trouble::Publish(format!(
-                "a batch of {} was acknowledged as {}",
-                events.len(),
-                ack.count
-            )));
-        }
-        self.moved(ack.seq.get());
-        Ok(true)
-    }
-
-    async fn ask(&self, event: &Outgoing, headers: HeaderMap) -> Result<PublishAck, Trouble> {
-        let request = Request::new()
-            .headers(headers)
-            .payload(event.payload.clone())
-            .timeout(Some(ACK_TIMEOUT));
-        match self
-            .nats
-            .client()
-            .send_request(event.subject.clone(), request)
-            .await
-        {
-            Ok(reply) if reply.status == Some(StatusCode::NO_RESPONDERS) => Err(no_stream()),
-            Ok(reply) => read(&reply.payload),
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(no_stream()),
-            Err(error) => Err(Trouble::Publish(error.to_string())),
+            Err(error) if error.is(err_code::DUPLICATE_IN_BATCH) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -301,32 +241,27 @@ impl Publisher {
     }
 }
 
-fn no_stream() -> Trouble {
-    Trouble::Publish("JetStream or the stream is not there".to_owned())
-}
-
-/// Reads JetStream's answer; a batch with a known event reads as a duplicate.
-fn read(payload: &[u8]) -> Result<PublishAck, Trouble> {
-    let mut ack: PublishAck = serde_json::from_slice(payload)
-        .map_err(|_| Trouble::Publish("what answers is not JetStream".to_owned()))?;
-    match ack.error.take() {
-        None if ack.stream == EVENTS_STREAM => Ok(ack),
-        None => Err(Trouble::Publish(format!(
+/// An acknowledgement of our stream, not of another one that has taken its subjects.
+fn of_events(ack: PublishAck) -> Result<PublishAck, Trouble> {
+    if ack.stream == EVENTS_STREAM {
+        Ok(ack)
+    } else {
+        Err(Trouble::Publish(format!(
             "stream {} took an event",
             ack.stream
-        ))),
-        Some(error) if error.err_code == code::KNOWN_EVENT => Ok(PublishAck {
-            duplicate: true,
-            ..ack
-        }),
-        Some(error) if code::WRONG_LAST_SEQUENCE.contains(&error.err_code) => {
-            Err(Trouble::Superseded)
+        )))
+    }
+}
+
+impl From<PublishError> for Trouble {
+    fn from(error: PublishError) -> Trouble {
+        if err_code::WRONG_LAST_SEQUENCE
+            .iter()
+            .any(|code| error.is(*code))
+        {
+            Trouble::Superseded
+        } else {
+            Trouble::Publish(error.to_string())
         }
-        Some(PublishError {
-            err_code,
-            description,
-        }) => Err(Trouble::Publish(format!(
-            "JetStream says: {description} ({err_code})"
-        ))),
     }
 }

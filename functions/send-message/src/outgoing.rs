@@ -1,4 +1,4 @@
-//! A message on its way into the log.
+//! A message on its way to the stream.
 
 use std::sync::Arc;
 
@@ -8,104 +8,112 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::secret::Secret;
+use jetstream::publish::Message;
 use protocol::header;
 use protocol::message::{Incoming, plausible_timestamp};
 use protocol::name::User;
 use protocol::send::Draft;
 
-/// What the protocol line and the headers of a batch may add to a message.
+/// The most that the protocol line and the headers of a batch add to a message.
 const HEADER_ROOM: usize = 1024;
 
-/// A message as it is published.
+/// A message to append.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     /// Who sends it.
     pub user: String,
-    /// The sender's id, or the one that was made.
+    /// The client-supplied id, or a generated one.
     pub id: String,
-    /// The sender gave the id, so this may be a resend.
-    pub given: bool,
+    /// The client supplied the id, so this may be a resend.
+    pub client_supplied_id: bool,
     /// As stored: `general`, `dm.alice.bob`.
     pub room: String,
-    /// The text, for comparing it with what the log has under the same id.
+    /// The text, for comparing it with what is stored under the same id.
     pub text: String,
     /// Where it is published.
     pub subject: String,
-    /// With `Nats-Msg-Id` where the id was made, else [`named_by`](Outgoing::named_by) adds it; the caller adds the trace.
+    /// With `Nats-Msg-Id` if the id is generated; otherwise
+    /// [`set_message_id`](Outgoing::set_message_id) adds it. The caller adds the trace.
     pub headers: HeaderMap,
     /// The body.
     pub payload: Bytes,
 }
 
 impl Outgoing {
-    /// Stamps the sender, an id where there is none, and `now_ms` where the client's time is not believable.
+    /// Adds the sender, an id if the draft has none, and `now_ms` if the client's time is not
+    /// plausible.
     pub fn new(user: User, subject: String, room: String, draft: Draft, now_ms: i64) -> Outgoing {
-        let given = draft.id.is_some();
+        let client_supplied_id = draft.id.is_some();
         let id = draft.id.unwrap_or_else(|| Uuid::now_v7().to_string());
         let timestamp = plausible_timestamp(draft.timestamp, now_ms);
-        let payload =
-            json!({"user": user.as_str(), "text": draft.text, "timestamp": timestamp, "id": id})
-                .to_string()
-                .into();
+        let user = user.as_str().to_owned();
+        let body = json!({"user": user, "text": draft.text, "timestamp": timestamp, "id": id});
         let mut headers = HeaderMap::new();
-        if !given {
-            // Nobody knew it a moment ago.
-            headers.insert(header::MESSAGE_ID, value(format!("{}:{id}", user.as_str())));
+        if !client_supplied_id {
+            // Nobody can have guessed a random id.
+            headers.insert(header::MESSAGE_ID, value(format!("{user}:{id}")));
         }
         Outgoing {
-            user: user.as_str().to_owned(),
+            user,
             id,
-            given,
+            client_supplied_id,
             room,
             text: draft.text,
             subject,
             headers,
-            payload,
+            payload: body.to_string().into(),
         }
     }
 
-    /// Adds the `Nats-Msg-Id` of a message with an id of the sender's own. A publisher may choose any `Nats-Msg-Id`: this
-    /// one nobody can guess, so nobody can have used it before.
-    pub fn named_by(&mut self, secret: &Secret) {
-        if self.given {
-            self.headers.insert(
-                header::MESSAGE_ID,
-                value(secret.message_id(&self.user, &self.id)),
-            );
+    /// Adds the `Nats-Msg-Id` of a message with a client-supplied id. Publishers may choose any
+    /// `Nats-Msg-Id`; nobody can guess this one, so nobody can have used it before.
+    pub fn set_message_id(&mut self, secret: &Secret) {
+        if self.client_supplied_id {
+            let message_id = secret.message_id(&self.user, &self.id);
+            self.headers.insert(header::MESSAGE_ID, value(message_id));
         }
     }
 
-    /// What makes it one message: sender and id.
+    /// As it is published.
+    pub fn publication(&self) -> Message {
+        Message {
+            subject: self.subject.clone(),
+            headers: self.headers.clone(),
+            payload: self.payload.clone(),
+        }
+    }
+
+    /// What identifies it: sender and id.
     pub fn key(&self) -> (String, String) {
         (self.user.clone(), self.id.clone())
     }
 
-    /// Whose messages it stays in order with: those of its sender to its room.
+    /// The queue in whose order it is appended: its sender's messages to its room.
     pub fn queue(&self) -> Arc<str> {
-        // No name holds a space.
+        // No name contains a space.
         format!("{} {}", self.user, self.room).into()
     }
 
-    /// How many bytes it may take on the wire, at most.
-    pub fn weight(&self) -> usize {
+    /// The most bytes it takes on the wire.
+    pub fn max_wire_size(&self) -> usize {
         self.payload.len() + self.subject.len() + HEADER_ROOM
     }
 
-    /// Whether what the log has is this very message, and not another one under the same id. Its time is not looked
-    /// at: a client that gives none sends another one each time.
-    pub fn is(&self, stored: &Incoming) -> bool {
+    /// Whether `stored` is this message, and not another one with the same id. The time is not
+    /// compared: a client that sends none gets another one each time.
+    pub fn is_same(&self, stored: &Incoming) -> bool {
         stored.user == self.user
             && stored.id.as_deref() == Some(&self.id)
-            && self.says(&stored.room, &stored.text)
+            && self.has_content(&stored.room, &stored.text)
     }
 
-    /// Whether a message of the same sender and id, in this room and with this text, is the same.
-    pub fn says(&self, room: &str, text: &str) -> bool {
+    /// Whether it has this room and text.
+    pub fn has_content(&self, room: &str, text: &str) -> bool {
         self.room == room && self.text == text
     }
 }
 
-/// Of printable ASCII, which a header can hold; anything else makes an empty one.
-pub fn value(text: impl ToString) -> HeaderValue {
-    text.to_string().parse().unwrap_or_default()
+/// A header's value of printable ASCII; any other text becomes an empty value.
+fn value(text: String) -> HeaderValue {
+    text.parse().unwrap_or_default()
 }

@@ -1,15 +1,16 @@
-//! The `Nats-Msg-Id` of a message that was sent with an id: nobody can guess it, and every replica makes the same.
+//! The `Nats-Msg-Id` of a message with a client-supplied id: nobody can guess it, and every replica
+//! computes the same one.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// SHA-256 works on blocks of so many bytes.
+/// SHA-256's block size in bytes.
 const BLOCK: usize = 64;
-/// Of the code's 32 bytes: what nobody guesses.
+/// How many of the code's 32 bytes are used: enough that nobody guesses them.
 const LENGTH: usize = 16;
 
-/// What nobody knows but the replicas of `send-message`, which share a database.
+/// Known only to the replicas of `send-message`, which share a database.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
@@ -24,9 +25,9 @@ impl Secret {
         Secret(bytes)
     }
 
-    /// `{user}:{code}`, the code being that of user and id.
+    /// `{user}:{code}`, where the code is an HMAC of user and id.
     pub fn message_id(&self, user: &str, id: &str) -> String {
-        // No name holds U+0000, so no two pairs are one text.
+        // No name contains U+0000, so no two pairs give the same text.
         let code = self.hmac(&[user.as_bytes(), &[0], id.as_bytes()].concat());
         let hex: String = code
             .iter()

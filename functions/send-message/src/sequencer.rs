@@ -1,8 +1,10 @@
-//! The order of messages: what one sender writes to one room is appended in the order in which it came.
+//! The order of messages: one sender's messages to one room are appended in the order in which they
+//! arrived.
 //!
-//! Each sender and room has a queue of its own, a FIFO. A message takes its slot in the queue as soon as it comes, before
-//! anything is awaited, and keeps it until its sender has an answer. The messages at the front go to the log
-//! when their ids have been looked up and nothing of the same queue is in flight. Queues never wait for one another.
+//! Each pair of sender and room has a queue. A message takes its slot in the queue as soon as it
+//! arrives, before anything is awaited, and keeps it until its sender has a reply. The messages at the
+//! front are taken when their ids have been looked up and no other message of the queue is in flight.
+//! Queues never wait for one another.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -10,170 +12,185 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
-use crate::commit::Waiting;
-
 /// Which queue: sender and room.
 pub type Key = Arc<str>;
 
-/// Every queue that holds something.
-#[derive(Debug)]
-pub struct Sequencer {
-    state: Mutex<State>,
-    /// Queues whose first message is ready. Weak, so that the task that reads them ends with the last sender.
+/// Every queue that contains something. `T` is a message that waits; it owns its [`Slot`].
+pub struct Sequencer<T> {
+    state: Mutex<State<T>>,
+    /// Queues whose first message is ready. Weak, so that the task that reads them ends with the last
+    /// sender.
     ready: mpsc::WeakUnboundedSender<Key>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    queues: HashMap<Key, Queue>,
+struct State<T> {
+    queues: HashMap<Key, Queue<T>>,
     next_number: u64,
-    /// How many messages are to be expected right now: the senders of the last batch were just answered.
+    /// How many messages we expect right now: the senders of the last batch were just answered.
     expected: usize,
 }
 
 /// Messages of one sender to one room.
-#[derive(Debug, Default)]
-struct Queue {
+struct Queue<T> {
     /// By ascending number; `None` while an id is looked up.
-    waiting: VecDeque<(u64, Option<Waiting>)>,
-    /// Taken to be appended, and not answered yet.
+    waiting: VecDeque<(u64, Option<T>)>,
+    /// Taken, and not answered yet.
     in_flight: usize,
-    /// The queue's key was sent to whoever appends, and not taken yet.
+    /// The queue's key was sent to the task that appends, and not received yet.
     announced: bool,
 }
 
-impl Queue {
+impl<T> Queue<T> {
+    fn new(in_flight: usize) -> Queue<T> {
+        Queue {
+            waiting: VecDeque::new(),
+            in_flight,
+            announced: false,
+        }
+    }
+
+    fn is_first_ready(&self) -> bool {
+        matches!(self.waiting.front(), Some((_, Some(_))))
+    }
+
     fn is_due(&self) -> bool {
-        self.in_flight == 0 && !self.announced && matches!(self.waiting.front(), Some((_, Some(_))))
+        self.in_flight == 0 && !self.announced && self.is_first_ready()
     }
 }
 
 /// A message's slot in its queue; dropping it lets the next message pass.
-pub struct Slot {
-    sequencer: Arc<Sequencer>,
+pub struct Slot<T> {
+    sequencer: Arc<Sequencer<T>>,
+    position: Position,
+}
+
+/// Where a slot is.
+#[derive(Debug, Clone)]
+pub struct Position {
     key: Key,
     number: u64,
 }
 
-impl fmt::Debug for Slot {
+impl<T> fmt::Debug for Sequencer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sequencer").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for Slot<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slot")
-            .field("number", &self.number)
+            .field("number", &self.position.number)
             .finish_non_exhaustive()
     }
 }
 
-impl Slot {
+impl<T> Slot<T> {
     /// Which queue it is in.
     pub fn key(&self) -> &Key {
-        &self.key
+        &self.position.key
+    }
+
+    /// Where it is, for [`Sequencer::ready`].
+    pub fn position(&self) -> Position {
+        self.position.clone()
     }
 }
 
-impl Drop for Slot {
+impl<T> Drop for Slot<T> {
     fn drop(&mut self) {
-        self.sequencer.leave(&self.key, self.number);
+        self.sequencer.leave(&self.position);
     }
 }
 
-impl Sequencer {
-    pub fn new(ready: &mpsc::UnboundedSender<Key>) -> Arc<Sequencer> {
+impl<T> Sequencer<T> {
+    pub fn new(ready: &mpsc::UnboundedSender<Key>) -> Arc<Sequencer<T>> {
+        let state = State {
+            queues: HashMap::new(),
+            next_number: 0,
+            expected: 0,
+        };
         Arc::new(Sequencer {
-            state: Mutex::default(),
+            state: Mutex::new(state),
             ready: ready.downgrade(),
         })
     }
 
     /// The next slot in this queue.
-    pub fn enter(self: &Arc<Self>, key: Key) -> Slot {
+    pub fn enter(self: &Arc<Self>, key: Key) -> Slot<T> {
         let mut state = self.lock();
         let number = state.number();
-        state
+        let queue = state
             .queues
             .entry(key.clone())
-            .or_default()
-            .waiting
-            .push_back((number, None));
-        Slot {
-            sequencer: self.clone(),
-            key,
-            number,
-        }
+            .or_insert_with(|| Queue::new(0));
+        queue.waiting.push_back((number, None));
+        self.slot(key, number)
     }
 
-    /// A slot for a message that goes to the log at once: when there is no other message in any queue, and none to
-    /// be expected.
-    pub fn enter_alone(self: &Arc<Self>, key: &Key) -> Option<Slot> {
+    /// A slot for a message that is appended at once: if no other message is in any queue, and none
+    /// is expected.
+    pub fn enter_fast_path(self: &Arc<Self>, key: &Key) -> Option<Slot<T>> {
         let mut state = self.lock();
         if state.expected > 0 || !state.queues.is_empty() {
             return None;
         }
         let number = state.number();
-        state.queues.insert(
-            key.clone(),
-            Queue {
-                in_flight: 1,
-                ..Queue::default()
-            },
-        );
-        Some(Slot {
-            sequencer: self.clone(),
-            key: key.clone(),
-            number,
-        })
+        state.queues.insert(key.clone(), Queue::new(1));
+        Some(self.slot(key.clone(), number))
     }
 
-    /// So many messages are to be expected.
+    fn slot(self: &Arc<Self>, key: Key, number: u64) -> Slot<T> {
+        Slot {
+            sequencer: self.clone(),
+            position: Position { key, number },
+        }
+    }
+
+    /// So many messages are expected.
     pub fn expect(&self, messages: usize) {
         self.lock().expected = messages;
     }
 
-    /// Puts a message whose id was looked up, or needs no look-up, into its slot.
-    pub fn ready(&self, waiting: Waiting) {
-        let key = waiting.slot.key.clone();
-        let number = waiting.slot.number;
+    /// Puts a message into its slot: its id was looked up, or needs no lookup.
+    pub fn ready(&self, position: &Position, message: T) {
         let mut state = self.lock();
-        let Some(queue) = state.queues.get_mut(&key) else {
+        let Some(queue) = state.queues.get_mut(&position.key) else {
             return;
         };
-        if let Ok(index) = queue
-            .waiting
-            .binary_search_by_key(&number, |(number, _)| *number)
+        if let Ok(index) = queue.find(position.number)
             && let Some((_, slot)) = queue.waiting.get_mut(index)
         {
-            *slot = Some(waiting);
+            *slot = Some(message);
         }
-        self.announce(state, &key);
+        self.announce(state, &position.key);
     }
 
-    /// Takes what is ready at the front of this queue, in order, until `fits` says no.
-    pub fn take(&self, key: &Key, mut fits: impl FnMut(&Waiting) -> bool) -> Vec<Waiting> {
+    /// Takes the ready messages at the front of this queue, in order, until `fits` says no.
+    pub fn take(&self, key: &Key, mut fits: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut state = self.lock();
         let Some(queue) = state.queues.get_mut(key) else {
             return Vec::new();
         };
         let mut taken = Vec::new();
-        while let Some((_, Some(waiting))) = queue.waiting.front()
-            && fits(waiting)
+        while let Some((_, Some(message))) = queue.waiting.front()
+            && fits(message)
         {
-            taken.extend(queue.waiting.pop_front().and_then(|(_, waiting)| waiting));
+            taken.extend(queue.waiting.pop_front().and_then(|(_, message)| message));
         }
-        // One of which nothing fits stays announced: whoever asked comes back to it.
-        queue.announced = taken.is_empty() && matches!(queue.waiting.front(), Some((_, Some(_))));
+        // A queue of which nothing fits stays announced: the caller comes back to it.
+        queue.announced = taken.is_empty() && queue.is_first_ready();
         queue.in_flight += taken.len();
         taken
     }
 
-    fn leave(&self, key: &Key, number: u64) {
+    fn leave(&self, Position { key, number }: &Position) {
         let mut state = self.lock();
         let Some(queue) = state.queues.get_mut(key) else {
             return;
         };
-        match queue
-            .waiting
-            .binary_search_by_key(&number, |(number, _)| *number)
-        {
-            // A message inside the queue owns its slot, so this one is empty.
+        match queue.find(*number) {
+            // A message in the queue owns its slot, so this slot is empty.
             Ok(index) => drop(queue.waiting.remove(index)),
             Err(_) => queue.in_flight = queue.in_flight.saturating_sub(1),
         }
@@ -184,31 +201,36 @@ impl Sequencer {
         self.announce(state, key);
     }
 
-    /// Tells whoever appends when the first message of the queue is ready. When nobody appends any more, the messages are
-    /// dropped, so that their senders hear of it.
-    fn announce(&self, mut state: MutexGuard<'_, State>, key: &Key) {
+    /// Tells the task that appends when the first message of the queue is ready. If that task is gone,
+    /// the messages are dropped, so that their senders get an error.
+    fn announce(&self, mut state: MutexGuard<'_, State<T>>, key: &Key) {
         let Some(queue) = state.queues.get_mut(key).filter(|queue| queue.is_due()) else {
             return;
         };
         queue.announced = true;
-        let sent = self
-            .ready
-            .upgrade()
-            .is_some_and(|ready| ready.send(key.clone()).is_ok());
+        let ready = self.ready.upgrade();
+        let sent = ready.is_some_and(|ready| ready.send(key.clone()).is_ok());
         if !sent {
             let lost = state.queues.remove(key);
             drop(state);
-            // Their slots are left only now: leaving takes the lock.
+            // Dropped only now, because dropping their slots takes the lock.
             drop(lost);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl<T> Queue<T> {
+    fn find(&self, number: u64) -> Result<usize, usize> {
+        self.waiting
+            .binary_search_by_key(&number, |(number, _)| *number)
+    }
+}
+
+impl<T> State<T> {
     fn number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
@@ -218,10 +240,16 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commit::waiting;
+
+    /// A message that is nothing but its slot.
+    struct Waiting(Slot<Waiting>);
+
+    fn ready(sequencer: &Sequencer<Waiting>, slot: Slot<Waiting>) {
+        sequencer.ready(&slot.position(), Waiting(slot));
+    }
 
     fn sequencer() -> (
-        Arc<Sequencer>,
+        Arc<Sequencer<Waiting>>,
         mpsc::UnboundedReceiver<Key>,
         mpsc::UnboundedSender<Key>,
     ) {
@@ -230,7 +258,10 @@ mod tests {
     }
 
     fn numbers(taken: &[Waiting]) -> Vec<u64> {
-        taken.iter().map(|waiting| waiting.slot.number).collect()
+        taken
+            .iter()
+            .map(|waiting| waiting.0.position.number)
+            .collect()
     }
 
     #[test]
@@ -238,12 +269,12 @@ mod tests {
         let (sequencer, mut queues, _ready) = sequencer();
         let [ann, bob] = ["ann general", "bob general"].map(Key::from);
         let [one, two, three] = [(); 3].map(|()| sequencer.enter(ann.clone()));
-        sequencer.ready(waiting(two));
+        ready(&sequencer, two);
         assert!(queues.try_recv().is_err(), "the first is still looked up");
-        sequencer.ready(waiting(sequencer.enter(bob.clone())));
+        ready(&sequencer, sequencer.enter(bob.clone()));
         assert_eq!(queues.try_recv().unwrap(), bob);
-        sequencer.ready(waiting(one));
-        sequencer.ready(waiting(three));
+        ready(&sequencer, one);
+        ready(&sequencer, three);
         assert_eq!(queues.try_recv().unwrap(), ann);
         let mut room = 2;
         let taken = sequencer.take(&ann, |_| {
@@ -260,16 +291,16 @@ mod tests {
         assert_eq!(numbers(&sequencer.take(&ann, |_| true)), [3]);
         assert!(
             sequencer.lock().queues.is_empty(),
-            "nothing is kept of whoever is done"
+            "an empty queue is removed"
         );
     }
 
     #[test]
-    fn whoever_is_answered_in_between_lets_the_others_pass() {
+    fn an_answered_message_lets_the_others_pass() {
         let (sequencer, mut queues, _ready) = sequencer();
         let key = Key::from("ann general");
         let [one, two, three] = [(); 3].map(|()| sequencer.enter(key.clone()));
-        sequencer.ready(waiting(three));
+        ready(&sequencer, three);
         drop(two);
         assert!(queues.try_recv().is_err());
         drop(one);
@@ -280,35 +311,35 @@ mod tests {
     }
 
     #[test]
-    fn a_message_goes_at_once_when_it_is_the_only_one() {
+    fn the_fast_path_is_for_the_only_message() {
         let (sequencer, mut queues, _ready) = sequencer();
         let [ann, bob] = ["ann general", "bob general"].map(Key::from);
-        let alone = sequencer.enter_alone(&ann).unwrap();
+        let only = sequencer.enter_fast_path(&ann).unwrap();
         for _ in 0..3 {
-            assert!(sequencer.enter_alone(&bob).is_none());
+            assert!(sequencer.enter_fast_path(&bob).is_none());
         }
-        sequencer.ready(waiting(sequencer.enter(ann.clone())));
+        ready(&sequencer, sequencer.enter(ann.clone()));
         assert!(
             queues.try_recv().is_err(),
             "the one before it is on its way"
         );
-        drop(alone);
+        drop(only);
         assert_eq!(queues.try_recv().unwrap(), ann);
         drop(sequencer.take(&ann, |_| true));
         sequencer.expect(3);
-        assert!(sequencer.enter_alone(&bob).is_none());
+        assert!(sequencer.enter_fast_path(&bob).is_none());
         sequencer.expect(0);
-        assert!(sequencer.enter_alone(&bob).is_some());
+        assert!(sequencer.enter_fast_path(&bob).is_some());
     }
 
     #[test]
-    fn when_nobody_appends_any_more_senders_hear_of_it() {
+    fn senders_get_an_error_when_the_task_that_appends_is_gone() {
         let (sequencer, queues, _ready) = sequencer();
         drop(queues);
         let key = Key::from("ann general");
         let [one, two] = [(); 2].map(|()| sequencer.enter(key.clone()));
-        sequencer.ready(waiting(two));
-        sequencer.ready(waiting(one));
+        ready(&sequencer, two);
+        ready(&sequencer, one);
         assert!(sequencer.lock().queues.is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! Sending as a client sees it, on real servers.
 
-mod known;
+mod dedup;
 mod order;
 mod plans;
 mod trouble;

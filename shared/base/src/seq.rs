@@ -27,6 +27,15 @@ impl Seq {
         }
     }
 
+    /// A sequence as JetStream reports it; one above 2^63 - 1, which no stream reaches, becomes
+    /// [`Seq::MAX`].
+    pub const fn saturating(seq: u64) -> Seq {
+        match Self::new(seq) {
+            Some(seq) => seq,
+            None => Self::MAX,
+        }
+    }
+
     /// The number.
     pub const fn get(self) -> u64 {
         self.0

@@ -1,43 +1,56 @@
-//! One message into the log, acknowledged.
+//! One message appended to one stream, and an error that a request handler can return as it is.
 
 use std::time::Duration;
 
 use async_nats::header::HeaderMap;
-use async_nats::{RequestErrorKind, StatusCode};
 use bytes::Bytes;
-use serde::Deserialize;
 
+use crate::publish::{Message, PublishError, err_code, publish};
 use base::error::{Code, Error};
 use base::seq::Seq;
 use nats::connection::Connection;
 use nats::headers::MalformedHeaders;
 
-/// JetStream's `err_code` of a message larger than the stream takes.
-const TOO_LARGE: u64 = 10_054;
-/// `err_code`s of a spent budget: the stream's, the account's, the server's.
-const FULL: [u64; 4] = [10_077, 10_002, 10_047, 10_023];
-
-/// Why the log did not take a message.
+/// Why a message was not appended.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
-    /// The headers it came with cannot be sent.
+    /// Its headers cannot be sent.
     #[error(transparent)]
     MalformedHeaders(#[from] MalformedHeaders),
-    /// Larger than the server or the stream takes; in whose words.
+    /// It is larger than the server or the stream takes; in JetStream's words.
     #[error("{0}")]
     TooLarge(String),
-    /// A disk budget is spent; in JetStream's words. It was not taken.
+    /// A disk budget is spent; in JetStream's words. The message was not stored.
     #[error("{0}")]
     Full(String),
-    /// JetStream refused it for another reason; in its words. It was not taken.
+    /// JetStream refused it for another reason; in its words. The message was not stored.
     #[error("{0}")]
     Refused(String),
-    /// No stream listens on the subject now. It was not taken.
-    #[error("the log does not acknowledge (no responders)")]
+    /// No stream has this subject now. The message was not stored.
+    #[error("the stream does not acknowledge (no responders)")]
     NoStream,
-    /// Nobody knows whether the log has it.
-    #[error("the log does not acknowledge ({0})")]
+    /// There was no acknowledgement. The message may be stored all the same.
+    #[error("the stream does not acknowledge ({0})")]
     Unanswered(String),
+}
+
+impl From<PublishError> for AppendError {
+    fn from(error: PublishError) -> AppendError {
+        match error {
+            PublishError::NoStream => AppendError::NoStream,
+            PublishError::Unanswered(why) => AppendError::Unanswered(why),
+            PublishError::NotJetStream => AppendError::Unanswered(SOMETHING_ELSE.to_owned()),
+            PublishError::Refused {
+                err_code: err_code::TOO_LARGE,
+                description,
+            } => AppendError::TooLarge(description),
+            PublishError::Refused {
+                err_code,
+                description,
+            } if err_code::FULL.contains(&err_code) => AppendError::Full(description),
+            PublishError::Refused { description, .. } => AppendError::Refused(description),
+        }
+    }
 }
 
 impl From<AppendError> for Error {
@@ -46,60 +59,32 @@ impl From<AppendError> for Error {
             AppendError::MalformedHeaders(_) => {
                 (Code::BadRequest, "no client can read the headers of this")
             }
-            AppendError::TooLarge(_) => (Code::TooLarge, "this is larger than the log takes"),
+            AppendError::TooLarge(_) => (Code::TooLarge, "this is larger than the stream takes"),
             AppendError::Full(_) => (
                 Code::Unavailable,
-                "the log is full; try again when the operator has made room",
+                "the stream is full; try again when the operator has made room",
             ),
             AppendError::Refused(_) => (
                 Code::Unavailable,
-                "the log refuses this; the operator's log says why; try again",
+                "the stream refuses this; the operator's log says why; try again",
             ),
             AppendError::NoStream => (
                 Code::Unavailable,
-                "the log is not there: JetStream is away, or being set up; try again",
+                "the stream is not there: JetStream is away, or being set up; try again",
             ),
             AppendError::Unanswered(_) => (
                 Code::Unavailable,
-                "the log does not acknowledge; it may have taken this all the same: try again",
+                "the stream does not acknowledge; it may have taken this all the same: try again",
             ),
         };
         Error::new(code, reason).with_detail(error)
     }
 }
 
-/// What JetStream answers to a publish.
-#[derive(Debug, Deserialize)]
-pub struct PublishAck {
-    /// Which stream took it; empty when none did.
-    #[serde(default)]
-    pub stream: String,
-    /// Where it stands there; of a batch, its last message.
-    #[serde(default)]
-    pub seq: Seq,
-    /// The stream knew its `Nats-Msg-Id`: it stands where the first one does.
-    #[serde(default)]
-    pub duplicate: bool,
-    /// How many messages a batch held.
-    #[serde(default)]
-    pub count: usize,
-    /// Why it was not taken.
-    pub error: Option<PublishError>,
-}
+const SOMETHING_ELSE: &str = "something else answered";
 
-/// Why JetStream did not take a publish.
-#[derive(Debug, Deserialize)]
-pub struct PublishError {
-    /// JetStream's number for it.
-    #[serde(default)]
-    pub err_code: u64,
-    /// In JetStream's words.
-    #[serde(default)]
-    pub description: String,
-}
-
-/// Appends a message to `stream`, waiting at most `limit`; where it stands. Known to JetStream under its `Nats-Msg-Id`, it
-/// is not taken twice: that place is the first one's.
+/// Appends a message to `stream` and waits at most `limit`; its sequence. If the stream remembers its
+/// `Nats-Msg-Id`, nothing is stored, and the sequence is that of the first message with the id.
 ///
 /// # Errors
 /// [`AppendError`].
@@ -111,34 +96,15 @@ pub async fn append(
     payload: Bytes,
     limit: Duration,
 ) -> Result<Seq, AppendError> {
-    let request = async_nats::Request::new()
-        .headers(headers)
-        .payload(payload)
-        .timeout(Some(limit));
-    let reply = nats
-        .client()
-        .send_request(subject.to_owned(), request)
-        .await
-        .map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => AppendError::NoStream,
-            kind => AppendError::Unanswered(kind.to_string()),
-        })?;
-    if reply.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err(AppendError::NoStream);
-    }
-    let stranger = || AppendError::Unanswered("something else answered".to_owned());
-    let ack: PublishAck = serde_json::from_slice(&reply.payload).map_err(|_| stranger())?;
-    match ack.error {
-        None if ack.stream == stream && ack.seq > Seq::ZERO => Ok(ack.seq),
-        None => Err(stranger()),
-        Some(PublishError {
-            err_code: TOO_LARGE,
-            description,
-        }) => Err(AppendError::TooLarge(description)),
-        Some(PublishError {
-            err_code,
-            description,
-        }) if FULL.contains(&err_code) => Err(AppendError::Full(description)),
-        Some(PublishError { description, .. }) => Err(AppendError::Refused(description)),
+    let message = Message {
+        subject: subject.to_owned(),
+        headers,
+        payload,
+    };
+    let ack = publish(nats.client(), message, limit).await?;
+    if ack.stream == stream && ack.seq > Seq::ZERO {
+        Ok(ack.seq)
+    } else {
+        Err(AppendError::Unanswered(SOMETHING_ELSE.to_owned()))
     }
 }

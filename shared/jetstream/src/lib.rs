@@ -1,13 +1,17 @@
-//! What async-nats cannot do yet: a stream reader with bounded reads, a pull consumer that survives
-//! malformed headers, acknowledged appends. Nothing of chat, nothing of PostgreSQL.
+//! JetStream, as far as async-nats does not cover it yet.
+//!
+//! * [`stream`]: reads of a stream that are bounded in messages, bytes and time, and get past stored
+//!   messages whose headers end the connection of every client.
+//! * [`consumer`]: a pull consumer that several processes share, which survives such messages.
+//! * [`publish`], [`append`], [`batch`]: acknowledged publishing, one message or an atomic batch.
+//! * [`info`]: what the server reports about streams and consumers.
+//!
+//! Knows nothing of the application whose messages these are.
 
 pub mod api;
 pub mod append;
+pub mod batch;
 pub mod consumer;
-mod pull;
+pub mod info;
+pub mod publish;
 pub mod stream;
-
-/// The example of the README compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

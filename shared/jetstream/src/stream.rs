@@ -1,142 +1,72 @@
-//! Reading the log directly: the ack floor, a subject's messages after it, single messages.
+//! Reading a stream directly: messages of a subject, ranges of sequences, single messages.
 //!
-//! Stored headers may be such that they end the connection of whoever receives them (the server keeps
-//! them unread). So direct gets have a connection of their own, and the message at which it broke is
-//! read through the JSON API, where headers come as base64 and no parser sees them (`direct.rs`).
+//! The server stores headers without parsing them, so a stream may hold messages whose headers end
+//! the connection of every client that receives them. Direct gets therefore have a connection of
+//! their own, and the message at which it broke is read through the JSON API, where headers are
+//! base64 and nobody parses them (`direct.rs`).
 //!
 //! Every read takes a [`Limit`].
 
 mod direct;
-mod stored;
+mod error;
+mod limit;
+mod message;
+mod remove;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use base::error::{Code, Error};
+use crate::info::{ConsumerInfo, StreamInfo};
 use base::seq::Seq;
 use direct::Malformed;
 use nats::connection::{ApiError, Connection};
 use nats::settings::NatsSettings;
-use stored::StreamInfo;
 
-pub(crate) use stored::ConsumerInfo;
-pub use stored::GetReply;
+pub use error::StreamError;
+pub use limit::Limit;
+pub use message::{GetReply, RawMessage, StoredMessage, StreamMessage};
 
-/// A floor may be this old. An old one is still safe (the floor only grows), only slower.
-const FLOOR_AGE: Duration = Duration::from_millis(50);
-/// JSON gets under way at once while walking.
-const JSON_CONCURRENCY: usize = 32;
-/// Between two looks at the clock while walking.
-const WALK_STEP: u64 = 256;
-const EVERY_SUBJECT: &str = ">";
+/// The stored-through sequence may be this old. An old value is safe, because it only grows; reads
+/// are only slower with it.
+const STORED_THROUGH_AGE: Duration = Duration::from_millis(50);
+/// Requests to the JSON API in flight during a scan.
+const SCAN_CONCURRENCY: usize = 32;
+/// A scan checks its time after so many sequences.
+const SCAN_STEP: u64 = 256;
+/// Every subject of a stream.
+pub const EVERY_SUBJECT: &str = ">";
 
-/// How much one read may bring, and until when. Every read of the stream takes one.
-#[derive(Debug, Clone, Copy)]
-pub struct Limit {
-    /// At most so many messages.
-    pub messages: usize,
-    /// No further message once there are so many bytes of payload.
-    pub bytes: usize,
-    /// After this the read is given up as [`StreamError::Late`].
-    pub until: Instant,
-}
-
-impl Limit {
-    /// So many messages and bytes, within `time` from now.
-    pub fn within(messages: usize, bytes: usize, time: Duration) -> Limit {
-        Limit {
-            messages,
-            bytes,
-            until: Instant::now() + time,
-        }
-    }
-
-    fn check(&self) -> Result<(), StreamError> {
-        if Instant::now() < self.until {
-            Ok(())
-        } else {
-            Err(StreamError::Late)
-        }
-    }
-}
-
-/// One message of the log.
-#[derive(Debug, Clone)]
-pub struct StreamMessage {
-    /// Its place in the one order.
-    pub seq: Seq,
-    /// As published.
-    pub subject: String,
-    /// Readable ones only.
-    pub headers: Option<HeaderMap>,
-    /// As published.
-    pub payload: Bytes,
-    /// When the log took it, in Unix milliseconds.
-    pub received_ms: i64,
-}
-
-/// Consecutive messages of one subject. Malformed ones are passed over: they are on their way to the
-/// dead letters.
+/// Consecutive messages of one subject. Malformed ones are skipped: they are about to be removed from
+/// the stream ([`crate::consumer`]).
 #[derive(Debug, Clone, Default)]
 pub struct Window {
     /// Oldest first.
     pub messages: Vec<StreamMessage>,
-    /// Nothing of the subject is left beyond the window, in the direction it was read.
+    /// The subject has no more messages beyond the window, in the direction it was read.
     pub complete: bool,
 }
 
-/// What a walk by number found.
+/// What a [scan](StreamReader::scan) found.
 #[derive(Debug, Clone)]
 pub struct Scanned {
     /// Oldest first, malformed ones too.
     pub messages: Vec<RawMessage>,
-    /// Every number up to here was asked for; below the `to` of the walk when its limit was reached.
+    /// Every sequence up to here was read; below the `to` of the scan when its limit was reached.
     pub through: Seq,
 }
 
-/// Why the log could not be read.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StreamError {
-    /// JetStream's API.
-    #[error(transparent)]
-    Api(#[from] ApiError),
-    /// The direct get failed.
-    #[error("direct get: {0}")]
-    Direct(&'static str),
-    /// The time of the read's [`Limit`] was up.
-    #[error("reading the stream took too long")]
-    Late,
-    /// There is more than the read's [`Limit`] allows, and a part of it is no answer.
-    #[error("there is more of it than one request may read: {0}")]
-    TooMuch(&'static str),
-}
-
-/// A message as the JSON API gives it, headers unread.
-#[derive(Debug, Clone)]
-pub struct RawMessage {
-    /// The message; without headers when they are malformed.
-    pub message: StreamMessage,
-    /// The headers as stored; empty when there are none.
-    pub header_block: Vec<u8>,
-    /// No client can read its headers or its subject.
-    pub malformed: bool,
-}
-
-/// An answer, and when it was asked for.
+/// A result, and when it was asked for.
 type Asked<T> = (Instant, Result<T, StreamError>);
 
-/// Which stream is read, and which of its consumers acknowledges what is stored.
+/// Which stream is read, and which of its consumers acknowledges processed messages.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
     /// The stream.
@@ -155,7 +85,7 @@ impl Names {
     }
 }
 
-/// A reader of the log.
+/// Reads a stream.
 #[derive(Debug)]
 pub struct StreamReader {
     control: Connection,
@@ -165,13 +95,13 @@ pub struct StreamReader {
     stop: CancellationToken,
     direct: Mutex<Option<Connection>>,
     malformed: Malformed,
-    floor: Mutex<Option<(Instant, Seq)>>,
+    stored_through: Mutex<Option<(Instant, Seq)>>,
     range: Mutex<Option<Asked<(Seq, Seq)>>>,
 }
 
 impl StreamReader {
-    /// A reader of the stream `names`; `control` is the connection for the JSON API, and those made
-    /// for direct gets and deliveries are called after `client_name`.
+    /// Reads the stream `names`. `control` is the connection for the JSON API; the connections that
+    /// the reader opens for direct gets and deliveries are named after `client_name`.
     pub fn new(
         control: Connection,
         settings: NatsSettings,
@@ -187,7 +117,7 @@ impl StreamReader {
             stop,
             direct: Mutex::default(),
             malformed: Malformed::default(),
-            floor: Mutex::default(),
+            stored_through: Mutex::default(),
             range: Mutex::default(),
         })
     }
@@ -205,7 +135,7 @@ impl StreamReader {
         self.client_name
     }
 
-    pub(crate) fn consumer_names(&self) -> Names {
+    pub(crate) fn names(&self) -> Names {
         self.names
     }
 
@@ -213,31 +143,34 @@ impl StreamReader {
         &self.stop
     }
 
-    /// Everything up to here was committed to PostgreSQL before it was acknowledged.
+    /// The consumer's ack floor: everything up to here was processed before it was acknowledged. May
+    /// be some milliseconds old.
     ///
     /// # Errors
-    /// JetStream does not answer. Without a stream or consumer the floor is 0: nothing is known to be stored.
+    /// JetStream does not answer. Without a stream or consumer this is 0: nothing is known to be
+    /// processed.
     pub async fn stored_through(&self) -> Result<Seq, StreamError> {
-        let mut cached = self.floor.lock().await;
-        if let Some((at, floor)) = *cached
-            && at.elapsed() < FLOOR_AGE
+        let mut cached = self.stored_through.lock().await;
+        if let Some((at, seq)) = *cached
+            && at.elapsed() < STORED_THROUGH_AGE
         {
-            return Ok(floor);
+            return Ok(seq);
         }
         let asked = Instant::now();
-        let floor = self.stored_through_now().await?;
-        self.forget_malformed(floor);
-        *cached = Some((asked, floor));
-        Ok(floor)
+        let seq = self.stored_through_now().await?;
+        self.forget_malformed(seq);
+        *cached = Some((asked, seq));
+        Ok(seq)
     }
 
-    /// The floor as it is, for whoever waits for it to move.
+    /// [`stored_through`](StreamReader::stored_through) as it is now, for callers that wait for it to
+    /// advance.
     ///
     /// # Errors
-    /// As [`StreamReader::stored_through`].
+    /// As [`stored_through`](StreamReader::stored_through).
     pub async fn stored_through_now(&self) -> Result<Seq, StreamError> {
         match self.consumer().await {
-            Ok(info) => Ok(Seq::new(info.ack_floor.stream_seq).unwrap_or(Seq::MAX)),
+            Ok(info) => Ok(info.acknowledged_through()),
             Err(error) if error.is(ApiError::NO_CONSUMER) || error.is(ApiError::NO_STREAM) => {
                 Ok(Seq::ZERO)
             }
@@ -246,15 +179,13 @@ impl StreamReader {
     }
 
     pub(crate) async fn consumer(&self) -> Result<ConsumerInfo, ApiError> {
-        self.control
-            .api(&self.names.consumer("INFO"), &json!({}))
-            .await
+        ConsumerInfo::fetch(&self.control, self.names.stream, self.names.consumer).await
     }
 
     /// The oldest messages of `subject` from `from` on, within `limit`; at least one if there is any.
     ///
     /// # Errors
-    /// The log does not answer, or not in time.
+    /// The stream does not answer, or not in time.
     pub async fn first(
         &self,
         subject: &str,
@@ -262,21 +193,21 @@ impl StreamReader {
         limit: Limit,
     ) -> Result<Window, StreamError> {
         let read = self.read(subject, from, limit).await?;
-        let good = read
+        let well_formed = read
             .messages
             .into_iter()
             .filter_map(|(message, malformed)| (!malformed).then_some(message));
         Ok(Window {
-            messages: good.collect(),
+            messages: well_formed.collect(),
             complete: read.complete,
         })
     }
 
-    /// The newest messages of `subject` in `from..before`: at least `limit.messages` if there are as
+    /// The newest messages of `subject` in `from..before`: at least `limit.messages` if there are so
     /// many, and no older one once there are `limit.bytes`. Nothing is missing right below `before`.
     ///
     /// # Errors
-    /// The log does not answer, or not in time.
+    /// The stream does not answer, or not in time.
     pub async fn last(
         &self,
         subject: &str,
@@ -290,9 +221,10 @@ impl StreamReader {
                 complete: true,
             });
         }
-        let begin = self.beginning_of_last(subject, from, before, limit).await?;
-        let (mut next, mut bytes, mut found) = (begin, 0, VecDeque::new());
-        let mut complete = begin == from;
+        let mut next = self.beginning_of_last(subject, from, before, limit).await?;
+        let mut complete = next == from;
+        let mut bytes = 0;
+        let mut found: VecDeque<StreamMessage> = VecDeque::new();
         'read: loop {
             let read = self.read(subject, next, limit).await?;
             let Some((last, _)) = read.messages.last() else {
@@ -308,11 +240,9 @@ impl StreamReader {
                     found.push_back(message);
                 }
             }
-            // The oldest give way; what is kept ends right below `before`.
+            // The oldest are dropped, so that what is kept ends right below `before`.
             while bytes > limit.bytes && found.len() > 1 {
-                bytes -= found
-                    .pop_front()
-                    .map_or(0, |message: StreamMessage| message.payload.len());
+                bytes -= found.pop_front().map_or(0, |message| message.payload.len());
                 complete = false;
             }
             if read.complete || next >= before {
@@ -325,8 +255,8 @@ impl StreamReader {
         })
     }
 
-    /// Where to begin so that not many more than `limit.messages` of `subject` stand in
-    /// `from..before`: found by bisection, rather than reading a long tail from its beginning.
+    /// Where to begin so that `from..before` has `limit.messages` messages of `subject` and not many
+    /// more. Found by bisection, because reading a long stream from its beginning takes too long.
     async fn beginning_of_last(
         &self,
         subject: &str,
@@ -336,15 +266,17 @@ impl StreamReader {
     ) -> Result<Seq, StreamError> {
         let (_, last) = self.range().await?;
         let enough = limit.messages.saturating_add(limit.messages / 4 + 8);
-        let (mut low, mut high) = (from, before.min(last.next()));
+        let mut low = from;
+        let mut high = before.min(last.next());
         let mut counted = self.between(subject, low, before, limit).await?;
         while high.get().saturating_sub(low.get()) > 1 && counted > enough {
-            limit.check()?;
+            limit.check_time()?;
             let middle = Seq::new(low.get().midpoint(high.get())).unwrap_or(high);
-            // Counted too low while the stream grows: then it begins earlier than need be, never later.
+            // While the stream grows the count is too low: then we begin earlier than necessary.
             let count = self.between(subject, middle, before, limit).await?;
             if count >= limit.messages {
-                (low, counted) = (middle, count);
+                low = middle;
+                counted = count;
             } else {
                 high = middle;
             }
@@ -352,11 +284,11 @@ impl StreamReader {
         Ok(low)
     }
 
-    /// The first sequence the log still holds, and the last one it gave out, as they were after this
-    /// call began. One question serves everybody who waited when it was sent.
+    /// The first sequence the stream still holds and the last one it assigned, as they were after
+    /// this call began. Callers that wait at the same time share one request.
     ///
     /// # Errors
-    /// The log does not answer.
+    /// The stream does not answer.
     pub async fn range(&self) -> Result<(Seq, Seq), StreamError> {
         let called = Instant::now();
         let mut shared = self.range.lock().await;
@@ -366,42 +298,37 @@ impl StreamReader {
             return range.clone();
         }
         let asked = Instant::now();
-        let info = self
-            .control
-            .api::<StreamInfo>(&self.names.stream("INFO"), &json!({}))
-            .await;
-        let seq = |seq| Seq::new(seq).unwrap_or(Seq::MAX);
-        let range = info
-            .map(|info| (seq(info.state.first_seq), seq(info.state.last_seq)))
+        let range = StreamInfo::fetch(&self.control, self.names.stream)
+            .await
+            .map(|info| (info.state.first(), info.state.last()))
             .map_err(StreamError::from);
         *shared = Some((asked, range.clone()));
         range
     }
 
-    /// Every message in `from..=to`, malformed ones too, by number, as far as `limit` reaches: so
-    /// many numbers. Whoever wants all of them goes on behind [`Scanned::through`].
+    /// Every message in `from..=to`, malformed ones too, as far as `limit` reaches: at most so many
+    /// sequences, whether there is a message or not. To read on, begin after [`Scanned::through`].
     ///
     /// # Errors
-    /// The log does not answer, or not in time.
+    /// The stream does not answer, or not in time.
     pub async fn scan(&self, from: Seq, to: Seq, limit: Limit) -> Result<Scanned, StreamError> {
-        let (mut next, mut bytes, mut messages) = (from.get().max(1), 0, Vec::new());
-        let last = to
-            .get()
-            .min(next.saturating_add(limit.messages.max(1) as u64 - 1));
+        let mut next = from.get().max(1);
+        let mut bytes = 0;
+        let mut messages = Vec::new();
+        let sequences = limit.messages.max(1) as u64;
+        let last = to.get().min(next.saturating_add(sequences - 1));
         while next <= last && bytes < limit.bytes {
-            limit.check()?;
-            let end = last.min(next.saturating_add(WALK_STEP - 1));
+            limit.check_time()?;
+            let end = last.min(next.saturating_add(SCAN_STEP - 1));
             let found: Vec<Option<RawMessage>> = futures::stream::iter(next..=end)
-                .map(|seq| self.raw(json!({ "seq": seq })))
-                .buffered(JSON_CONCURRENCY)
+                .map(|seq| self.get_json(json!({ "seq": seq })))
+                .buffered(SCAN_CONCURRENCY)
                 .try_collect()
                 .await?;
-            messages.extend(
-                found
-                    .into_iter()
-                    .flatten()
-                    .inspect(|raw: &RawMessage| bytes += raw.message.payload.len()),
-            );
+            for raw in found.into_iter().flatten() {
+                bytes += raw.message.payload.len();
+                messages.push(raw);
+            }
             next = end + 1;
         }
         Ok(Scanned {
@@ -410,20 +337,20 @@ impl StreamReader {
         })
     }
 
-    /// The message in one place, malformed or not.
+    /// The message with this sequence, malformed or not.
     ///
     /// # Errors
-    /// The log does not answer.
+    /// The stream does not answer.
     pub async fn at(&self, seq: Seq) -> Result<Option<RawMessage>, StreamError> {
-        self.raw(json!({ "seq": seq })).await
+        self.get_json(json!({ "seq": seq })).await
     }
 
-    /// The oldest messages from `from` on, whatever their subject, within `limit`: malformed ones,
-    /// too, which [`first`](StreamReader::first) passes over; each with whether it is malformed. Empty when
-    /// there are no more.
+    /// The oldest messages of every subject from `from` on, within `limit`, each with whether it is
+    /// malformed: unlike [`first`](StreamReader::first), this does not skip those. Empty when there
+    /// are no more.
     ///
     /// # Errors
-    /// The log does not answer, or not in time.
+    /// The stream does not answer, or not in time.
     pub async fn every(
         &self,
         from: Seq,
@@ -435,77 +362,19 @@ impl StreamReader {
     /// The first message of `subject` from `from` on, malformed or not.
     ///
     /// # Errors
-    /// The log does not answer.
+    /// The stream does not answer.
     pub async fn next(&self, subject: &str, from: Seq) -> Result<Option<RawMessage>, StreamError> {
-        self.raw(json!({"seq": from.get().max(1), "next_by_subj": subject}))
-            .await
+        let request = json!({"seq": from.get().max(1), "next_by_subj": subject});
+        self.get_json(request).await
     }
 
-    /// Overwrites and removes the message at `seq`, if it is the one that `is` says; whether it was there. Looked at first, because a
-    /// log that was made anew may hold somebody else's message in that place.
-    ///
-    /// # Errors
-    /// The log does not answer.
-    pub async fn erase(
-        &self,
-        seq: Seq,
-        is: impl FnOnce(&StreamMessage) -> bool,
-    ) -> Result<bool, StreamError> {
-        match self.raw(json!({ "seq": seq })).await? {
-            Some(raw) if !raw.malformed && is(&raw.message) => {
-                self.remove(json!({ "seq": seq })).await.map(|()| true)
-            }
-            Some(_) | None => Ok(false),
-        }
-    }
-
-    /// Removes one message from the log.
-    pub(crate) async fn delete(&self, seq: Seq) -> Result<(), StreamError> {
-        self.remove(json!({"seq": seq, "no_erase": true})).await
-    }
-
-    async fn remove(&self, request: serde_json::Value) -> Result<(), StreamError> {
-        #[derive(Deserialize)]
-        struct Deleted {}
-        match self
-            .control
-            .api::<Deleted>(&self.names.stream("MSG.DELETE"), &request)
-            .await
-        {
-            Ok(Deleted {}) => Ok(()),
-            // Another copy was faster.
-            Err(error @ ApiError::Refused { .. })
-                if self.raw(json!({ "seq": request["seq"] })).await?.is_none() =>
-            {
-                tracing::debug!(%error, "already deleted");
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn raw(&self, request: serde_json::Value) -> Result<Option<RawMessage>, StreamError> {
-        match self
-            .control
-            .api::<GetReply>(&self.names.stream("MSG.GET"), &request)
-            .await
-        {
+    /// One message through the JSON API.
+    async fn get_json(&self, request: Value) -> Result<Option<RawMessage>, StreamError> {
+        let subject = self.names.stream("MSG.GET");
+        match self.control.api::<GetReply>(&subject, &request).await {
             Ok(reply) => Ok(Some(reply.message.read()?)),
             Err(error) if error.is(ApiError::NO_MESSAGE) => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-impl From<StreamError> for Error {
-    fn from(error: StreamError) -> Error {
-        let reason = match error {
-            StreamError::TooMuch(_) => {
-                "too much of this waits to be stored for one request to read; try again when it is"
-            }
-            StreamError::Late => "reading the log took too long; try again",
-            StreamError::Api(_) | StreamError::Direct(_) => "the log does not answer; try again",
-        };
-        Error::new(Code::Unavailable, reason).with_detail(error)
     }
 }

@@ -28,4 +28,5 @@
 pub mod connection;
 pub mod headers;
 pub mod settings;
+pub mod span;
 pub mod trace;

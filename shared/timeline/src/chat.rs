@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::settings::ChatSettings;
 use base::error::Fatal;
 use base::time::system_time_ms;
-use jetstream::consumer::Worker;
+use jetstream::consumer::{Options, PullConsumer};
 use jetstream::stream::{Names, StreamReader};
 use postgres::database::Database;
 use protocol::message::Limits;
@@ -106,10 +106,10 @@ impl Chat {
             .then(|| now_ms.saturating_sub(i64::from(self.settings.expire_days) * DAY_MS))
     }
 
-    /// A worker that consumes the stream: at most `max_batch` messages at once, and an error when
+    /// Consumes the stream: at most `max_batch` messages at once, and an error when
     /// nothing moves for `stuck_after`.
-    pub fn worker(&self, max_batch: usize, stuck_after: Duration) -> Worker {
-        Worker::new(self.stream.clone(), max_batch, stuck_after)
+    pub fn consumer(&self, max_batch: usize, stuck_after: Duration) -> PullConsumer {
+        PullConsumer::new(self.stream.clone(), Options::new(max_batch, stuck_after))
     }
 }
 

@@ -22,5 +22,6 @@ pub mod message;
 pub mod published;
 pub mod query;
 pub mod settings;
+pub mod sql;
 pub mod tail;
 pub mod unstored;

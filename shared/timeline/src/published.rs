@@ -10,11 +10,11 @@ use std::ops::ControlFlow;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use base::seq::Seq;
 use jetstream::api;
+use jetstream::info::StreamInfo;
 use jetstream::stream::GetReply;
 use nats::connection::{ApiError, Connection};
 use protocol::subject::{EVENTS, EVENTS_STREAM};
@@ -46,7 +46,7 @@ impl EventsPosition {
     pub async fn find(nats: &Connection) -> Result<EventsPosition, ApiError> {
         // In this order: an event that is published in between lies above `last`, and the stream
         // refuses a publisher that expects `last`.
-        let Info { created, state } = info(nats).await?;
+        let StreamInfo { created, state, .. } = StreamInfo::fetch(nats, EVENTS_STREAM).await?;
         let watermark = last_event(nats, 0, state.last_seq)
             .await?
             .unwrap_or(Seq::ZERO);
@@ -66,15 +66,12 @@ impl EventsPosition {
         &self,
         nats: &Connection,
     ) -> Result<Option<EventsPosition>, ApiError> {
-        let Info {
-            created,
-            state: State {
-                first_seq,
-                last_seq: last,
-            },
-        } = info(nats).await?;
+        let info = StreamInfo::fetch(nats, EVENTS_STREAM).await?;
+        let last = info.state.last_seq;
         // A message that was removed at the stream's beginning may have been an event.
-        let is_same = created == self.created && last >= self.last && first_seq <= self.last + 1;
+        let is_same = info.created == self.created
+            && last >= self.last
+            && info.state.first_seq <= self.last + 1;
         if !is_same || last_event(nats, self.last, last).await?.is_some() {
             return Ok(None);
         }
@@ -108,7 +105,7 @@ pub async fn foreign_events(
     above: u64,
     most: usize,
 ) -> Result<(Vec<u64>, u64), ApiError> {
-    let last = match info(nats).await {
+    let last = match StreamInfo::fetch(nats, EVENTS_STREAM).await {
         Ok(info) => info.state.last_seq,
         Err(error) if error.is(ApiError::NO_STREAM) => return Ok((Vec::new(), 0)),
         Err(error) => return Err(error),
@@ -128,24 +125,6 @@ pub async fn foreign_events(
     })
     .await?;
     Ok((foreign, last))
-}
-
-#[derive(Deserialize)]
-struct Info {
-    #[serde(default)]
-    created: String,
-    state: State,
-}
-
-#[derive(Deserialize)]
-struct State {
-    first_seq: u64,
-    last_seq: u64,
-}
-
-async fn info(nats: &Connection) -> Result<Info, ApiError> {
-    nats.api(&api::stream("INFO", EVENTS_STREAM), &json!({}))
-        .await
 }
 
 /// What the last event above `above` and up to `last` says.

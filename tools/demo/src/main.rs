@@ -14,12 +14,13 @@ use clap::Parser;
 use secrecy::SecretString;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use base::error::Fatal;
-use jetstream::append::PublishAck;
+use jetstream::publish::parse_ack;
 use nats::connection::{Connection, connect};
 use nats::settings::NatsSettings;
+use nats::span::send_span;
 use protocol::endpoints::HISTORY;
 use protocol::header;
 use protocol::history::Source;
@@ -143,16 +144,8 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
          disk."
     );
     println!("   $ ./dev nats --as publisher req {subject} '{body}'");
-    let send = tracing::info_span!(
-        "send",
-        otel.name = format!("send {}", protocol::subject::subject_template(&subject)),
-        otel.kind = "producer",
-        messaging.system = "nats",
-        messaging.operation.name = "send",
-        messaging.operation.r#type = "send",
-        messaging.destination.name = subject,
-        messaging.message.id = tracing::field::Empty,
-    );
+    let template = protocol::subject::subject_template(&subject);
+    let send = send_span(&Span::current(), &subject, &template);
     let ack = request_until_answered(
         publisher,
         &subject,
@@ -161,22 +154,15 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
         "the stream; stream-bootstrap creates it",
     )
     .await?;
-    let ack: PublishAck = serde_json::from_slice(&ack.payload)
-        .map_err(|_| Fatal::new("the reply is not JetStream's"))?;
-    let seq = match ack {
-        PublishAck {
-            stream,
-            seq,
-            error: None,
-            ..
-        } if stream == STREAM => seq,
-        PublishAck { error, .. } => {
-            let why = error.map(|error| error.description).unwrap_or_default();
-            return Err(Fatal::new(format!(
-                "JetStream did not accept the message: {why}"
-            )));
-        }
-    };
+    let ack = parse_ack(&ack.payload)
+        .map_err(|error| Fatal::new(format!("the message was not stored: {error}")))?;
+    if ack.stream != STREAM {
+        return Err(Fatal::new(format!(
+            "stream {} stored the message, not {STREAM}",
+            ack.stream
+        )));
+    }
+    let seq = ack.seq;
     send.record("messaging.message.id", seq.get());
     drop(send);
     println!("   acknowledged: sequence {seq} of {STREAM}\n");

@@ -11,36 +11,26 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::header::{HeaderMap, HeaderValue};
-use async_nats::{Message, StatusCode, Subscriber};
+use async_nats::header::HeaderMap;
+use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::line::Outgoing;
 use base::error::Fatal;
-use jetstream::append::{PublishAck, PublishError};
+use jetstream::batch::BatchHeaders;
+use jetstream::publish::{PublishError, ask_whether_remembered, err_code, read_ack, remembered};
 use nats::connection::Connection;
 
-const BATCH_ID: &str = "Nats-Batch-Id";
-const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
-const BATCH_COMMIT: &str = "Nats-Batch-Commit";
-const EXPECTED_LAST_ID: &str = "Nats-Expected-Last-Msg-Id";
-/// No message has this id. The server checks for duplicates before it checks what is expected, so a
-/// message that expects this id is answered "duplicate" or refused, and never stored.
-const NEVER: &str = "import-asks-whether-it-is-there";
-
-/// `err_code`s of JetStream that decide what comes next.
-mod code {
-    pub const KNOWN_MESSAGE: u64 = 10_201;
-    pub const NOT_EXPECTED: u64 = 10_070;
-    /// The server lost part of the batch, has too many batches, is still busy with the same batch
-    /// id, or is electing a leader.
-    pub const TRANSIENT: [u64; 4] = [10_176, 10_210, 10_158, 10_008];
-    /// The stream's budget is spent; the account's; the server's.
-    pub const FULL: [u64; 4] = [10_077, 10_002, 10_047, 10_023];
-    pub const NO_BATCHES: u64 = 10_174;
-}
+/// The server lost part of the batch, has too many batches, is still busy with the same id, or is
+/// electing a leader.
+const TRANSIENT: [u64; 4] = [
+    err_code::BATCH_INCOMPLETE,
+    err_code::TOO_MANY_BATCHES,
+    err_code::BUSY[0],
+    err_code::BUSY[1],
+];
 
 /// After this the batch counts as lost and is sent again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -179,18 +169,14 @@ impl Appender {
     /// Sends one atomic batch and waits for its acknowledgement.
     async fn commit(&mut self, batch: &[Outgoing]) -> Result<(), AppendError> {
         self.begin();
-        let id: HeaderValue = value(format!(
-            "{}-{}",
-            self.inbox.rsplit('.').next().unwrap_or_default(),
-            self.attempt
-        ));
+        let mut numbered = BatchHeaders::new(self.connection.client());
         let last = batch.len() - 1;
         for (index, message) in batch.iter().enumerate() {
             let mut headers = message.headers();
-            headers.insert(BATCH_ID, id.clone());
-            headers.insert(BATCH_SEQUENCE, value(index + 1));
             if index == last {
-                headers.insert(BATCH_COMMIT, value(1));
+                numbered.commit(&mut headers);
+            } else {
+                numbered.add(&mut headers);
             }
             // The first is answered, too: an error of the whole batch then arrives as itself and
             // not as "incomplete".
@@ -207,7 +193,7 @@ impl Appender {
             let reply = self.next(deadline).await?;
             // An empty reply says that the message was received and is not stored yet.
             if !reply.payload.is_empty() || reply.status.is_some() {
-                return parse_ack(&reply).map(|_| ());
+                return Ok(read_ack(&reply).map(|_| ())?);
             }
         }
     }
@@ -217,7 +203,7 @@ impl Appender {
         self.begin();
         for (index, message) in batch.iter().enumerate() {
             let mut headers = message.headers();
-            headers.insert(EXPECTED_LAST_ID, value(NEVER));
+            ask_whether_remembered(&mut headers);
             self.publish(
                 &message.subject,
                 Some(&index.to_string()),
@@ -231,11 +217,7 @@ impl Appender {
         let mut open = batch.len();
         while open > 0 {
             let reply = self.next(deadline).await?;
-            let known = match parse_ack(&reply) {
-                Ok(ack) => ack.duplicate,
-                Err(AppendError::Known) => true,
-                Err(other) => return Err(other),
-            };
+            let known = remembered(read_ack(&reply))?.is_some();
             let index = reply
                 .subject
                 .rsplit('.')
@@ -321,46 +303,40 @@ impl Appender {
     }
 }
 
-/// `text` as a header's value. Ours consist of digits, letters and dashes; anything else becomes
-/// empty.
-fn value(text: impl ToString) -> HeaderValue {
-    text.to_string().parse().unwrap_or_default()
-}
-
-/// Parses JetStream's reply; the refusal of a look-up is a success.
-fn parse_ack(reply: &Message) -> Result<PublishAck, AppendError> {
-    if reply.status == Some(StatusCode::NO_RESPONDERS) {
-        return Err(AppendError::NoStream);
-    }
-    let ack: PublishAck = serde_json::from_slice(&reply.payload).map_err(|_| {
-        AppendError::Fatal(Fatal::new(
-            "the reply is not JetStream's: another service listens on the stream's subjects",
-        ))
-    })?;
-    let Some(PublishError {
-        err_code,
-        description,
-    }) = &ack.error
-    else {
-        return Ok(ack);
-    };
-    Err(match *err_code {
-        code::NOT_EXPECTED => return Ok(ack),
-        code::KNOWN_MESSAGE => AppendError::Known,
-        err_code if code::TRANSIENT.contains(&err_code) => {
-            AppendError::Transient(format!("JetStream: {description} ({err_code})"))
-        }
-        err_code if code::FULL.contains(&err_code) => AppendError::Fatal(Fatal::new(format!(
-            "the stream is full ({description}, {err_code}): make room or raise max_bytes in \
+impl From<PublishError> for AppendError {
+    fn from(error: PublishError) -> AppendError {
+        let (err_code, description) = match error {
+            PublishError::NoStream => return AppendError::NoStream,
+            PublishError::Unanswered(why) => return AppendError::Transient(why),
+            PublishError::NotJetStream => {
+                return AppendError::Fatal(Fatal::new(
+                    "the reply is not JetStream's: another service listens on the stream's subjects",
+                ));
+            }
+            PublishError::Refused {
+                err_code,
+                description,
+            } => (err_code, description),
+        };
+        match err_code {
+            err_code::DUPLICATE_IN_BATCH => AppendError::Known,
+            err_code if TRANSIENT.contains(&err_code) => {
+                AppendError::Transient(format!("JetStream: {description} ({err_code})"))
+            }
+            err_code if err_code::FULL.contains(&err_code) => {
+                AppendError::Fatal(Fatal::new(format!(
+                    "the stream is full ({description}, {err_code}): make room or raise max_bytes in \
              nats/streams, then import the same files again"
-        ))),
-        code::NO_BATCHES => AppendError::Fatal(Fatal::new(
-            "the stream does not allow atomic batches: let stream-bootstrap apply nats/streams",
-        )),
-        err_code => AppendError::Fatal(Fatal::new(format!(
-            "JetStream refuses: {description} ({err_code})"
-        ))),
-    })
+                )))
+            }
+            err_code::BATCHES_DISABLED => AppendError::Fatal(Fatal::new(
+                "the stream does not allow atomic batches: let stream-bootstrap apply nats/streams",
+            )),
+            err_code => AppendError::Fatal(Fatal::new(format!(
+                "JetStream refuses: {description} ({err_code})"
+            ))),
+        }
+    }
 }
 
 fn disconnected() -> AppendError {

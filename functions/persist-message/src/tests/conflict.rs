@@ -1,6 +1,6 @@
 //! An id used again: for the same text it is the same message, for another text it is a dead letter.
 
-use super::change::{delete, received_ms, rows};
+use super::changes::{delete, received_ms, rows};
 use super::*;
 use testing::RawMessage;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use sqlx::AssertSqlSafe;
 
 use super::*;
-use crate::{change, letters, store};
+use crate::{changes, dead_letters, store};
 use postgres::database::Database;
 use timeline::chat::open_database;
 
@@ -15,31 +15,31 @@ const STATEMENTS: [(&str, &str, &str, &str); 6] = [
     ("rooms", store::FIND_ROOMS, "text[]", "'{room-1,room-2}'"),
     (
         "met",
-        store::MET,
+        store::CLASSIFY_COLLISIONS,
         "bigint[], text[], text[], bool[], int[], text[], timestamptz[]",
         "'{1}', '{ann}', '{id-1}', '{f}', '{1}', '{x}', '{2026-01-01}'",
     ),
     (
         "deleted",
-        store::DELETED,
+        store::FIND_DELETED,
         "text[], text[], bool[]",
         "'{ann}', '{id-1}', '{f}'",
     ),
     (
         "places",
-        change::PLACES,
+        changes::FIND_COPIES,
         "text[], text[], bool[]",
         "'{ann}', '{id-1}', '{f}'",
     ),
     (
         "move",
-        change::MOVE,
+        changes::MOVE_TOMBSTONES,
         "bigint[], int[], text[], text[], text[], bool[], timestamptz[], timestamptz[]",
         "'{1}', '{1}', '{ann}', '{null}', '{id-1}', '{f}', '{2026-01-01}', '{2026-01-01}'",
     ),
     (
         "letters",
-        letters::OF_MESSAGES,
+        dead_letters::OF_MESSAGES,
         "text[], text[], bigint, bigint",
         "'{ann}', '{id-1}', 0, 50",
     ),

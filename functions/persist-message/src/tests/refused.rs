@@ -1,7 +1,46 @@
 //! What the database refuses: one row, with what stands behind it in the batch; or everything.
 
-use super::change::{delete, is_gone, message, rows};
+use super::changes::{delete, is_gone, message, rows};
 use super::*;
+
+#[tokio::test]
+async fn one_row_the_database_refuses_costs_nobody_else() {
+    let world = World::start().await;
+    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    sqlx::query("alter table messages add constraint no_poison check (text <> 'poison')")
+        .execute(&database)
+        .await
+        .unwrap();
+    for number in 0..101 {
+        let text = if number == 50 {
+            "poison".to_owned()
+        } else {
+            number.to_string()
+        };
+        publish(
+            &publisher,
+            "chat.general",
+            None,
+            &json!({"user": "ann", "text": text}).to_string(),
+        )
+        .await;
+    }
+    let worker = worker(&world).await;
+    stored(&database, 100, WITHIN).await;
+    settled(&world).await;
+    let letter: (i64, String, String) =
+        sqlx::query_as("select seq, reason, detail from dead_letters")
+            .fetch_one(&database)
+            .await
+            .unwrap();
+    assert_eq!((letter.0, letter.1.as_str()), (51, "refused_by_database"));
+    assert!(
+        letter.2.contains("23514") && letter.2.contains("no_poison") && !letter.2.contains("ann"),
+        "{}",
+        letter.2
+    );
+    worker.stop().await.unwrap();
+}
 
 #[tokio::test]
 async fn a_refused_message_does_not_take_others_with_its_id_along() {

@@ -7,8 +7,9 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::commit::{Committer, Sent};
+use crate::committer::Committer;
 use crate::outgoing::Outgoing;
+use crate::pending::Sent;
 use protocol::send::Draft;
 use service::ctx::Ctx;
 use service::function::Function;
@@ -206,7 +207,7 @@ async fn a_batch_that_is_refused_stays_in_order() {
                 let (first, again) = (answers[*number].as_ref().unwrap(), sent.as_ref().unwrap());
                 assert_eq!(
                     (again.seq, again.duplicate),
-                    (first.seq, burst[*number].given),
+                    (first.seq, burst[*number].client_supplied_id),
                     "{number}"
                 );
             }

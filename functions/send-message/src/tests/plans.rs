@@ -50,7 +50,7 @@ async fn no_plan_reads_a_whole_table() {
 /// Name, text, types and arguments.
 const STATEMENTS: [(&str, &str, &str, &str); 1] = [(
     "look",
-    crate::index::LOOK,
+    crate::query::LOOK_UP,
     "text[], text[], bigint",
     "'{ann,bob}', '{id-1,id-2}', 17",
 )];

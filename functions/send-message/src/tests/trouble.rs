@@ -22,7 +22,7 @@ async fn a_full_log_is_an_error_and_space_mends_it() {
     assert!((4..=8).contains(&stored), "{answers:?}");
     for (code, reason) in answers.into_iter().filter_map(Result::err) {
         assert!(
-            code == 503 && reason.starts_with("the log is full"),
+            code == 503 && reason.starts_with("the stream is full"),
             "{code} {reason}"
         );
     }
@@ -69,7 +69,10 @@ async fn without_the_log_senders_hear_it_in_time() {
     ] {
         let begun = Instant::now();
         let (code, reason) = send(&client, "ann", "general", body).await.unwrap_err();
-        assert!(code == 503 && reason.contains("the log"), "{code} {reason}");
+        assert!(
+            code == 503 && reason.contains("the stream"),
+            "{code} {reason}"
+        );
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
     let _bootstrap = world.spawn("stream-bootstrap").await;
@@ -83,7 +86,7 @@ async fn without_the_log_senders_hear_it_in_time() {
         .await
         .ok()
     };
-    let sent = eventually("the log is back", SOON, sent).await;
+    let sent = eventually("the stream is back", SOON, sent).await;
     assert!(!sent.duplicate);
     function.stop().await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! A message that stands in the log more than once, and its deletion: in whichever order, the text of every copy goes.
 
-use super::change::{delete, is_gone, message, rows};
+use super::changes::{delete, is_gone, message, rows};
 use super::*;
 
 fn tombstone(seq: u64) -> Vec<(i64, String, bool)> {

@@ -1,6 +1,8 @@
 //! Hard deletions beside very many dead letters.
 
-use super::change::{delete, message};
+use super::changes::{delete, message};
+use std::time::Instant;
+
 use super::*;
 
 const LETTERS: i64 = 50_000;

@@ -1,18 +1,19 @@
 //! How fast one user may send: a bucket of `burst` tokens that fills at `per_second`.
 //!
-//! A bucket is written as one moment: when it will be full again. A full bucket needs no memory at all, so what is
-//! remembered is bounded by the requests of the last `burst / per_second` seconds, whatever names they carry.
+//! A bucket is stored as the time at which it will be full again. A full bucket needs no memory at
+//! all, so memory is bounded by the requests of the last `burst / per_second` seconds, whatever names
+//! they contain.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Below this many buckets nobody looks for full ones.
-const SWEEP_FROM: usize = 1_024;
+/// With fewer buckets than this, full ones are not removed.
+const PRUNE_FROM: usize = 1_024;
 
 /// A bucket per user.
 #[derive(Debug)]
-pub struct Rate {
+pub struct RateLimit {
     per_second: f64,
     burst: u32,
     buckets: Mutex<Buckets>,
@@ -21,26 +22,26 @@ pub struct Rate {
 #[derive(Debug)]
 struct Buckets {
     full_at: HashMap<String, Instant>,
-    sweep_at: usize,
+    prune_at: usize,
 }
 
-impl Rate {
-    /// `per_second` and `burst` as the settings allow them: what a bucket takes to fill is far below what a moment can hold.
-    pub fn new(per_second: f64, burst: u32) -> Rate {
-        Rate {
+impl RateLimit {
+    /// `per_second` and `burst` have the ranges of the settings, in which no time overflows.
+    pub fn new(per_second: f64, burst: u32) -> RateLimit {
+        RateLimit {
             per_second,
             burst,
             buckets: Mutex::new(Buckets {
                 full_at: HashMap::new(),
-                sweep_at: SWEEP_FROM,
+                prune_at: PRUNE_FROM,
             }),
         }
     }
 
-    /// Takes a token of `user`'s.
+    /// Takes a token from the bucket of `user`.
     ///
     /// # Errors
-    /// There is none; after this time there is one.
+    /// The bucket is empty; how long until it has a token again.
     pub fn take(&self, user: &str, now: Instant) -> Result<(), Duration> {
         let token = Duration::from_secs_f64(1.0 / self.per_second);
         let whole = token * self.burst;
@@ -53,15 +54,15 @@ impl Rate {
             Some(moment) => *moment = full_at,
             None => _ = buckets.full_at.insert(user.to_owned(), full_at),
         }
-        if buckets.full_at.len() >= buckets.sweep_at {
+        if buckets.full_at.len() >= buckets.prune_at {
             buckets.full_at.retain(|_, full_at| *full_at > now);
-            buckets.sweep_at = (buckets.full_at.len() * 2).max(SWEEP_FROM);
+            buckets.prune_at = (buckets.full_at.len() * 2).max(PRUNE_FROM);
         }
         Ok(())
     }
 
-    /// What a user is told who has to wait.
-    pub fn sentence(&self, wait: Duration) -> String {
+    /// The error message for a user who has to wait.
+    pub fn message(&self, wait: Duration) -> String {
         format!(
             "too fast: at most {} at once and {} a second; wait {:.3} s",
             self.burst,
@@ -77,7 +78,8 @@ mod tests {
 
     #[test]
     fn a_burst_then_the_rate_each_user_alone() {
-        let (rate, start) = (Rate::new(10.0, 3), Instant::now());
+        let rate = RateLimit::new(10.0, 3);
+        let start = Instant::now();
         for _ in 0..3 {
             rate.take("ann", start).unwrap();
         }
@@ -102,14 +104,15 @@ mod tests {
             "a long pause fills the bucket, no further"
         );
         assert_eq!(
-            rate.sentence(Duration::from_micros(60_100)),
+            rate.message(Duration::from_micros(60_100)),
             "too fast: at most 3 at once and 10 a second; wait 0.061 s"
         );
     }
 
     #[test]
     fn invented_names_do_not_fill_the_memory() {
-        let (rate, start) = (Rate::new(1_000.0, 10), Instant::now());
+        let rate = RateLimit::new(1_000.0, 10);
+        let start = Instant::now();
         for number in 0..100_000_u32 {
             rate.take(
                 &format!("user-{number}"),
@@ -117,6 +120,6 @@ mod tests {
             )
             .unwrap();
         }
-        assert!(rate.buckets.lock().unwrap().full_at.len() <= 2 * SWEEP_FROM);
+        assert!(rate.buckets.lock().unwrap().full_at.len() <= 2 * PRUNE_FROM);
     }
 }
