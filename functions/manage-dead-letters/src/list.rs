@@ -1,12 +1,13 @@
-//! One page of letters, by id.
+//! Lists one page of dead letters, by id.
 
 use sqlx::postgres::PgRow;
 use sqlx::{Postgres, QueryBuilder, Row};
 use time::OffsetDateTime;
 
-use crate::patience;
+use crate::time_limit;
 use base::error::{Code, Error, Result};
 use base::seq::Seq;
+use base::time::unix_ms;
 use protocol::dead_letters::{
     DeadLetter, DeadLetterId, DeadLetterOutcome, DeadLetterPage, ListDeadLetters, OutcomeFilter,
     SubjectPattern,
@@ -15,25 +16,27 @@ use service::ctx::Ctx;
 use service::request::{Reply, Request};
 use timeline::chat::Chat;
 
-/// What the reply's headers and the protocol may take of `max_payload`.
+/// The part of `max_payload` that is reserved for the reply's headers and the protocol.
 pub const HEADER_ROOM: usize = 2 * 1024;
 
-/// A letter without its bytes.
+/// The columns of a dead letter without its bytes.
 macro_rules! columns {
     () => {
-        "id, seq, subject, reason, detail, octet_length(payload)::bigint as bytes, received_at, stored_at, outcome, outcome_at, outcome_seq"
+        "id, seq, subject, reason, detail, octet_length(payload)::bigint as bytes, received_at,
+         stored_at, outcome, outcome_at, outcome_seq"
     };
 }
 pub(crate) use columns;
 
+/// `deadletters.list`
 pub async fn list(
     ctx: Ctx<Chat>,
     request: Request<ListDeadLetters>,
 ) -> Result<Reply<DeadLetterPage>> {
-    let found = ctx.database().run(patience(&ctx), async |connection| {
+    let found = ctx.database().run(time_limit(&ctx), async |connection| {
         let rows = query(&request.body).build().fetch_all(connection).await?;
         rows.iter()
-            .map(read)
+            .map(from_row)
             .collect::<Result<Vec<DeadLetter>, sqlx::Error>>()
     });
     let mut letters = found.await?;
@@ -47,39 +50,39 @@ pub async fn list(
     )
 }
 
-/// Written out for each request: an index is only used for what is said in so many words. One letter more than wanted
-/// tells whether there is more.
-fn query(ask: &ListDeadLetters) -> QueryBuilder<Postgres> {
+/// Built for each request, because PostgreSQL uses a partial index only for a condition that is
+/// written out. One dead letter more than wanted tells whether there are more.
+fn query(request: &ListDeadLetters) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::new(concat!(
         "select ",
         columns!(),
         " from dead_letters where id > "
     ));
-    query.push_bind(ask.after);
-    match ask.outcome {
+    query.push_bind(request.after);
+    match request.outcome {
         OutcomeFilter::All => {}
         OutcomeFilter::Waiting => _ = query.push(" and outcome is null"),
         OutcomeFilter::Only(outcome) => {
             _ = query.push(" and outcome = ").push_bind(outcome.as_str())
         }
     }
-    if let Some(reason) = ask.reason {
+    if let Some(reason) = request.reason {
         query.push(" and reason = ").push_bind(reason.as_str());
     }
-    if let Some(pattern) = &ask.subject {
+    if let Some(pattern) = &request.subject {
         query.push(" and subject ~ ").push_bind(regex(pattern));
     }
     query
         .push(" order by id limit ")
-        .push_bind(i64::from(ask.limit) + 1);
+        .push_bind(i64::from(request.limit) + 1);
     query
 }
 
-/// The pattern as an anchored regular expression of PostgreSQL, in which only the wildcards mean anything.
+/// The pattern as an anchored regular expression of PostgreSQL, in which only the wildcards are special.
 fn regex(pattern: &SubjectPattern) -> String {
     let token = |token: &str| match token {
         "*" => r"[^.]+".to_owned(),
-        // Only ever the last one.
+        // Always the last token.
         ">" => ".+".to_owned(),
         name => name
             .chars()
@@ -96,8 +99,8 @@ fn regex(pattern: &SubjectPattern) -> String {
     format!("^{}$", tokens.join(r"\."))
 }
 
-/// A letter from a row of [`columns!`].
-pub fn read(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
+/// A dead letter from a row of [`columns!`].
+pub fn from_row(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
     let outcome: Option<String> = row.try_get("outcome")?;
     Ok(DeadLetter {
         // Identities begin at 1.
@@ -119,11 +122,7 @@ pub fn read(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
     })
 }
 
-fn unix_ms(at: OffsetDateTime) -> i64 {
-    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
-}
-
-/// Writes the page; ends it early where it would exceed `max_payload` bytes: subjects can be long.
+/// Encodes the page, and ends it early if it would exceed `max_payload` bytes: subjects can be long.
 fn encode(
     letters: &[DeadLetter],
     mut more: bool,
@@ -158,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_wildcards_mean_anything() {
+    fn only_wildcards_are_special() {
         let regex = |pattern| regex(&SubjectPattern::parse(pattern).unwrap());
         assert_eq!(regex("chat.*"), r"^chat\.[^.]+$");
         assert_eq!(regex("dm.*.>"), r"^dm\.[^.]+\..+$");

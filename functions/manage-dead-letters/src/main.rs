@@ -1,13 +1,11 @@
-//! Answers `deadletters.list`, `.show`, `.retry` and `.drop`, for operators only: what could not be stored, and what is
-//! done about it. No row of `dead_letters` is ever deleted here; a letter gets an outcome.
+//! Answers `deadletters.list`, `.show`, `.retry` and `.drop`, for operators only: which messages could
+//! not be stored, and what is done about them. No row of `dead_letters` is ever deleted here; a dead
+//! letter gets an outcome.
 
-use timeline::chat::Chat;
-use timeline::settings::ChatSettings;
-
-mod discard;
-mod fate;
-mod letter;
+mod dead_letter;
+mod drop;
 mod list;
+mod outcome;
 mod retry;
 mod show;
 
@@ -17,15 +15,14 @@ mod tests;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use base::error::Code;
-use base::error::Error;
-use protocol::dead_letters::{DeadLetterId, DeadLetterOutcome};
 use protocol::endpoints::{
     DEADLETTERS_DROP, DEADLETTERS_LIST, DEADLETTERS_RETRY, DEADLETTERS_SHOW,
 };
 use service::ctx::Ctx;
 use service::function::Function;
 use service::this;
+use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 fn main() -> ExitCode {
     function().run()
@@ -37,30 +34,11 @@ fn function() -> Function<Chat> {
         .answer(DEADLETTERS_LIST, list::list)
         .answer(DEADLETTERS_SHOW, show::show)
         .answer(DEADLETTERS_RETRY, retry::retry)
-        .answer(DEADLETTERS_DROP, discard::discard)
+        .answer(DEADLETTERS_DROP, drop::drop_dead_letter)
 }
 
-/// What PostgreSQL may take of a request's time, and looking at what became of a letter: what is wrong shall be said
-/// before the deadline, by whoever knows it.
-fn patience(ctx: &Ctx<Chat>) -> Duration {
+/// The part of a request's time that PostgreSQL may take, and watching for an outcome: our own reply
+/// then says what is wrong, before the framework's deadline ends the request.
+fn time_limit(ctx: &Ctx<Chat>) -> Duration {
     ctx.settings().request_deadline().mul_f64(0.8)
-}
-
-fn missing(id: DeadLetterId) -> Error {
-    Error::new(Code::NotFound, format!("there is no dead letter {id}"))
-}
-
-/// A letter that has an outcome already, and needs another one.
-fn settled(id: DeadLetterId, outcome: &str, outcome_seq: Option<i64>) -> Error {
-    let what = match (DeadLetterOutcome::parse(outcome), outcome_seq) {
-        (Some(DeadLetterOutcome::Retried), Some(seq)) => {
-            format!("was retried already: the log has it as {seq}")
-        }
-        (Some(DeadLetterOutcome::Dropped), _) => "was dropped already".to_owned(),
-        (Some(DeadLetterOutcome::Erased), _) => {
-            "is erased: its author deleted the message".to_owned()
-        }
-        _ => format!("has an outcome already: {outcome}"),
-    };
-    Error::new(Code::Conflict, format!("dead letter {id} {what}"))
 }

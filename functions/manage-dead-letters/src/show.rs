@@ -1,36 +1,38 @@
-//! One letter with its bytes.
+//! Shows one dead letter with its bytes.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sqlx::Row;
 
+use crate::dead_letter::not_found;
 use crate::list::{self, HEADER_ROOM, columns};
-use crate::{missing, patience};
+use crate::time_limit;
 use base::error::{Code, Error, Result};
 use protocol::dead_letters::{DeadLetter, ShowDeadLetter, ShownDeadLetter};
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
 use timeline::chat::Chat;
 
-const LETTER: &str = concat!(
+const DEAD_LETTER: &str = concat!(
     "select ",
     columns!(),
     ", headers, payload from dead_letters where id = $1"
 );
 
+/// `deadletters.show`
 pub async fn show(
     ctx: Ctx<Chat>,
     request: Request<ShowDeadLetter>,
 ) -> Result<Reply<ShownDeadLetter>> {
     let ShowDeadLetter(id) = request.body;
-    let found = ctx.database().run(patience(&ctx), async |connection| {
-        let row = sqlx::query(LETTER)
+    let found = ctx.database().run(time_limit(&ctx), async |connection| {
+        let row = sqlx::query(DEAD_LETTER)
             .bind(id.get())
             .fetch_optional(connection)
             .await?;
         let read = |row| {
             Ok((
-                list::read(&row)?,
+                list::from_row(&row)?,
                 row.try_get("headers")?,
                 row.try_get("payload")?,
             ))
@@ -38,7 +40,7 @@ pub async fn show(
         row.map(read).transpose()
     });
     let found: Option<(DeadLetter, Vec<u8>, Vec<u8>)> = found.await?;
-    let (letter, headers, payload) = found.ok_or_else(|| missing(id))?;
+    let (letter, headers, payload) = found.ok_or_else(|| not_found(id))?;
     let mut shown = ShownDeadLetter {
         letter,
         headers: BASE64.encode(headers),
@@ -53,7 +55,7 @@ pub async fn show(
         .saturating_sub(HEADER_ROOM);
     shown.text = String::from_utf8(payload).ok();
     if size(&shown)? > room {
-        // The same once more, for the eye: the first to go.
+        // The payload once more, readable: the first thing to leave out.
         shown.text = None;
     }
     if size(&shown)? > room {

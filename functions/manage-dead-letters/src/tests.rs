@@ -312,7 +312,7 @@ async fn a_dropped_letter_stays_and_is_off_the_list() {
         (
             "retried",
             Some(44),
-            "was retried already: the log has it as 44",
+            "was retried already: the stream has it as 44",
         ),
         ("erased", None, "is erased"),
     ] {

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use base::error::{Error, Result};
 use base::seq::Seq;
 use base::span::SpanGuard;
 use jetstream::append::append;
 use nats::connection::Connection;
+use nats::span::send_span;
 use nats::trace::inject_trace;
 use protocol::change::{Deletion, change_subject};
 use protocol::header;
@@ -28,18 +29,7 @@ pub async fn append_deletion(
 ) -> Result<Seq> {
     let subject = change_subject(room);
     let template = subject_template(&subject);
-    let span = tracing::info_span!(
-        "send",
-        otel.name = format!("send {template}"),
-        otel.kind = "producer",
-        otel.status_code = tracing::field::Empty,
-        error.r#type = tracing::field::Empty,
-        messaging.system = "nats",
-        messaging.operation.name = "send",
-        messaging.operation.r#type = "send",
-        messaging.destination.name = subject,
-        messaging.destination.template = template,
-    );
+    let span = send_span(&Span::current(), &subject, template);
     let mut headers = HeaderMap::new();
     headers.insert(header::MESSAGE_ID, message_id(deletion).as_str());
     inject_trace(&span, &mut headers);

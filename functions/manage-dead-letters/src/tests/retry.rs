@@ -60,7 +60,7 @@ async fn what_can_be_stored_by_now_is_stored() {
     let (code, reason) = retry(&operator, id).await.unwrap_err();
     assert!(
         code == 409
-            && reason == format!("dead letter {id} was retried already: the log has it as 2"),
+            && reason == format!("dead letter {id} was retried already: the stream has it as 2"),
         "{code} {reason}"
     );
 
@@ -363,13 +363,13 @@ async fn what_cannot_be_published_as_it_was_is_refused() {
             "chat.history.general",
             "",
             "unsupported_subject",
-            "the log does not take in",
+            "the stream does not accept",
         ),
         (
             "chat.",
             "",
             "unsupported_subject",
-            "the log does not take in",
+            "the stream does not accept",
         ),
     ] {
         let id = put(&database, 1, subject, headers, subject.as_bytes(), reason).await;

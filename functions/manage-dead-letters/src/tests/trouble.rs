@@ -83,7 +83,7 @@ async fn a_full_log_leaves_the_letter_as_it_was() {
     update(&admin, "max_bytes", json!(1_000)).await;
     let (code, reason) = retry(&operator, id).await.unwrap_err();
     assert!(
-        code == 503 && reason.contains("the log is full"),
+        code == 503 && reason.contains("the stream is full"),
         "{code} {reason}"
     );
     assert_eq!(outcome(&database, id).await, (None, None));
@@ -116,7 +116,7 @@ async fn a_log_that_is_away_leaves_the_letter_as_it_was() {
     for _ in 0..2 {
         let (code, reason) = retry(&operator, id).await.unwrap_err();
         assert!(
-            code == 503 && reason.contains("the log is not there"),
+            code == 503 && reason.contains("the stream is not there"),
             "{code} {reason}"
         );
         assert_eq!(outcome(&database, id).await, (None, None));
@@ -201,7 +201,7 @@ async fn two_operators_at_once_append_once() {
             bad.unwrap_err(),
             (
                 409,
-                format!("dead letter {id} was retried already: the log has it as {seq}")
+                format!("dead letter {id} was retried already: the stream has it as {seq}")
             )
         );
     }

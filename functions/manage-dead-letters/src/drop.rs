@@ -1,6 +1,7 @@
-//! A letter need not be looked at any more.
+//! Drops a dead letter: operators need not look at it any more.
 
-use crate::{missing, patience, settled};
+use crate::dead_letter::{has_outcome, not_found};
+use crate::time_limit;
 use base::error::Result;
 use protocol::dead_letters::{DeadLetterOutcome, DropDeadLetter, DroppedDeadLetter};
 use service::ctx::Ctx;
@@ -8,24 +9,23 @@ use service::request::{Reply, Request};
 use timeline::chat::Chat;
 
 const DROP: &str = "
-    update dead_letters set outcome = 'dropped', outcome_at = now() where id = $1 and outcome is null";
+    update dead_letters set outcome = 'dropped', outcome_at = now()
+     where id = $1 and outcome is null";
 
 const OUTCOME: &str = "select outcome, outcome_seq from dead_letters where id = $1";
 
-pub async fn discard(
+/// `deadletters.drop`
+pub async fn drop_dead_letter(
     ctx: Ctx<Chat>,
     request: Request<DropDeadLetter>,
 ) -> Result<Reply<DroppedDeadLetter>> {
     let DropDeadLetter(id) = request.body;
-    // Two statements: a letter that is being retried is waited for, and only a new look tells what became of it.
-    let found = ctx.database().run(patience(&ctx), async |connection| {
-        let dropped = sqlx::query(DROP)
-            .bind(id.get())
-            .execute(&mut *connection)
-            .await?
-            .rows_affected();
+    // Two statements: the first waits for a retry in progress, and only the second sees its outcome.
+    let found = ctx.database().run(time_limit(&ctx), async |connection| {
+        let update = sqlx::query(DROP).bind(id.get());
+        let dropped = update.execute(&mut *connection).await?.rows_affected();
         if dropped > 0 {
-            tracing::info!(letter = id.get(), "a dead letter was dropped");
+            tracing::info!(dead_letter = id.get(), "an operator dropped a dead letter");
         }
         sqlx::query_as(OUTCOME)
             .bind(id.get())
@@ -33,9 +33,9 @@ pub async fn discard(
             .await
     });
     let found: Option<(String, Option<i64>)> = found.await?;
-    let (outcome, outcome_seq) = found.ok_or_else(|| missing(id))?;
+    let (outcome, outcome_seq) = found.ok_or_else(|| not_found(id))?;
     if DeadLetterOutcome::parse(&outcome) != Some(DeadLetterOutcome::Dropped) {
-        return Err(settled(id, &outcome, outcome_seq));
+        return Err(has_outcome(id, &outcome, outcome_seq));
     }
     Reply::json(&DroppedDeadLetter {
         id,
