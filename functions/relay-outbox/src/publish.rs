@@ -88,7 +88,7 @@ impl Outgoing {
 
 /// Below whatever sent the message; what follows from the event stands below this.
 fn event_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
-    let span = send_span(&Span::none(), subject, &subject_template(subject));
+    let span = send_span(&Span::none(), subject, subject_template(subject));
     remote_parent(&span, Some(headers));
     set_attribute(&span, "scrollback.seq", seq.as_i64());
     inject_trace(&span, headers);

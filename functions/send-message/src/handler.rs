@@ -59,7 +59,7 @@ async fn send(
     let room = StreamSubject::parse(&subject)
         .map_err(Error::internal)?
         .room();
-    let span = send_span(&Span::current(), &subject, &subject_template(&subject));
+    let span = send_span(&Span::current(), &subject, subject_template(&subject));
     let now_ms = system_time_ms(SystemTime::now());
     let mut message = Outgoing::new(user, subject, room, draft, now_ms);
     inject_trace(&span, &mut message.headers);

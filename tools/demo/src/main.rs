@@ -145,7 +145,7 @@ async fn send_and_read(publisher: &Connection, room: &Room) -> Result<(), Fatal>
     );
     println!("   $ ./dev nats --as publisher req {subject} '{body}'");
     let template = protocol::subject::subject_template(&subject);
-    let send = send_span(&Span::current(), &subject, &template);
+    let send = send_span(&Span::current(), &subject, template);
     let ack = request_until_answered(
         publisher,
         &subject,
