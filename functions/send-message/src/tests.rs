@@ -382,8 +382,7 @@ async fn a_wrong_configuration_is_refused() {
             .unwrap();
         assert!(
             !output.status.success()
-                && String::from_utf8_lossy(&output.stderr)
-                    .contains(&format!("{name} must be from")),
+                && String::from_utf8_lossy(&output.stderr).contains(&format!("{name} must be at")),
             "{name}={value}: {output:?}"
         );
     }

@@ -15,6 +15,7 @@ use service::ctx::Ctx;
 use service::function::Function;
 use service::this;
 use timeline::chat::Chat;
+use timeline::settings::ChatSettings;
 
 /// Whether the message with this number has an id.
 type HasId = fn(usize) -> bool;
@@ -39,7 +40,8 @@ async fn committer(world: &World, min_batch: usize) -> (Arc<Committer>, Running)
             )));
         }
         Ok(())
-    });
+    })
+    .settings::<ChatSettings>();
     let running = function
         .start(Vars::from_pairs(world.vars("send-message")))
         .await
