@@ -60,15 +60,16 @@ impl DeadLetter {
         self
     }
 
-    /// The same for the same dead letter, so that a retry that died before it marked the dead letter
-    /// appends nothing twice. It begins with a character that no user's name contains, so nobody gets
-    /// it through `send-message`.
+    /// The same for the same dead letter, so that a retry that died before it marked the dead
+    /// letter appends nothing twice. It begins with a character that no user's name contains, so
+    /// nobody gets it through `send-message`.
     pub fn message_id(&self) -> String {
         format!("/retry/{}/{}", self.id, self.digest)
     }
 
-    /// What is appended. JetStream forgets an id after two minutes and PostgreSQL never. So a message
-    /// that came without an id gets this one, and is stored once however late a retry is repeated.
+    /// What is appended. JetStream forgets an id after two minutes and PostgreSQL never. So a
+    /// message that came without an id gets this one, and is stored once however late a retry is
+    /// repeated.
     pub fn again<'a>(&'a self, message_id: &'a str) -> Again<'a> {
         Again {
             subject: &self.subject,

@@ -20,7 +20,8 @@ pub async fn drop_dead_letter(
     request: Request<DropDeadLetter>,
 ) -> Result<Reply<DroppedDeadLetter>> {
     let DropDeadLetter(id) = request.body;
-    // Two statements: the first waits for a retry in progress, and only the second sees its outcome.
+    // Two statements: the first waits for a retry in progress, and only the second sees its
+    // outcome.
     let found = ctx.database().run(time_limit(&ctx), async |connection| {
         let update = sqlx::query(DROP).bind(id.get());
         let dropped = update.execute(&mut *connection).await?.rows_affected();

@@ -78,7 +78,8 @@ fn query(request: &ListDeadLetters) -> QueryBuilder<Postgres> {
     query
 }
 
-/// The pattern as an anchored regular expression of PostgreSQL, in which only the wildcards are special.
+/// The pattern as an anchored regular expression of PostgreSQL, in which only the wildcards are
+/// special.
 fn regex(pattern: &SubjectPattern) -> String {
     let token = |token: &str| match token {
         "*" => r"[^.]+".to_owned(),
@@ -122,7 +123,8 @@ pub fn from_row(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
     })
 }
 
-/// Encodes the page, and ends it early if it would exceed `max_payload` bytes: subjects can be long.
+/// Encodes the page, and ends it early if it would exceed `max_payload` bytes: subjects can be
+/// long.
 fn encode(
     letters: &[DeadLetter],
     mut more: bool,
@@ -135,7 +137,8 @@ fn encode(
         if body.len() + written.len() + 1 > room {
             if number == 0 {
                 let reason = format!(
-                    "dead letter {} is larger than the server's max_payload lets a reply be; list after it",
+                    "dead letter {} is larger than the server's max_payload lets a reply be; list \
+                     after it",
                     letter.id
                 );
                 return Err(Error::new(Code::TooLarge, reason));

@@ -1,6 +1,6 @@
-//! Answers `deadletters.list`, `.show`, `.retry` and `.drop`, for operators only: which messages could
-//! not be stored, and what is done about them. No row of `dead_letters` is ever deleted here; a dead
-//! letter gets an outcome.
+//! Answers `deadletters.list`, `.show`, `.retry` and `.drop`, for operators only: which messages
+//! could not be stored, and what is done about them. No row of `dead_letters` is ever deleted here;
+//! a dead letter gets an outcome.
 
 mod dead_letter;
 mod drop;
@@ -37,8 +37,8 @@ fn function() -> Function<Chat> {
         .answer(DEADLETTERS_DROP, drop::drop_dead_letter)
 }
 
-/// The part of a request's time that PostgreSQL may take, and watching for an outcome: our own reply
-/// then says what is wrong, before the framework's deadline ends the request.
+/// The part of a request's time that PostgreSQL may take, and watching for an outcome: our own
+/// reply then says what is wrong, before the framework's deadline ends the request.
 fn time_limit(ctx: &Ctx<Chat>) -> Duration {
     ctx.settings().request_deadline().mul_f64(0.8)
 }

@@ -35,8 +35,8 @@ pub struct Observed {
     pub reason: Option<String>,
 }
 
-/// Waits for the outcome, at most until `until`. The message is in the stream and its dead letter is
-/// marked by now, so an error here only means that no outcome was observed.
+/// Waits for the outcome, at most until `until`. The message is in the stream and its dead letter
+/// is marked by now, so an error here only means that no outcome was observed.
 pub async fn observe(
     ctx: &Ctx<Chat>,
     dead_letter: &DeadLetter,

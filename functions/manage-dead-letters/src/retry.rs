@@ -24,8 +24,8 @@ const APPEND_SHARE: f64 = 0.6;
 /// However long a request may take: PostgreSQL ends a transaction that is idle for 20 seconds.
 const LONGEST_APPEND: Duration = Duration::from_secs(10);
 
-/// Locked until the stream has acknowledged. Either an erasure waits for us and then knows where the
-/// text is now, or we wait for the erasure and find nothing left to append.
+/// Locked until the stream has acknowledged. Either an erasure waits for us and then knows where
+/// the text is now, or we wait for the erasure and find nothing left to append.
 const LOCK: &str = "
     select subject, headers, payload, reason, outcome, outcome_seq,
            encode(sha256(sha256(headers) || sha256(payload)), 'hex') as digest
@@ -60,8 +60,8 @@ pub async fn retry(ctx: Ctx<Chat>, request: Request<RetryDeadLetter>) -> Result<
     })
 }
 
-/// Appends the dead letter and marks it. A failure in between leaves it as it was, and another retry
-/// finishes it.
+/// Appends the dead letter and marks it. A failure in between leaves it as it was, and another
+/// retry finishes it.
 async fn append_and_mark(
     ctx: &Ctx<Chat>,
     connection: &mut PgConnection,
@@ -110,14 +110,15 @@ fn not_appended(id: DeadLetterId, error: AppendError) -> Error {
     let reply = match &error {
         AppendError::MalformedHeaders(_) => {
             let reason = format!(
-                "dead letter {id} has headers that cannot be sent again; look at it with show, drop it"
+                "dead letter {id} has headers that cannot be sent again; look at it with show, \
+                 drop it"
             );
             Error::new(Code::Conflict, reason)
         }
         AppendError::TooLarge(_) => Error::new(
             Code::TooLarge,
-            "with the headers a retry adds, this is larger than the server's max_payload or the stream \
-             takes; raise the limit first",
+            "with the headers a retry adds, this is larger than the server's max_payload or the \
+             stream takes; raise the limit first",
         ),
         AppendError::Full(_) => unavailable("the stream is full: make room and try again"),
         AppendError::Refused(_) => {
@@ -133,8 +134,8 @@ fn not_appended(id: DeadLetterId, error: AppendError) -> Error {
         }
         AppendError::Unanswered(_) => Error::new(
             Code::Unavailable,
-            "the stream does not acknowledge; it may have stored the message all the same: try again, \
-             it is appended once",
+            "the stream does not acknowledge; it may have stored the message all the same: try \
+             again, it is appended once",
         ),
     };
     reply.with_detail(error)

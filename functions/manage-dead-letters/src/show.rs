@@ -60,8 +60,8 @@ pub async fn show(
     }
     if size(&shown)? > room {
         let reason = format!(
-            "dead letter {id} is larger than the server's max_payload lets a reply be; read it with psql: it is the row of \
-             dead_letters with this id"
+            "dead letter {id} is larger than the server's max_payload lets a reply be; read it \
+             with psql: it is the row of dead_letters with this id"
         );
         return Err(Error::new(Code::TooLarge, reason));
     }

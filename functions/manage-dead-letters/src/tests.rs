@@ -115,7 +115,8 @@ async fn put(
 ) -> i64 {
     let letter = "
         insert into dead_letters (seq, subject, headers, payload, reason, received_at)
-        values ($1, $2, $3, $4, $5, 'epoch'::timestamptz + interval '1600000000123 ms') returning id";
+        values ($1, $2, $3, $4, $5, 'epoch'::timestamptz + interval '1600000000123 ms') returning
+          id";
     let letter = sqlx::query_scalar(letter)
         .bind(seq)
         .bind(subject)
@@ -127,7 +128,8 @@ async fn put(
 
 /// As if the retry had died before the letter was marked.
 async fn unmark(database: &PgPool, id: i64) {
-    let unmark = "update dead_letters set outcome = null, outcome_at = null, outcome_seq = null where id = $1";
+    let unmark = "update dead_letters set outcome = null, outcome_at = null,
+      outcome_seq = null where id = $1";
     sqlx::query(unmark)
         .bind(id)
         .execute(database)
@@ -155,7 +157,8 @@ async fn letter_at(database: &PgPool, seq: i64) -> i64 {
     .await
 }
 
-/// Everything acknowledged. Who kills a worker before that waits until its messages are delivered again.
+/// Everything acknowledged. Who kills a worker before that waits until its messages are delivered
+/// again.
 async fn settled(operator: &Client) {
     eventually("everything is acknowledged", SOON, async || {
         let info = operator
@@ -180,7 +183,8 @@ async fn text_at(database: &PgPool, seq: i64) -> Option<String> {
 async fn a_letter_is_shown_whole() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let block = "NATS/1.0\r\nX: y\r\n\r\n";
     let id = put(
         &database,
@@ -231,7 +235,8 @@ async fn a_letter_larger_than_a_reply_is_left_to_psql() {
         .start()
         .await;
     let function = start(&world).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     // Base64 takes a third more; together with the text this would not fit.
     let id = put(
         &database,
@@ -284,7 +289,8 @@ async fn a_letter_larger_than_a_reply_is_left_to_psql() {
 async fn a_dropped_letter_stays_and_is_off_the_list() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let id = put(&database, 7, "chat.general", "", b"bad", "not_json").await;
     for _ in 0..2 {
         assert_eq!(
@@ -325,7 +331,8 @@ async fn a_dropped_letter_stays_and_is_off_the_list() {
             "not_json",
         )
         .await;
-        let settle = "update dead_letters set outcome = $2, outcome_at = now(), outcome_seq = $3 where id = $1";
+        let settle = "update dead_letters set outcome = $2, outcome_at = now(),
+          outcome_seq = $3 where id = $1";
         sqlx::query(settle)
             .bind(id)
             .bind(outcome)

@@ -159,8 +159,8 @@ impl Batch {
         }
     }
 
-    /// Dead letters for the messages whose sequence is another message's, and for those whose id has
-    /// another text.
+    /// Dead letters for the messages whose sequence is another message's, and for those whose id
+    /// has another text.
     pub fn dead_letters_for(self, reused: &[i64], conflicts: &[i64]) -> Batch {
         let mut dead_letters = Vec::new();
         for mut row in self.rows {

@@ -21,12 +21,13 @@ use base::time::from_unix_ms;
 const INSERT_TOMBSTONES: &str = include_str!("sql/insert_tombstones.sql");
 /// A tombstone in the place of a duplicate moves to the place of the message itself, which is where
 /// readers were told that the message is. A duplicate is stored before its message when the message
-/// was erased from the stream before it was stored. The time of receipt guards as in store_rows.sql,
-/// and another message's place stays its own. This transaction already holds the rows' locks, so they
-/// stay where the index finds them.
+/// was erased from the stream before it was stored. The time of receipt guards as in
+/// store_rows.sql, and another message's place stays its own. This transaction already holds the
+/// rows' locks, so they stay where the index finds them.
 pub const MOVE_TOMBSTONES: &str = include_str!("sql/move_tombstones.sql");
 const INSERT_CHANGES: &str = include_str!("sql/insert_changes.sql");
-/// Where the stream may hold these messages: under their own sequence, and under those of duplicates.
+/// Where the stream may hold these messages: under their own sequence, and under those of
+/// duplicates.
 pub const FIND_COPIES: &str = include_str!("sql/find_copies.sql");
 
 /// Of some sequences, those that hold another change: the stream received it at another time.

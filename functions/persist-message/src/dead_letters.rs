@@ -91,8 +91,9 @@ pub async fn identify_some(connection: &mut PgConnection) -> Result<bool, sqlx::
     Ok(letters.len() == PAGE)
 }
 
-/// Erases some dead letters of these messages, those after the dead letter `after`. Returns where the
-/// stream may still hold the texts, and the dead letter to continue after, if there may be more.
+/// Erases some dead letters of these messages, those after the dead letter `after`. Returns where
+/// the stream may still hold the texts, and the dead letter to continue after, if there may be
+/// more.
 ///
 /// # Errors
 /// The database's.
@@ -149,7 +150,8 @@ impl DeadLetterRow {
         self.message().as_ref().map(Key::of)
     }
 
-    /// The message it holds. The text may have any length: `MAX_TEXT_BYTES` may have been larger once.
+    /// The message it holds. The text may have any length: `MAX_TEXT_BYTES` may have been larger
+    /// once.
     fn message(&self) -> Option<Incoming> {
         let headers = parse_headers(&self.headers).ok();
         let limits = Limits {

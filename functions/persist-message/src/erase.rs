@@ -31,8 +31,8 @@ impl Erasure {
     }
 }
 
-/// Erases them, at most [`CONCURRENCY`]. What is gone already, or is another message by now, is left
-/// alone.
+/// Erases them, at most [`CONCURRENCY`]. What is gone already, or is another message by now, is
+/// left alone.
 ///
 /// # Errors
 /// The stream does not answer. Doing it again does no harm.

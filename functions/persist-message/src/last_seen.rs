@@ -1,6 +1,7 @@
-//! When senders and recipients were last seen, in table `users`. A user costs one row per minute and
-//! not one per message, because we remember for a minute whom we have recorded. After that minute the
-//! database is asked again, which also restores the rows of a database that was emptied meanwhile.
+//! When senders and recipients were last seen, in table `users`. A user costs one row per minute
+//! and not one per message, because we remember for a minute whom we have recorded. After that
+//! minute the database is asked again, which also restores the rows of a database that was emptied
+//! meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};

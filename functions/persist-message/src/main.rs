@@ -1,5 +1,5 @@
-//! Stores the stream in PostgreSQL: batches from the consumer that all replicas share, one statement
-//! per batch, acknowledged after the commit.
+//! Stores the stream in PostgreSQL: batches from the consumer that all replicas share, one
+//! statement per batch, acknowledged after the commit.
 
 mod batch;
 mod changes;

@@ -1,5 +1,5 @@
-//! Finds out whether a refusal is about the message or about the database: a message that is known to
-//! be good is stored and rolled back.
+//! Finds out whether a refusal is about the message or about the database: a message that is known
+//! to be good is stored and rolled back.
 
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;

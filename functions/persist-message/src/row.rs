@@ -41,8 +41,8 @@ pub struct Row {
     /// The sampled trace it came with.
     pub traceparent: Option<String>,
     /// Messages of the batch with the same sender and id and higher sequences, ascending. They stay
-    /// with this row: stored with it they are duplicates or conflicts, and if it is refused, the first
-    /// of them is tried in its place.
+    /// with this row: stored with it they are duplicates or conflicts, and if it is refused, the
+    /// first of them is tried in its place.
     pub duplicates: Vec<Row>,
     /// As delivered, for a dead letter.
     pub original: Original,

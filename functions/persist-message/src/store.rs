@@ -19,26 +19,26 @@ use postgres::span::query_span;
 
 /// Messages, dead letters and the outbox in one statement: all of them or none.
 ///
-/// Storing again does no harm: a message meets itself under its sender and id. Where a sender used an
-/// id twice, the lower sequence stays, whichever replica was faster. The exception is a message that
-/// the stream received later: it comes from a recreated stream, and the stored row keeps its place. A
-/// deleted row takes no text any more. A row that loses its place to another text becomes a dead
-/// letter (trigger note_displaced).
+/// Storing again does no harm: a message meets itself under its sender and id. Where a sender used
+/// an id twice, the lower sequence stays, whichever replica was faster. The exception is a message
+/// that the stream received later: it comes from a recreated stream, and the stored row keeps its
+/// place. A deleted row takes no text any more. A row that loses its place to another text becomes
+/// a dead letter (trigger note_displaced).
 const STORE_ROWS: &str = include_str!("sql/store_rows.sql");
 /// Messages whose sender and id another message already has.
 ///
-/// With the same text in the same room such a message is a duplicate; its sequence is remembered, so
-/// that a deletion finds it. So is every duplicate of a deleted message, whose text nobody knows any
-/// more. With another text it is a conflict. If the message found has the same sequence and was
+/// With the same text in the same room such a message is a duplicate; its sequence is remembered,
+/// so that a deletion finds it. So is every duplicate of a deleted message, whose text nobody knows
+/// any more. With another text it is a conflict. If the message found has the same sequence and was
 /// received at another time, it comes from a stream that is gone: the sequence is reused.
 pub const CLASSIFY_COLLISIONS: &str = include_str!("sql/classify_collisions.sql");
 /// Which of these messages are deleted, when the stream received them, and whether they are deleted
 /// for good.
 pub const FIND_DELETED: &str = include_str!("sql/find_deleted.sql");
 
-/// A batch's rooms. A lateral join with an offset, here and in the other statements, is a nested loop
-/// over the index whatever PostgreSQL knows about the table; with `name = any($1)` a generic plan
-/// compares every room with every name.
+/// A batch's rooms. A lateral join with an offset, here and in the other statements, is a nested
+/// loop over the index whatever PostgreSQL knows about the table; with `name = any($1)` a generic
+/// plan compares every room with every name.
 pub const FIND_ROOMS: &str = "
     select asked.name, found.id from unnest($1::text[]) as asked (name)
      cross join lateral (select id from rooms where rooms.name = asked.name offset 0) as found";
@@ -113,8 +113,9 @@ pub async fn store(
 
 /// Finds out whether what was just stored is deleted: duplicates of deleted messages, messages that
 /// took a tombstone's place, dead letters of deleted messages. We commit first and look for the
-/// deletion afterwards; a replica that stores the deletion commits it first and looks for duplicates
-/// and dead letters afterwards. So however the two are interleaved, one of them sees the other.
+/// deletion afterwards; a replica that stores the deletion commits it first and looks for
+/// duplicates and dead letters afterwards. So however the two are interleaved, one of them sees the
+/// other.
 async fn find_deletions(
     connection: &mut PgConnection,
     batch: &Batch,
@@ -140,8 +141,8 @@ async fn find_deletions(
     let found = find_deleted(connection, &keys).await?;
     for row in rows {
         let key = row.key();
-        // A duplicate repeats the deleted text, so it goes in any case; the message itself goes only
-        // when it is deleted for good.
+        // A duplicate repeats the deleted text, so it goes in any case; the message itself goes
+        // only when it is deleted for good.
         let is_duplicate = duplicates.contains(&row.seq());
         if found
             .get(&key)
@@ -244,8 +245,8 @@ async fn classify_collisions(
         .await
 }
 
-/// The batch's rooms, inserted where they are new. Asked every time and never remembered: a database
-/// that was restored or emptied meanwhile may give the same number to another room.
+/// The batch's rooms, inserted where they are new. Asked every time and never remembered: a
+/// database that was restored or emptied meanwhile may give the same number to another room.
 async fn rooms(
     connection: &mut PgConnection,
     batch: &Batch,

@@ -95,7 +95,8 @@ async fn blocked(database: &PgPool, part: &'static str) {
     eventually("a statement waits for a lock", SOON, async || {
         let waiting: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
-              where datname = current_database() and wait_event_type = 'Lock' and position($1 in query) > 0",
+              where datname = current_database() and wait_event_type = 'Lock' and position($1 in
+                query) > 0",
         )
         .bind(part)
         .fetch_one(database)
@@ -120,9 +121,10 @@ async fn settled(world: &World) -> Value {
     .await
 }
 
-/// Waits until the log has `messages`: while nats-server flushes what was published it delivers nothing.
+/// Waits until the stream has `messages`: while nats-server flushes what was published it delivers
+/// nothing.
 async fn logged(client: &Client, messages: usize) {
-    eventually("the log has them", 3 * SOON, async || {
+    eventually("the stream has them", 3 * SOON, async || {
         let state = client
             .request(protocol::js_api::STREAM_INFO, "".into())
             .await

@@ -1,7 +1,7 @@
 //! Writes one batch, until every message is stored or a dead letter.
 //!
-//! While the database is away the writer waits and keeps the batch. When the database refuses a row,
-//! the writer finds it by halving the batch; only that message becomes a dead letter.
+//! While the database is away the writer waits and keeps the batch. When the database refuses a
+//! row, the writer finds it by halving the batch; only that message becomes a dead letter.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -78,7 +78,8 @@ impl<'a> Writer<'a> {
                         parts.push(part.dead_letters_for(&stored.reused, &stored.conflicts));
                     }
                 }
-                // PostgreSQL has ended one of two transactions; the other one is done, or soon will be.
+                // PostgreSQL has ended one of two transactions; the other one is done, or soon will
+                // be.
                 Err(error) if self.is_worth_retrying_now(&error) => parts.push(part),
                 Err(error) => match self.blame(&part, error).await {
                     Ok(refusal) => parts.extend(part.halve(&refusal)),
@@ -125,8 +126,8 @@ impl<'a> Writer<'a> {
             tracing::error!(
                 reused,
                 "messages have sequences under which other messages are stored: the stream was \
-                 recreated without its sequence guard. They become dead letters; is stream-bootstrap \
-                 running?"
+                 recreated without its sequence guard. They become dead letters; is \
+                 stream-bootstrap running?"
             );
         }
         Some(())
@@ -191,8 +192,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Erases the texts of hard-deleted messages from dead letters and stream, however long that
-    /// takes. Only then is the deletion acknowledged; if we die before, it is delivered again. `None`
-    /// when told to stop first.
+    /// takes. Only then is the deletion acknowledged; if we die before, it is delivered again.
+    /// `None` when told to stop first.
     async fn erase_deleted(&mut self, stored: &Stored) -> Option<()> {
         let mut erasures = stored.erasures.clone();
         if !stored.deleted.is_empty() {
@@ -260,12 +261,13 @@ fn log_waiting(error: &DatabaseError) {
     match error.class {
         Class::Transient => tracing::warn!(
             %error,
-            "PostgreSQL does not answer; waiting for it. Nothing is lost: the stream keeps the messages"
+            "PostgreSQL does not answer; waiting for it. Nothing is lost: the stream keeps the \
+             messages"
         ),
         Class::Row => tracing::error!(
             %error,
-            "PostgreSQL refuses even a message that is known to be good; waiting. Nothing becomes a \
-             dead letter and nothing is lost: the stream keeps the messages. Correct the tables' \
+            "PostgreSQL refuses even a message that is known to be good; waiting. Nothing becomes \
+             a dead letter and nothing is lost: the stream keeps the messages. Correct the tables' \
              constraints and triggers, or the database"
         ),
         Class::Deployment => tracing::error!(

@@ -1,5 +1,5 @@
-//! Appending to the stream: one message, a batch with one flush for all, and the question whether an
-//! id is remembered.
+//! Appending to the stream: one message, a batch with one flush for all, and the question whether
+//! an id is remembered.
 
 use std::time::Duration;
 
@@ -99,11 +99,12 @@ impl Appender {
 
     /// Appends all of them in this order with one flush, or none; the sequence of the first one.
     ///
-    /// The server stores a batch without anything in between, so its acknowledgement, which names the
-    /// last sequence only, gives all of them.
+    /// The server stores a batch without anything in between, so its acknowledgement, which names
+    /// the last sequence only, gives all of them.
     ///
     /// # Errors
-    /// [`AppendError`]; the stream may have stored all of them when that is [`AppendError::Transient`].
+    /// [`AppendError`]; the stream may have stored all of them when that is
+    /// [`AppendError::Transient`].
     pub async fn batch(&self, messages: &[&Outgoing], until: Instant) -> Result<Seq, AppendError> {
         let batch: Vec<Message> = messages
             .iter()
@@ -169,8 +170,8 @@ fn refused(err_code: u64, detail: &str) -> AppendError {
     } else {
         tracing::warn!(
             detail,
-            "the stream refused a message; its sender got a 503. If this stays, compare the stream's \
-             configuration with the one in nats/streams"
+            "the stream refused a message; its sender got a 503. If this stays, compare the \
+             stream's configuration with the one in nats/streams"
         );
         let reason = "the stream refuses the message; the operator's log says why; try again";
         (Code::Unavailable, reason)

@@ -18,20 +18,20 @@ use jetstream::batch::MAX_MESSAGES;
 
 /// The most bytes of one batch, so that a few long texts do not delay many short ones.
 const MAX_BYTES: usize = 4 << 20;
-/// After a batch we wait this long for each further message, while fewer than three quarters of that
-/// batch are there: its senders were just answered and are about to send again.
+/// After a batch we wait this long for each further message, while fewer than three quarters of
+/// that batch are there: its senders were just answered and are about to send again.
 const LINGER: Duration = Duration::from_millis(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// A batch that takes longer continues beside the next one, so that a batch that is stuck delays only
-/// the later messages of the same senders to the same rooms.
+/// A batch that takes longer continues beside the next one, so that a batch that is stuck delays
+/// only the later messages of the same senders to the same rooms.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// A message that has to wait for the one before it takes about as long as so many that are published
-/// at the same time.
+/// A message that has to wait for the one before it takes about as long as so many that are
+/// published at the same time.
 const SEQUENTIAL_COST: usize = 3;
 
 impl Pipeline {
-    /// Appends one batch after the other. Two at once would be smaller, and the server takes them one
-    /// by one all the same.
+    /// Appends one batch after the other. Two at once would be smaller, and the server takes them
+    /// one by one all the same.
     pub async fn append_all(self: Arc<Self>, queues: mpsc::UnboundedReceiver<Key>) {
         let mut ready = Ready {
             queues,
@@ -57,8 +57,8 @@ impl Pipeline {
         if self.is_worth_a_batch(&batch) {
             batch = self.append_batch(batch).await;
         }
-        // Published singly, each message gets its own error. What the batch stored after all is found
-        // to be a duplicate.
+        // Published singly, each message gets its own error. What the batch stored after all is
+        // found to be a duplicate.
         batch.extend(repeated);
         let runs = by_queue(batch)
             .into_iter()
@@ -126,9 +126,9 @@ impl Pipeline {
         }
     }
 
-    /// Publishes messages of one queue, each after the one before it has its outcome. From the first
-    /// that has to be tried again, they continue in a task of their own, and the caller does not wait
-    /// for them.
+    /// Publishes messages of one queue, each after the one before it has its outcome. From the
+    /// first that has to be tried again, they continue in a task of their own, and the caller does
+    /// not wait for them.
     async fn append_run(self: Arc<Self>, mut run: VecDeque<Pending>) {
         while let Some(pending) = run.pop_front() {
             let wanted = || pending.is_wanted();
@@ -204,8 +204,8 @@ struct Ready {
 }
 
 impl Ready {
-    /// Everything that is ready, up to one batch. While fewer than `expected` messages are there, it
-    /// also waits for those that follow closely. `None` when no sender is left.
+    /// Everything that is ready, up to one batch. While fewer than `expected` messages are there,
+    /// it also waits for those that follow closely. `None` when no sender is left.
     async fn gather(
         &mut self,
         sequencer: &Sequencer<Pending>,

@@ -1,8 +1,8 @@
 //! Many senders, one flush: messages that arrive while a batch is in flight become the next batch.
 //!
-//! A message for which no other has to be waited takes the fast path: it is appended at once, without
-//! being passed from task to task. One sender's messages to one room stay in order on both paths
-//! (`sequencer.rs`).
+//! A message for which no other has to be waited takes the fast path: it is appended at once,
+//! without being passed from task to task. One sender's messages to one room stay in order on both
+//! paths (`sequencer.rs`).
 
 use std::sync::Arc;
 
@@ -57,8 +57,8 @@ impl Committer {
 
     /// Appends `message`, or returns an error at `until`.
     ///
-    /// Messages of one sender to one room are appended in the order in which their futures are polled
-    /// first.
+    /// Messages of one sender to one room are appended in the order in which their futures are
+    /// polled first.
     ///
     /// # Errors
     /// 409, or 503.
@@ -66,7 +66,8 @@ impl Committer {
         let key = message.queue();
         let sequencer = &self.pipeline.sequencer;
         if let Some(_slot) = sequencer.enter_fast_path(&key) {
-            // Boxed: this future is ten times as large as the rest, and every message would move it.
+            // Boxed: this future is ten times as large as the rest, and every message would move
+            // it.
             return Box::pin(self.pipeline.commit_fast_path(message, until)).await;
         }
         let slot = sequencer.enter(key);

@@ -1,9 +1,10 @@
-//! The deduplication lookup: was a sender's id used before, also when JetStream has long forgotten it?
+//! The deduplication lookup: was a sender's id used before, also when JetStream has long forgotten
+//! it?
 //!
 //! JetStream remembers the ids of its duplicate window. Everything older is in PostgreSQL, unless
-//! `persist-message` is behind by more than that window; then the ids of messages that are not stored
-//! yet are read from the stream. Whether it is behind has to be checked only twice per window, because
-//! "everything received before this moment is stored" stays true.
+//! `persist-message` is behind by more than that window; then the ids of messages that are not
+//! stored yet are read from the stream. Whether it is behind has to be checked only twice per
+//! window, because "everything received before this moment is stored" stays true.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -87,7 +88,8 @@ impl Dedup {
     /// # Errors
     /// 503 when nobody can tell: the database is away, or too far behind.
     pub async fn find(&self, keys: &[Key]) -> Result<Found> {
-        // In this order: what was stored at the ack floor is still there when the database is asked.
+        // In this order: what was stored at the ack floor is still there when the database is
+        // asked.
         let stored_before = self.stored_before().await?;
         let looked_up = self.projection.look_up(keys).await?;
         let mut ids = looked_up.found;
@@ -156,7 +158,8 @@ impl Dedup {
             Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))
         });
         let window = Duration::from_nanos(info.config.duplicate_window);
-        // Where the monotonic clock does not reach back that far: not fresh, whatever the window is.
+        // Where the monotonic clock does not reach back that far: not fresh, whatever the window
+        // is.
         let (moment, window) = match asked.checked_sub(age) {
             Some(moment) => (moment, window),
             None => (asked, Duration::ZERO),
@@ -220,8 +223,8 @@ fn stored_through(ack_floor: Seq, gap: Option<Gap>) -> Seq {
     gap.map_or(ack_floor, |gap| ack_floor.min(gap.after))
 }
 
-/// The id that a message of the stream uses, and the sequence of the message it belongs to. A deletion
-/// uses the id of the deleted message, which may be erased.
+/// The id that a message of the stream uses, and the sequence of the message it belongs to. A
+/// deletion uses the id of the deleted message, which may be erased.
 fn used_id(message: &StreamMessage, limits: Limits) -> Option<(Key, Seq)> {
     if !Change::is_change_subject(&message.subject) {
         let incoming = parse(message, limits).ok()?;
@@ -238,7 +241,8 @@ fn used_id(message: &StreamMessage, limits: Limits) -> Option<(Key, Seq)> {
 }
 
 impl StoredBefore {
-    /// At most half a window old: the other half is for the time between this lookup and the append.
+    /// At most half a window old: the other half is for the time between this lookup and the
+    /// append.
     fn is_fresh(&self) -> bool {
         self.moment >= self.secret_since && self.moment.elapsed() < self.window / 2
     }

@@ -58,8 +58,8 @@ impl Pipeline {
         unresolved.into_iter().flatten().collect()
     }
 
-    /// Whether the stored message is this one. A message that is stored nowhere any more was erased,
-    /// and counts as the same: nobody can compare, and it must not come back.
+    /// Whether the stored message is this one. A message that is stored nowhere any more was
+    /// erased, and counts as the same: nobody can compare, and it must not come back.
     async fn is_same(&self, message: &Outgoing, stored: &Stored) -> Result<bool> {
         if let Some((room, text)) = &stored.content {
             return Ok(message.has_content(room, text));

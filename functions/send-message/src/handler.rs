@@ -17,8 +17,8 @@ use protocol::subject::{StreamSubject, direct_subject, subject_template};
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
 
-/// The part of a request's time in which the stream has to acknowledge: if it does not, our own reply
-/// says what is wrong, before the framework's deadline ends the request.
+/// The part of a request's time in which the stream has to acknowledge: if it does not, our own
+/// reply says what is wrong, before the framework's deadline ends the request.
 const COMMIT_SHARE: f64 = 0.8;
 
 /// `chat.send.{u}.{room}`

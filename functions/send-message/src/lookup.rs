@@ -15,8 +15,8 @@ use jetstream::batch::MAX_MESSAGES;
 const MAX_LOOKUPS: usize = 2;
 
 impl Pipeline {
-    /// Passes on the messages whose ids are new. Lookups may end in any order, because a message that
-    /// is ready waits for those before it in its queue.
+    /// Passes on the messages whose ids are new. Lookups may end in any order, because a message
+    /// that is ready waits for those before it in its queue.
     pub async fn look_up_all(self: Arc<Self>, mut waiting: mpsc::UnboundedReceiver<Pending>) {
         let permits = Arc::new(Semaphore::new(MAX_LOOKUPS));
         while let Ok(permit) = permits.clone().acquire_owned().await

@@ -1,5 +1,5 @@
-//! Answers `chat.send.{u}.{room}` and `dm.send.{u}.{peer}`: checks a message, appends it to the stream
-//! together with whatever else is waiting, and replies when the stream has stored it.
+//! Answers `chat.send.{u}.{room}` and `dm.send.{u}.{peer}`: checks a message, appends it to the
+//! stream together with whatever else is waiting, and replies when the stream has stored it.
 
 mod append;
 mod batch;

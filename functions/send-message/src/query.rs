@@ -1,9 +1,10 @@
 //! What PostgreSQL knows about ids, and whether it is still the same database.
 //!
-//! While this process runs, the database may be emptied or restored from a backup. Then messages are
-//! missing, although the consumer has acknowledged them. So each lookup also asks for one row that was
-//! there before, the *witness*. If the witness is gone, everything up to the ack floor may be gone,
-//! too. This is the *gap*: its ids are looked up in the stream until the database has them again.
+//! While this process runs, the database may be emptied or restored from a backup. Then messages
+//! are missing, although the consumer has acknowledged them. So each lookup also asks for one row
+//! that was there before, the *witness*. If the witness is gone, everything up to the ack floor may
+//! be gone, too. This is the *gap*: its ids are looked up in the stream until the database has them
+//! again.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,9 +29,9 @@ const ATTEMPTS: usize = 3;
 /// missing, too.
 const UNORDERED: u64 = 20_000;
 
-/// The secret; the highest sequence stored (`top`), and the highest one below the witness; whether the
-/// witness is there; and the messages under some ids. One row more than messages were found. Each id
-/// is an index search of its own: no other plan is possible, whatever the statistics are.
+/// The secret; the highest sequence stored (`top`), and the highest one below the witness; whether
+/// the witness is there; and the messages under some ids. One row more than messages were found.
+/// Each id is an index search of its own: no other plan is possible, whatever the statistics are.
 pub const LOOK_UP: &str = concat!(
     "
     select own.secret, snapshot.top, snapshot.below, snapshot.witnessed, found.*
@@ -99,7 +100,8 @@ pub struct Gap {
     pub after: Seq,
     /// The last sequence that may be missing.
     pub through: Seq,
-    /// Once this message is there again, so are the others, or the ack floor shows that they are not.
+    /// Once this message is there again, so are the others, or the ack floor shows that they are
+    /// not.
     witness: Seq,
 }
 
@@ -208,8 +210,8 @@ impl Projection {
         state.generation
     }
 
-    /// Notes that everything up to `ack_floor` was stored, but the database has nothing above `top`,
-    /// although the stream still holds `first`.
+    /// Notes that everything up to `ack_floor` was stored, but the database has nothing above
+    /// `top`, although the stream still holds `first`.
     pub fn note_missing(&self, top: Seq, first: Seq, ack_floor: Seq) {
         self.open_gap(Gap {
             after: top,
@@ -254,8 +256,8 @@ impl Projection {
             tracing::warn!(
                 after = %gap.after,
                 through = %gap.through,
-                "the database lacks messages that it had stored; until it has them again, ids are looked \
-                 up in the stream. To have the messages delivered again: bootstrap.replay"
+                "the database lacks messages that it had stored; until it has them again, ids are \
+                 looked up in the stream. To have the messages delivered again: bootstrap.replay"
             );
             state.gap = Some(gap);
             state.generation += 1;

@@ -1,8 +1,8 @@
 //! How fast one user may send: a bucket of `burst` tokens that fills at `per_second`.
 //!
 //! A bucket is stored as the time at which it will be full again. A full bucket needs no memory at
-//! all, so memory is bounded by the requests of the last `burst / per_second` seconds, whatever names
-//! they contain.
+//! all, so memory is bounded by the requests of the last `burst / per_second` seconds, whatever
+//! names they contain.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

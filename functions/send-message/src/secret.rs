@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn user_and_id_make_the_message_id() {
-        let (one, other) = (Secret::new(vec![1; 32]), Secret::new(vec![2; 32]));
+        let one = Secret::new(vec![1; 32]);
+        let other = Secret::new(vec![2; 32]);
         let id = one.message_id("ann", "a");
         assert!(id.starts_with("ann:") && id.len() == 4 + 2 * LENGTH, "{id}");
         assert_eq!(one.message_id("ann", "a"), id);

@@ -2,9 +2,9 @@
 //! arrived.
 //!
 //! Each pair of sender and room has a queue. A message takes its slot in the queue as soon as it
-//! arrives, before anything is awaited, and keeps it until its sender has a reply. The messages at the
-//! front are taken when their ids have been looked up and no other message of the queue is in flight.
-//! Queues never wait for one another.
+//! arrives, before anything is awaited, and keeps it until its sender has a reply. The messages at
+//! the front are taken when their ids have been looked up and no other message of the queue is in
+//! flight. Queues never wait for one another.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -18,8 +18,8 @@ pub type Key = Arc<str>;
 /// Every queue that contains something. `T` is a message that waits; it owns its [`Slot`].
 pub struct Sequencer<T> {
     state: Mutex<State<T>>,
-    /// Queues whose first message is ready. Weak, so that the task that reads them ends with the last
-    /// sender.
+    /// Queues whose first message is ready. Weak, so that the task that reads them ends with the
+    /// last sender.
     ready: mpsc::WeakUnboundedSender<Key>,
 }
 
@@ -201,8 +201,8 @@ impl<T> Sequencer<T> {
         self.announce(state, key);
     }
 
-    /// Tells the task that appends when the first message of the queue is ready. If that task is gone,
-    /// the messages are dropped, so that their senders get an error.
+    /// Tells the task that appends when the first message of the queue is ready. If that task is
+    /// gone, the messages are dropped, so that their senders get an error.
     fn announce(&self, mut state: MutexGuard<'_, State<T>>, key: &Key) {
         let Some(queue) = state.queues.get_mut(key).filter(|queue| queue.is_due()) else {
             return;

@@ -19,7 +19,8 @@ use service::config::Vars;
 use service::function::Running;
 use testing::{Process, RawClient, SOON, World, eventually};
 
-/// Fast enough for a test that floods. Two make a batch already: how many wait together depends on the machine.
+/// Fast enough for a test that floods. Two make a batch already: how many wait together depends on
+/// the machine.
 const FLOOD: [(&str, &str); 3] = [
     ("SEND_BURST", "1000000"),
     ("SEND_RATE_PER_SECOND", "1000000"),
@@ -394,10 +395,12 @@ async fn concurrent_senders_share_batches_and_each_hears_their_own_place() {
     let function = start_with(&world, &FLOOD).await;
     let client = world.client("publisher").await;
     let reader = world.client("send-message").await;
-    let (mut batched, mut acknowledged) = (0, HashMap::new());
+    let mut batched = 0;
+    let mut acknowledged = HashMap::new();
     for round in 0..3 {
         let sends = (0..200).map(|number| {
-            let (client, text) = (&client, format!("{round}/{number}"));
+            let client = &client;
+            let text = format!("{round}/{number}");
             async move {
                 let body = if number % 2 == 0 {
                     json!({"text": text, "id": text})

@@ -83,8 +83,8 @@ impl From<AppendError> for Error {
 
 const SOMETHING_ELSE: &str = "something else answered";
 
-/// Appends a message to `stream` and waits at most `limit`; its sequence. If the stream remembers its
-/// `Nats-Msg-Id`, nothing is stored, and the sequence is that of the first message with the id.
+/// Appends a message to `stream` and waits at most `limit`; its sequence. If the stream remembers
+/// its `Nats-Msg-Id`, nothing is stored, and the sequence is that of the first message with the id.
 ///
 /// # Errors
 /// [`AppendError`].

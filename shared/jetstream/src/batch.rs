@@ -1,8 +1,9 @@
-//! Atomic batches: JetStream stores all messages of a batch consecutively and with one flush, or none.
+//! Atomic batches: JetStream stores all messages of a batch consecutively and with one flush, or
+//! none.
 //!
 //! The stream has to allow them (`allow_atomic`). All messages but the last are published without a
-//! reply; the last one commits the batch and is acknowledged. A batch that contains an id the stream
-//! remembers is refused as a whole ([`err_code::DUPLICATE_IN_BATCH`]).
+//! reply; the last one commits the batch and is acknowledged. A batch that contains an id the
+//! stream remembers is refused as a whole ([`err_code::DUPLICATE_IN_BATCH`]).
 //!
 //! [`err_code::DUPLICATE_IN_BATCH`]: crate::publish::err_code::DUPLICATE_IN_BATCH
 

@@ -6,9 +6,9 @@
 //!
 //! Deliveries have a connection of their own, because a stored message with malformed headers ends
 //! the connection of every client that receives it (see [`crate::stream`]). When that connection
-//! breaks, what was on its way is read from the stream instead (`recover.rs`): malformed messages are
-//! handed to the application marked as such, and removed from the stream once they are processed.
-//! Other processes' deliveries are left alone.
+//! breaks, what was on its way is read from the stream instead (`recover.rs`): malformed messages
+//! are handed to the application marked as such, and removed from the stream once they are
+//! processed. Other processes' deliveries are left alone.
 
 mod extension;
 mod pull;
@@ -145,9 +145,9 @@ impl PullConsumer {
         self.0.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Pulls batches and passes each to `process`, until the process is told to stop; acknowledges a
-    /// batch that was [`Outcome::Processed`]. [`Options::slots`] batches are processed at the same
-    /// time, and the next one is pulled meanwhile.
+    /// Pulls batches and passes each to `process`, until the process is told to stop; acknowledges
+    /// a batch that was [`Outcome::Processed`]. [`Options::slots`] batches are processed at the
+    /// same time, and the next one is pulled meanwhile.
     ///
     /// # Errors
     /// The consumer is stuck: messages are pending, and nothing moved for [`Options::stuck_after`].
@@ -192,8 +192,8 @@ impl PullConsumer {
         let flushed = timeout(FLUSH_TIMEOUT, self.0.stream.control().client().flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!(
-                "the last acknowledgements may not have reached the server; if so, those messages are \
-                 delivered again, which does no harm"
+                "the last acknowledgements may not have reached the server; if so, those messages \
+                 are delivered again, which does no harm"
             );
         }
     }
@@ -228,8 +228,8 @@ impl PullConsumer {
             {
                 tracing::warn!(
                     %seq, %error,
-                    "a malformed message could not be removed from the stream; it is processed again \
-                     and removed then"
+                    "a malformed message could not be removed from the stream; it is processed \
+                     again and removed then"
                 );
             }
         }

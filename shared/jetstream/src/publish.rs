@@ -172,8 +172,8 @@ pub fn ask_whether_remembered(headers: &mut HeaderMap) {
     headers.insert(EXPECTED_LAST_ID, NEVER);
 }
 
-/// Reads the reply to a question ([`ask_whether_remembered`]): the sequence of the first message with
-/// the id, or `None` when the stream does not remember the id.
+/// Reads the reply to a question ([`ask_whether_remembered`]): the sequence of the first message
+/// with the id, or `None` when the stream does not remember the id.
 ///
 /// # Errors
 /// [`PublishError`]: nobody knows.

@@ -44,8 +44,8 @@ const SCAN_STEP: u64 = 256;
 /// Every subject of a stream.
 pub const EVERY_SUBJECT: &str = ">";
 
-/// Consecutive messages of one subject. Malformed ones are skipped: they are about to be removed from
-/// the stream ([`crate::consumer`]).
+/// Consecutive messages of one subject. Malformed ones are skipped: they are about to be removed
+/// from the stream ([`crate::consumer`]).
 #[derive(Debug, Clone, Default)]
 pub struct Window {
     /// Oldest first.
@@ -143,8 +143,8 @@ impl StreamReader {
         &self.stop
     }
 
-    /// The consumer's ack floor: everything up to here was processed before it was acknowledged. May
-    /// be some milliseconds old.
+    /// The consumer's ack floor: everything up to here was processed before it was acknowledged.
+    /// May be some milliseconds old.
     ///
     /// # Errors
     /// JetStream does not answer. Without a stream or consumer this is 0: nothing is known to be
@@ -163,8 +163,8 @@ impl StreamReader {
         Ok(seq)
     }
 
-    /// [`stored_through`](StreamReader::stored_through) as it is now, for callers that wait for it to
-    /// advance.
+    /// [`stored_through`](StreamReader::stored_through) as it is now, for callers that wait for it
+    /// to advance.
     ///
     /// # Errors
     /// As [`stored_through`](StreamReader::stored_through).
@@ -182,7 +182,8 @@ impl StreamReader {
         ConsumerInfo::fetch(&self.control, self.names.stream, self.names.consumer).await
     }
 
-    /// The oldest messages of `subject` from `from` on, within `limit`; at least one if there is any.
+    /// The oldest messages of `subject` from `from` on, within `limit`; at least one if there is
+    /// any.
     ///
     /// # Errors
     /// The stream does not answer, or not in time.
@@ -203,8 +204,9 @@ impl StreamReader {
         })
     }
 
-    /// The newest messages of `subject` in `from..before`: at least `limit.messages` if there are so
-    /// many, and no older one once there are `limit.bytes`. Nothing is missing right below `before`.
+    /// The newest messages of `subject` in `from..before`: at least `limit.messages` if there are
+    /// so many, and no older one once there are `limit.bytes`. Nothing is missing right below
+    /// `before`.
     ///
     /// # Errors
     /// The stream does not answer, or not in time.
@@ -255,8 +257,9 @@ impl StreamReader {
         })
     }
 
-    /// Where to begin so that `from..before` has `limit.messages` messages of `subject` and not many
-    /// more. Found by bisection, because reading a long stream from its beginning takes too long.
+    /// Where to begin so that `from..before` has `limit.messages` messages of `subject` and not
+    /// many more. Found by bisection, because reading a long stream from its beginning takes too
+    /// long.
     async fn beginning_of_last(
         &self,
         subject: &str,

@@ -6,7 +6,8 @@ use super::*;
 async fn letters_are_found_by_what_they_are() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let odd = r"chat.(a|b)[c]{2}^$?+\d";
     let mut made = Vec::new();
     for (subject, reason) in [
@@ -90,7 +91,8 @@ async fn letters_are_found_by_what_they_are() {
 async fn the_largest_pattern_is_a_question_like_any_other() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let deep = vec!["t"; 32].join(".");
     let id = put(&database, 1, &deep, "", b"x", "unsupported_subject").await;
     let long = format!("chat.{}", "(".repeat(4_091));
@@ -118,7 +120,8 @@ async fn pages_hold_every_letter_once() {
         .start()
         .await;
     let function = start(&world).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let mut made = Vec::new();
     for number in 0..60 {
         // In JSON each of these takes six bytes.
@@ -128,7 +131,9 @@ async fn pages_hold_every_letter_once() {
         );
         made.push(put(&database, number, &subject, "", b"x", "not_json").await);
     }
-    let (mut found, mut after, mut sizes) = (Vec::new(), 0, Vec::new());
+    let mut found = Vec::new();
+    let mut after = 0;
+    let mut sizes = Vec::new();
     loop {
         let reply = operator
             .request(

@@ -1,14 +1,16 @@
-//! Letters back into the log, with a real worker.
+//! Dead letters back into the stream, with a real worker.
 
 use super::*;
 
-/// A world with a worker that takes texts of at most 100 bytes, and one letter whose text is longer.
+/// A world with a worker that takes texts of at most 100 bytes, and one letter whose text is
+/// longer.
 async fn too_long(fields: Value) -> (World, testing::Process, i64) {
     let world = World::builder().administrator().start().await;
     let worker = world
         .spawn_with("persist-message", &[("MAX_TEXT_BYTES", "100")])
         .await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let mut message = json!({"user": "ann", "text": "t".repeat(200)});
     message
         .as_object_mut()
@@ -29,7 +31,8 @@ async fn too_long(fields: Value) -> (World, testing::Process, i64) {
 #[tokio::test]
 async fn what_can_be_stored_by_now_is_stored() {
     let (world, worker, id) = too_long(json!({})).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let function = start_with(&world, &[("MAX_TEXT_BYTES", "100")]).await;
     worker.kill().await;
     let _worker = world.spawn("persist-message").await;
@@ -96,7 +99,8 @@ async fn what_can_be_stored_by_now_is_stored() {
 #[tokio::test]
 async fn what_is_still_bad_is_a_letter_again() {
     let (world, _worker, id) = too_long(json!({"id": "a-1"})).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let function = start(&world).await;
     assert_eq!(
         retry(&operator, id).await.unwrap(),
@@ -116,11 +120,9 @@ async fn what_is_still_bad_is_a_letter_again() {
 #[tokio::test]
 async fn what_is_stored_under_another_position_is_a_duplicate() {
     let (world, worker, id) = too_long(json!({"id": "a-1"})).await;
-    let (operator, publisher, database) = (
-        world.client("operator").await,
-        world.client("publisher").await,
-        world.database().await,
-    );
+    let operator = world.client("operator").await;
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let function = start(&world).await;
     worker.kill().await;
     let _worker = world.spawn("persist-message").await;
@@ -147,11 +149,9 @@ async fn what_is_stored_under_another_position_is_a_duplicate() {
 #[tokio::test]
 async fn a_conflict_is_stored_under_an_id_of_the_retry() {
     let world = World::start().await;
-    let (operator, publisher, database) = (
-        world.client("operator").await,
-        world.client("publisher").await,
-        world.database().await,
-    );
+    let operator = world.client("operator").await;
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let (function, _worker) = tokio::join!(start(&world), world.spawn("persist-message"));
     let message = |text: &str, id: &str| json!({"user": "ann", "text": text, "id": id}).to_string();
     publish(&publisher, "chat.general", &[], &message("one", "1")).await;
@@ -207,11 +207,9 @@ async fn a_conflict_is_stored_under_an_id_of_the_retry() {
 #[tokio::test]
 async fn what_conflicts_by_now_is_a_letter_again() {
     let (world, worker, id) = too_long(json!({"id": "a-1"})).await;
-    let (operator, publisher, database) = (
-        world.client("operator").await,
-        world.client("publisher").await,
-        world.database().await,
-    );
+    let operator = world.client("operator").await;
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let function = start(&world).await;
     let message = json!({"user": "ann", "text": "shorter", "id": "a-1"}).to_string();
     assert_eq!(publish(&publisher, "chat.general", &[], &message).await, 2);
@@ -232,7 +230,8 @@ async fn what_conflicts_by_now_is_a_letter_again() {
 #[tokio::test]
 async fn the_id_it_came_with_stays() {
     let world = World::start().await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let (function, _worker) = tokio::join!(start(&world), world.spawn("persist-message"));
     let named = put(
         &database,
@@ -271,11 +270,9 @@ async fn the_id_it_came_with_stays() {
 #[tokio::test]
 async fn a_retry_that_died_before_it_was_marked_appends_once() {
     let (world, worker, id) = too_long(json!({})).await;
-    let (operator, admin, database) = (
-        world.client("operator").await,
-        world.client("administrator").await,
-        world.database().await,
-    );
+    let operator = world.client("operator").await;
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     let function = start(&world).await;
     worker.kill().await;
     let _worker = world.spawn("persist-message").await;
@@ -292,7 +289,8 @@ async fn a_retry_that_died_before_it_was_marked_appends_once() {
         serde_json::from_str(include_str!("../../../../nats/streams/CHAT_MESSAGES.json")).unwrap();
     let mut window = 100_000_000;
     let late = eventually("JetStream has forgotten it", SOON, async || {
-        // Another window each time: nats-server may look for what is too old before it has taken in the new one.
+        // Another window each time: nats-server may look for what is too old before it has taken in
+        // the new one.
         window += 1;
         config["duplicate_window"] = json!(window);
         admin
@@ -319,7 +317,8 @@ async fn a_retry_that_died_before_it_was_marked_appends_once() {
 #[tokio::test]
 async fn what_cannot_be_published_as_it_was_is_refused() {
     let world = World::start().await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let function = start(&world).await;
     for (subject, headers, reason, said) in [
         (

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Changes the log as the administrator may.
+/// Changes the stream as the administrator may.
 async fn update(admin: &Client, field: &str, value: Value) {
     let mut config: Value =
         serde_json::from_str(include_str!("../../../../nats/streams/CHAT_MESSAGES.json")).unwrap();
@@ -19,7 +19,8 @@ async fn update(admin: &Client, field: &str, value: Value) {
 async fn without_a_worker_it_is_appended_and_marked() {
     let world = World::start().await;
     let function = start_with(&world, &[("REQUEST_DEADLINE_MS", "1000")]).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let id = put(
         &database,
         7,
@@ -37,7 +38,8 @@ async fn without_a_worker_it_is_appended_and_marked() {
         outcome(&database, id).await,
         (Some("retried".to_owned()), Some(1))
     );
-    // Another message stands there in the index, and the worker has yet to say that the position is used twice.
+    // Another message stands there in the index, and the worker has yet to say that the position is
+    // used twice.
     sqlx::query("insert into rooms (name) values ('general')")
         .execute(&database)
         .await
@@ -66,11 +68,9 @@ async fn without_a_worker_it_is_appended_and_marked() {
 async fn a_full_log_leaves_the_letter_as_it_was() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (operator, admin, database) = (
-        world.client("operator").await,
-        world.client("administrator").await,
-        world.database().await,
-    );
+    let operator = world.client("operator").await;
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     let id = put(
         &database,
         7,
@@ -100,11 +100,9 @@ async fn a_full_log_leaves_the_letter_as_it_was() {
 async fn a_log_that_is_away_leaves_the_letter_as_it_was() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (operator, admin, database) = (
-        world.client("operator").await,
-        world.client("administrator").await,
-        world.database().await,
-    );
+    let operator = world.client("operator").await;
+    let admin = world.client("administrator").await;
+    let database = world.database().await;
     let id = put(&database, 7, "chat.general", "", b"x", "not_json").await;
     // As while sequences are being lifted.
     update(
@@ -135,7 +133,8 @@ async fn a_log_that_is_away_leaves_the_letter_as_it_was() {
 async fn without_postgresql_every_answer_is_a_503() {
     let world = World::with_own_postgres().await;
     let function = start_with(&world, &[("REQUEST_DEADLINE_MS", "1500")]).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let id = put(&database, 7, "chat.general", "", b"x", "not_json").await;
     show(&operator, id).await.unwrap();
     world.postgres().pause().await;
@@ -172,11 +171,9 @@ async fn without_postgresql_every_answer_is_a_503() {
 async fn two_operators_at_once_append_once() {
     let world = World::start().await;
     let (function, _worker) = tokio::join!(start(&world), world.spawn("persist-message"));
-    let (one, other, database) = (
-        world.client("operator").await,
-        world.client("operator").await,
-        world.database().await,
-    );
+    let one = world.client("operator").await;
+    let other = world.client("operator").await;
+    let database = world.database().await;
     for seq in 1..=5 {
         let id = put(
             &database,
@@ -208,12 +205,13 @@ async fn two_operators_at_once_append_once() {
     function.stop().await.unwrap();
 }
 
-/// Its author deletes the message while an operator retries it: nothing of it gets into the log.
+/// Its author deletes the message while an operator retries it: nothing of it gets into the stream.
 #[tokio::test]
 async fn a_letter_that_is_being_erased_is_not_appended() {
     let world = World::start().await;
     let function = start(&world).await;
-    let (operator, database) = (world.client("operator").await, world.database().await);
+    let operator = world.client("operator").await;
+    let database = world.database().await;
     let id = put(
         &database,
         7,
@@ -224,13 +222,17 @@ async fn a_letter_that_is_being_erased_is_not_appended() {
     )
     .await;
     let mut erasing = database.begin().await.unwrap();
-    sqlx::query("update dead_letters set outcome = 'erased', outcome_at = now(), payload = '' where id = $1")
-        .bind(id)
-        .execute(&mut *erasing)
-        .await
-        .unwrap();
+    sqlx::query(
+        "update dead_letters set outcome = 'erased', outcome_at = now(),
+      payload = '' where id = $1",
+    )
+    .bind(id)
+    .execute(&mut *erasing)
+    .await
+    .unwrap();
     let (retried, ()) = tokio::join!(retry(&operator, id), async {
-        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        let waits = "select count(*) from pg_stat_activity where datname = current_database() and
+          wait_event_type = 'Lock'";
         eventually("it waits for the letter", SOON, async || {
             (sqlx::query_scalar::<_, i64>(waits)
                 .fetch_one(&database)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-/// Subject, header block, payload, and the reason it is set aside for.
+/// Subject, header block, payload, and the reason in its dead letter.
 pub(super) type Bad = (String, Option<Vec<u8>>, Vec<u8>, &'static str);
 
 /// Every bad message of the list.

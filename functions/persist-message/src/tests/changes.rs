@@ -1,4 +1,4 @@
-//! Deletions and the outbox, as the database and the log show them.
+//! Deletions and the outbox, as the database and the stream show them.
 
 use async_nats::Client;
 use serde_json::{Value, json};
@@ -13,8 +13,10 @@ use testing::{RawClient, World, eventually};
 pub(super) async fn delete(bootstrap: &Client, target: u64, id: &str, mode: &str) -> u64 {
     let derived = id.starts_with("seq:");
     let received = received_ms(bootstrap, target).await;
-    let body = json!({"type": "delete", "target": target, "id": id, "user": "ann", "derived": derived, "timestamp": 1_700_000_000_000_i64,
-                      "received": received, "mode": mode, "by": "ann"});
+    let body = json!({
+        "type": "delete", "target": target, "id": id, "user": "ann", "derived": derived,
+        "timestamp": 1_700_000_000_000_i64, "received": received, "mode": mode, "by": "ann",
+    });
     publish(bootstrap, "change.chat.general", None, &body.to_string())
         .await
         .0
@@ -31,7 +33,7 @@ async fn log_entry(bootstrap: &Client, seq: u64) -> Value {
     serde_json::from_slice(&reply.payload).unwrap()
 }
 
-/// The log holds nothing there.
+/// The stream holds nothing there.
 pub(super) async fn is_gone(bootstrap: &Client, seq: u64) -> bool {
     log_entry(bootstrap, seq).await["error"]["err_code"] == 10_037
 }
@@ -60,11 +62,9 @@ pub(super) fn message(text: &str, id: Option<&str>) -> String {
 async fn a_deleted_message_leaves_its_place() {
     let world = World::start().await;
     let worker = worker(&world).await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (kept, _) = publish(
         &publisher,
         "chat.general",
@@ -125,7 +125,7 @@ async fn a_deleted_message_leaves_its_place() {
     );
     assert!(
         log_entry(&bootstrap, soft).await["message"]["data"].is_string(),
-        "soft leaves the log alone"
+        "soft leaves the stream alone"
     );
     // Every message and every change is in the outbox once.
     let relayed: Vec<i64> =
@@ -135,7 +135,12 @@ async fn a_deleted_message_leaves_its_place() {
             .unwrap();
     assert_eq!(relayed, (1..=6).collect::<Vec<i64>>());
     assert_eq!(
-        count(&database, "select count(*) from outbox where (first_seq, last_seq) <> (select min(s), max(s) from unnest(seqs) s)").await,
+        count(
+            &database,
+            "select count(*) from outbox where (first_seq,
+          last_seq) <> (select min(s), max(s) from unnest(seqs) s)"
+        )
+        .await,
         0
     );
     worker.stop().await.unwrap();
@@ -144,11 +149,9 @@ async fn a_deleted_message_leaves_its_place() {
 #[tokio::test]
 async fn a_deletion_stored_before_its_message_blocks_it() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (given, _) = publish(
         &publisher,
         "chat.general",
@@ -179,7 +182,7 @@ async fn a_deletion_stored_before_its_message_blocks_it() {
         (rows(&database).await == tombstones).then_some(())
     })
     .await;
-    // It gives them back.
+    // It naks them.
     for message in held {
         other
             .publish_raw(message.reply.as_deref().unwrap(), None, None, b"-NAK")
@@ -190,7 +193,7 @@ async fn a_deletion_stored_before_its_message_blocks_it() {
     assert_eq!(
         count(&database, "select count(*) from dead_letters").await,
         0,
-        "the message is met as itself, not as a stranger"
+        "the message is met as itself, not as a collision"
     );
     worker.stop().await.unwrap();
 }
@@ -198,11 +201,9 @@ async fn a_deletion_stored_before_its_message_blocks_it() {
 #[tokio::test]
 async fn hard_takes_the_text_from_everywhere() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (first, _) = publish(
         &publisher,
         "chat.general",
@@ -244,7 +245,8 @@ async fn hard_takes_the_text_from_everywhere() {
         ("below_fence", message("secret", Some("other"))),
     ] {
         sqlx::query(
-            "insert into dead_letters (seq, subject, headers, payload, reason, received_at) values (77, 'chat.general', '', $1, $2, now())",
+            "insert into dead_letters (seq, subject, headers, payload, reason,
+              received_at) values (77, 'chat.general', '', $1, $2, now())",
         )
         .bind(body.as_bytes())
         .bind(reason)
@@ -252,7 +254,7 @@ async fn hard_takes_the_text_from_everywhere() {
         .await
         .unwrap();
     }
-    // The log has it, too, where a letter came from.
+    // The stream has it, too, where a dead letter came from.
     let (letters, _) = publish(
         &publisher,
         "chat.general",
@@ -317,11 +319,9 @@ async fn hard_takes_the_text_from_everywhere() {
 #[tokio::test]
 async fn a_displaced_copy_is_known_as_a_duplicate() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (first, _) = publish(
         &publisher,
         "chat.general",
@@ -336,7 +336,8 @@ async fn a_displaced_copy_is_known_as_a_duplicate() {
         &message("secret", Some("s")),
     )
     .await;
-    // As if another copy had stored the second one, and then its deletion, before we see the first.
+    // As if another replica had stored the second one, and then its deletion, before we see the
+    // first.
     sqlx::query("insert into rooms (name) values ('general')")
         .execute(&database)
         .await
@@ -370,11 +371,9 @@ async fn a_displaced_copy_is_known_as_a_duplicate() {
 #[tokio::test]
 async fn a_change_that_says_nothing_is_a_dead_letter_and_a_reused_one_too() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (kept, _) = publish(
         &publisher,
         "chat.general",
@@ -424,7 +423,8 @@ async fn a_change_that_says_nothing_is_a_dead_letter_and_a_reused_one_too() {
 #[tokio::test]
 async fn what_is_stored_already_is_no_news() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let worker = worker(&world).await;
     publish(&publisher, "chat.general", None, &message("one", Some("1"))).await;
     settled(&world).await;
@@ -448,7 +448,8 @@ async fn what_is_stored_already_is_no_news() {
 #[tokio::test]
 async fn the_trace_goes_on_in_the_outbox() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let worker = worker(&world).await;
     let sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     for traceparent in [

@@ -1,4 +1,5 @@
-//! An id used again: for the same text it is the same message, for another text it is a dead letter.
+//! An id used again: for the same text it is the same message, for another text it is a dead
+//! letter.
 
 use super::changes::{delete, received_ms, rows};
 use super::*;
@@ -39,7 +40,8 @@ const FIRE: &str = "after the restart: fire";
 #[tokio::test]
 async fn a_used_id_with_another_text_is_a_dead_letter() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let running = worker(&world).await;
     let (first, _) = publish(
         &publisher,
@@ -69,7 +71,7 @@ async fn a_used_id_with_another_text_is_a_dead_letter() {
     assert_eq!(
         count(&database, "select count(*) from duplicates").await,
         1,
-        "a true resend is no letter"
+        "a true resend is no dead letter"
     );
     running.stop().await.unwrap();
 }
@@ -77,7 +79,8 @@ async fn a_used_id_with_another_text_is_a_dead_letter() {
 #[tokio::test]
 async fn a_conflict_within_one_batch_is_a_dead_letter() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let (first, _) = publish(
         &publisher,
         "chat.gamma",
@@ -120,18 +123,17 @@ async fn a_conflict_within_one_batch_is_a_dead_letter() {
 #[tokio::test]
 async fn what_an_earlier_message_displaces_is_a_dead_letter() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (first, _) = publish(&publisher, "chat.gamma", None, &said("first", "1")).await;
     let (second, _) = publish(&publisher, "chat.gamma", None, &said(FIRE, "1")).await;
     let (mut other, held) = taken(&world, 2).await;
     // As if a third replica had stored the second one.
     sqlx::query(
         "with room as (insert into rooms (name) values ('gamma') returning id)
-         insert into messages select $1, id, 'bot', null, '1', false, $2, now(), 'epoch'::timestamptz + $3 * interval '1 ms' from room",
+         insert into messages select $1, id, 'bot', null, '1', false, $2, now(),
+           'epoch'::timestamptz + $3 * interval '1 ms' from room",
     )
     .bind(second as i64)
     .bind(FIRE)
@@ -155,7 +157,7 @@ async fn what_an_earlier_message_displaces_is_a_dead_letter() {
         .await
         .unwrap();
     assert_eq!(subject, "chat.gamma");
-    // It is delivered once more, and is the letter that is there already.
+    // It is delivered once more, and is the dead letter that is there already.
     let again: &RawMessage = &held[1];
     give_back(&mut other, again).await;
     settled(&world).await;
@@ -173,7 +175,8 @@ async fn what_an_earlier_message_displaces_is_a_dead_letter() {
 async fn replicas_at_work_together_agree_on_every_conflict() {
     const IDS: usize = 150;
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let mut vars = world.vars("persist-message");
     vars.insert("PERSIST_BATCH".to_owned(), "7".to_owned());
     for text in ["one", "two", "one"] {
@@ -205,15 +208,14 @@ async fn replicas_at_work_together_agree_on_every_conflict() {
     }
 }
 
-/// What was said under a deleted id is not known any more; the contract says that sending it again is a resend.
+/// What was said under a deleted id is not known any more; the contract says that sending it again
+/// is a resend.
 #[tokio::test]
 async fn whatever_is_said_under_a_deleted_id_is_a_duplicate() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let running = worker(&world).await;
     let body = |text: &str| json!({"user": "ann", "text": text, "id": "1"}).to_string();
     let (first, _) = publish(&publisher, "chat.general", None, &body("first")).await;

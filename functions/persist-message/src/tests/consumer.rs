@@ -20,7 +20,8 @@ async fn what_is_sent_to_a_lost_connection_is_fetched() {
     for round in 1..=12 {
         let begun = Instant::now();
         send_bad(&mut client, &bad).await;
-        // One by one, each when the server has the one before: some come while the connection is being mended.
+        // One by one, each when the server has the one before: some come while the connection is
+        // being mended.
         for number in 0..GOOD {
             let body = json!({"user": "ann", "text": number.to_string()}).to_string();
             client
@@ -76,7 +77,7 @@ async fn what_another_replica_has_under_way_is_not_fetched_when_a_connection_bre
             .then_some(())
     })
     .await;
-    eventually("the bad one is a letter", SOON, async || {
+    eventually("the bad one is a dead letter", SOON, async || {
         (count(&database, "select count(*) from dead_letters").await == 1).then_some(())
     })
     .await;
@@ -96,11 +97,9 @@ async fn what_another_replica_has_under_way_is_not_fetched_when_a_connection_bre
 async fn a_paused_consumer_is_no_reason_to_leave() {
     const PAUSE: Duration = Duration::from_secs(10);
     let world = World::builder().administrator().start().await;
-    let (admin, publisher, database) = (
-        world.client("administrator").await,
-        world.client("publisher").await,
-        world.database().await,
-    );
+    let admin = world.client("administrator").await;
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let running = world
         .spawn_with("persist-message", &[("PERSIST_STUCK_AFTER_MS", "3000")])
         .await;
@@ -142,7 +141,7 @@ async fn a_paused_consumer_is_no_reason_to_leave() {
 async fn a_copy_that_stops_gives_back_what_it_has_not_begun() {
     const MESSAGES: usize = 20_000;
     let world = World::start().await;
-    // What is not given back would come again after this.
+    // Unprocessed messages that are not nak'ed would be delivered again after this.
     let _bootstrap = world.with_ack_wait(Duration::from_secs(3600)).await;
     let database = world.database().await;
     let mut client = RawClient::connect(world.nats(), "publisher").await;
@@ -153,7 +152,8 @@ async fn a_copy_that_stops_gives_back_what_it_has_not_begun() {
             .await;
     }
     logged(&world.client("operator").await, MESSAGES).await;
-    let (stays, leaves) = (worker(&world).await, worker(&world).await);
+    let stays = worker(&world).await;
+    let leaves = worker(&world).await;
     eventually("storing is under way", SOON, async || {
         (count(&database, "select count(*) from messages").await > 0).then_some(())
     })
@@ -217,7 +217,8 @@ async fn a_worker_without_work_waits_for_its_consumer() {
     let world = World::bare().await;
     let worker = worker(&world).await;
     let bootstrap = world.spawn("stream-bootstrap").await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     publish(
         &publisher,
         "chat.general",

@@ -27,7 +27,8 @@ async fn fill(database: &PgPool) {
     sqlx::query(
         r#"insert into dead_letters (seq, subject, headers, payload, reason, received_at)
            select 1000000 + n, 'chat.general', '',
-                  convert_to('{"user":"ann","id":"other-' || n || '","text":"' || repeat('x', 4000) || '"}', 'UTF8'),
+                  convert_to('{"user":"ann","id":"other-' || n || '","text":"' || repeat('x',
+                    4000) || '"}', 'UTF8'),
                   'refused_by_database', now()
              from generate_series(1, $1) as n"#,
     )
@@ -40,14 +41,13 @@ async fn fill(database: &PgPool) {
 #[tokio::test]
 async fn a_hard_deletion_does_not_load_every_dead_letter() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     fill(&database).await;
     let letter = r#"insert into dead_letters (seq, subject, headers, payload, reason, received_at)
-                    values (77, 'chat.general', '', convert_to('{"user":"ann","id":"s","text":"secret"}', 'UTF8'),
+                    values (77, 'chat.general', '',
+                      convert_to('{"user":"ann","id":"s","text":"secret"}', 'UTF8'),
                             'refused_by_database', now())"#;
     sqlx::query(letter).execute(&database).await.unwrap();
     let running = world.spawn("persist-message").await;
@@ -107,7 +107,8 @@ async fn a_hard_deletion_does_not_load_every_dead_letter() {
     settled(&world).await;
     let after = begun.elapsed();
     eprintln!(
-        "stored beside it after {beside:?}, the next deletion took {after:?}, memory grew by {grown} MiB"
+        "stored beside it after {beside:?}, the next deletion took {after:?}, memory grew by \
+         {grown} MiB"
     );
     assert!(running.terminate().await.success());
 }
@@ -116,16 +117,17 @@ async fn a_hard_deletion_does_not_load_every_dead_letter() {
 #[tokio::test]
 async fn a_hard_deletion_empties_letters_that_were_dropped_or_retried() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let letters = r#"
-        insert into dead_letters (seq, subject, headers, payload, reason, received_at, outcome, outcome_at, outcome_seq)
-        select seq, 'chat.general', '', convert_to('{"user":"ann","id":"' || id || '","text":"secret"}', 'UTF8'),
+        insert into dead_letters (seq, subject, headers, payload, reason, received_at, outcome,
+          outcome_at, outcome_seq)
+        select seq, 'chat.general', '', convert_to('{"user":"ann","id":"' || id ||
+          '","text":"secret"}', 'UTF8'),
                'refused_by_database', now(), outcome, now(), outcome_seq
-          from (values (77, 's', 'dropped', null), (78, 's', 'retried', 1), (79, 'other', 'dropped', null))
+          from (values (77, 's', 'dropped', null), (78, 's', 'retried', 1), (79, 'other',
+            'dropped', null))
                as letter (seq, id, outcome, outcome_seq)"#;
     sqlx::query(letters).execute(&database).await.unwrap();
     let running = world.spawn("persist-message").await;

@@ -1,4 +1,5 @@
-//! A message that stands in the log more than once, and its deletion: in whichever order, the text of every copy goes.
+//! A message that stands in the stream more than once, and its deletion: in whichever order, the
+//! text of every copy goes.
 
 use super::changes::{delete, is_gone, message, rows};
 use super::*;
@@ -10,11 +11,9 @@ fn tombstone(seq: u64) -> Vec<(i64, String, bool)> {
 #[tokio::test]
 async fn a_copy_stored_with_the_deletion_does_not_take_the_tombstones_place() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (first, _) = publish(
         &publisher,
         "chat.general",
@@ -66,11 +65,9 @@ async fn a_copy_stored_with_the_deletion_does_not_take_the_tombstones_place() {
 #[tokio::test]
 async fn a_copy_and_a_deletion_stored_at_once_leave_no_text() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let running = worker(&world).await;
     let (first, _) = publish(
         &publisher,
@@ -80,7 +77,7 @@ async fn a_copy_and_a_deletion_stored_at_once_leave_no_text() {
     )
     .await;
     settled(&world).await;
-    // Whoever notes the copy has looked for a deletion by then, and has to wait.
+    // The replica that records the duplicate has looked for a deletion by then, and has to wait.
     let mut held = database.begin().await.unwrap();
     sqlx::query("insert into duplicates values ($1, 'somebody', 'else')")
         .bind(first as i64 + 1)
@@ -116,11 +113,9 @@ async fn a_copy_and_a_deletion_stored_at_once_leave_no_text() {
 #[tokio::test]
 async fn a_message_that_takes_the_place_of_its_copys_tombstone_is_erased() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (first, _) = publish(
         &publisher,
         "chat.general",
@@ -153,11 +148,9 @@ async fn a_message_that_takes_the_place_of_its_copys_tombstone_is_erased() {
 #[tokio::test]
 async fn the_place_a_copy_names_and_the_messages_own_are_both_erased() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let running = worker(&world).await;
     let (first, _) = publish(
         &publisher,
@@ -181,15 +174,14 @@ async fn the_place_a_copy_names_and_the_messages_own_are_both_erased() {
     running.stop().await.unwrap();
 }
 
-/// A batch stored its rows and buried its deletions in one transaction, in two passes over the keys.
+/// A batch stored its rows and applied its deletions in one transaction, in two passes over the
+/// keys.
 #[tokio::test]
 async fn rows_and_tombstones_never_wait_for_each_other() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let (first, _) = publish(
         &publisher,
         "chat.general",
@@ -217,7 +209,8 @@ async fn rows_and_tombstones_never_wait_for_each_other() {
     let running = worker(&world).await;
     blocked(&database, "insert into messages").await;
     // Another replica with both, in the order of the keys.
-    let row = "insert into messages select 2, room_id, sender, null, 'z', false, text, now(), now() from messages where id = 'a'
+    let row = "insert into messages select 2, room_id, sender, null, 'z', false, text, now(),
+      now() from messages where id = 'a'
                on conflict do nothing";
     sqlx::query(row)
         .execute(&mut *held)
@@ -242,15 +235,13 @@ async fn rows_and_tombstones_never_wait_for_each_other() {
     running.stop().await.unwrap();
 }
 
-/// The same for what is set aside: whoever writes the letter has looked for a deletion by then.
+/// The same for dead letters: the replica that writes one has looked for a deletion by then.
 #[tokio::test]
 async fn a_letter_and_a_deletion_stored_at_once_leave_no_text() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let running = worker(&world).await;
     let (first, _) = publish(
         &publisher,
@@ -264,7 +255,8 @@ async fn a_letter_and_a_deletion_stored_at_once_leave_no_text() {
     let conflicting = message("another secret", Some("s"));
     let mut held = database.begin().await.unwrap();
     sqlx::query(
-        "insert into dead_letters (seq, subject, headers, payload, reason, received_at) values ($1, 'chat.general', '', $2, 'id_conflict', now())",
+        "insert into dead_letters (seq, subject, headers, payload, reason,
+          received_at) values ($1, 'chat.general', '', $2, 'id_conflict', now())",
     )
     .bind(first as i64 + 1)
     .bind(conflicting.as_bytes())

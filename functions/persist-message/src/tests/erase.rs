@@ -28,14 +28,14 @@ async fn hurried_worker(world: &World) -> Running {
 async fn erasing_many_texts_brings_no_deletion_again() {
     let world = World::start().await;
     let _bootstrap = world.with_ack_wait(ACK_WAIT).await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     let operator = world.client("operator").await;
     for number in 1..=MANY {
-        let body = json!({"user": "ann", "text": format!("secret {number}"), "id": format!("id-{number}")});
+        let body = json!({
+            "user": "ann", "text": format!("secret {number}"), "id": format!("id-{number}"),
+        });
         publisher
             .publish("chat.general", body.to_string().into())
             .await
@@ -52,8 +52,11 @@ async fn erasing_many_texts_brings_no_deletion_again() {
         .unwrap();
     worker.stop().await.unwrap();
     for target in 1..=MANY {
-        let body = json!({"type": "delete", "target": target, "id": format!("id-{target}"), "user": "ann", "derived": false,
-                          "timestamp": 1_700_000_000_000_i64, "received": 1, "mode": "hard", "by": "ann"});
+        let body = json!({
+            "type": "delete", "target": target, "id": format!("id-{target}"), "user": "ann",
+            "derived": false, "timestamp": 1_700_000_000_000_i64, "received": 1, "mode": "hard",
+            "by": "ann",
+        });
         bootstrap
             .publish("change.chat.general", body.to_string().into())
             .await
@@ -70,7 +73,8 @@ async fn erasing_many_texts_brings_no_deletion_again() {
         (info["ack_floor"]["stream_seq"] == 2 * MANY).then_some(info)
     })
     .await;
-    // A machine that stands still for seconds may have a pull or two brought again. Without reports all of it comes at least twice.
+    // A machine that stands still for seconds may have a pull or two brought again. Without reports
+    // all of it comes at least twice.
     let again = info["delivered"]["consumer_seq"].as_u64().unwrap() - before - MANY as u64;
     assert!(
         again < MANY as u64 / 10,

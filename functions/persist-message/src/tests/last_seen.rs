@@ -6,7 +6,8 @@ type User = (String, bool, bool);
 
 /// Name, whether `last_seen` is recent, and whether `first_seen` is.
 async fn users(database: &PgPool) -> Vec<User> {
-    let recent = "select name, last_seen > now() - interval '30 seconds', first_seen > now() - interval '30 seconds' from users order by name";
+    let recent = "select name, last_seen > now() - interval '30 seconds',
+      first_seen > now() - interval '30 seconds' from users order by name";
     sqlx::query_as(recent).fetch_all(database).await.unwrap()
 }
 
@@ -17,7 +18,8 @@ fn user(name: &str, last: bool, first: bool) -> User {
 #[tokio::test]
 async fn whoever_is_seen_is_a_user_and_costs_a_row_a_minute() {
     let world = World::start().await;
-    let (client, database) = (world.client("publisher").await, world.database().await);
+    let client = world.client("publisher").await;
+    let database = world.database().await;
     let said = async |subject: &str, from: &str| {
         publish(
             &client,
@@ -43,11 +45,14 @@ async fn whoever_is_seen_is_a_user_and_costs_a_row_a_minute() {
         ]
     );
 
-    // Known to this copy: no write. To another one: once.
-    sqlx::query("update users set last_seen = now() - interval '5 minutes', first_seen = now() - interval '5 minutes'")
-        .execute(&database)
-        .await
-        .unwrap();
+    // Recorded by this replica: no write. By another one: once.
+    sqlx::query(
+        "update users set last_seen = now() - interval '5 minutes',
+      first_seen = now() - interval '5 minutes'",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
     said("dm.bob.alice", "bob").await;
     settled(&world).await;
     assert_eq!(

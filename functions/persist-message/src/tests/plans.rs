@@ -1,5 +1,5 @@
-//! What a batch costs does not grow with what is stored: every plan goes by an index, also when PostgreSQL knows nothing about
-//! the tables yet.
+//! What a batch costs does not grow with what is stored: every plan goes by an index, also when
+//! PostgreSQL knows nothing about the tables yet.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -45,7 +45,8 @@ const STATEMENTS: [(&str, &str, &str, &str); 6] = [
     ),
 ];
 
-/// How PostgreSQL would run a statement with these arguments, asked as the function itself connects.
+/// How PostgreSQL would run a statement with these arguments, asked as the function itself
+/// connects.
 async fn plan(
     connected: &Database,
     name: &str,
@@ -98,14 +99,18 @@ async fn a_batch_reads_nothing_of_what_it_is_not_about() {
         (1_000, "1,000 rooms, nothing known"),
         (100_000, "100,000 rooms, nothing known"),
     ] {
-        sqlx::query("insert into rooms (name) select 'room-' || n from generate_series(1, $1) as n on conflict do nothing")
-            .bind(rooms)
-            .execute(&database)
-            .await
-            .unwrap();
+        sqlx::query(
+            "insert into rooms (name) select 'room-' || n from generate_series(1,
+          $1) as n on conflict do nothing",
+        )
+        .bind(rooms)
+        .execute(&database)
+        .await
+        .unwrap();
         sqlx::query(
             "insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
-             select n, n, 'user-' || n % 100, 'id-' || n, false, 'hello', now(), now() from generate_series(1, least($1, 10000)) as n
+             select n, n, 'user-' || n % 100, 'id-' || n, false, 'hello', now(),
+               now() from generate_series(1, least($1, 10000)) as n
              on conflict do nothing",
         )
         .bind(rooms)
@@ -113,8 +118,10 @@ async fn a_batch_reads_nothing_of_what_it_is_not_about() {
         .await
         .unwrap();
         sqlx::query(
-            "insert into dead_letters (seq, subject, headers, payload, reason, received_at, sender, message_id)
-             select n, 'chat.general', '', 'x', 'id_conflict', now(), 'user-' || n % 100, 'id-' || n from generate_series(1, least($1, 10000)) as n
+            "insert into dead_letters (seq, subject, headers, payload, reason, received_at,
+              sender, message_id)
+             select n, 'chat.general', '', 'x', 'id_conflict', now(), 'user-' || n % 100,
+               'id-' || n from generate_series(1, least($1, 10000)) as n
              on conflict do nothing",
         )
         .bind(rooms)
@@ -123,7 +130,8 @@ async fn a_batch_reads_nothing_of_what_it_is_not_about() {
         .unwrap();
         sqlx::query(
             "insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
-             select n, n, n, 'user-' || n % 100, 'id-' || n, 'hard', 'ann', now() from generate_series(1, least($1, 10000)) as n
+             select n, n, n, 'user-' || n % 100, 'id-' || n, 'hard', 'ann',
+               now() from generate_series(1, least($1, 10000)) as n
              on conflict do nothing",
         )
         .bind(rooms)
@@ -132,7 +140,8 @@ async fn a_batch_reads_nothing_of_what_it_is_not_about() {
         .unwrap();
         sqlx::query(
             "insert into duplicates (seq, sender, id)
-             select n, 'user-' || n % 100, 'id-' || n from generate_series(1, least($1, 10000)) as n on conflict do nothing",
+             select n, 'user-' || n % 100, 'id-' || n from generate_series(1, least($1,
+               10000)) as n on conflict do nothing",
         )
         .bind(rooms)
         .execute(&database)
@@ -150,7 +159,8 @@ async fn every_table_has_a_primary_key() {
     let without: Vec<String> = sqlx::query_scalar(
         "select relname::text from pg_class join pg_namespace on pg_namespace.oid = relnamespace
           where nspname = 'public' and relkind in ('r', 'p')
-            and not exists (select from pg_constraint where conrelid = pg_class.oid and contype = 'p')",
+            and not exists (select from pg_constraint where conrelid = pg_class.oid and contype =
+              'p')",
     )
     .fetch_all(&world.database().await)
     .await

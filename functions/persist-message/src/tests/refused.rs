@@ -6,7 +6,8 @@ use super::*;
 #[tokio::test]
 async fn one_row_the_database_refuses_costs_nobody_else() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     sqlx::query("alter table messages add constraint no_poison check (text <> 'poison')")
         .execute(&database)
         .await
@@ -45,11 +46,9 @@ async fn one_row_the_database_refuses_costs_nobody_else() {
 #[tokio::test]
 async fn a_refused_message_does_not_take_others_with_its_id_along() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     sqlx::query("alter table messages add constraint no_poison check (text <> 'poison')")
         .execute(&database)
         .await
@@ -90,7 +89,7 @@ async fn a_refused_message_does_not_take_others_with_its_id_along() {
     assert_eq!(
         duplicates,
         [again as i64, copy as i64],
-        "copies move with their row when the batch is halved"
+        "duplicates move with their row when the batch is halved"
     );
     delete(&bootstrap, kept, "kept", "hard").await;
     settled(&world).await;
@@ -101,11 +100,9 @@ async fn a_refused_message_does_not_take_others_with_its_id_along() {
 #[tokio::test]
 async fn a_database_that_refuses_everything_fills_no_dead_letters() {
     let world = World::start().await;
-    let (publisher, bootstrap, database) = (
-        world.client("publisher").await,
-        world.client("stream-bootstrap").await,
-        world.database().await,
-    );
+    let publisher = world.client("publisher").await;
+    let bootstrap = world.client("stream-bootstrap").await;
+    let database = world.database().await;
     sqlx::query("alter table messages add constraint nothing check (false)")
         .execute(&database)
         .await
@@ -150,7 +147,8 @@ async fn a_database_that_refuses_everything_fills_no_dead_letters() {
 #[tokio::test]
 async fn a_database_that_cannot_hold_every_character_is_refused_at_start() {
     let world = World::start().await;
-    let create = "create database latin template template0 encoding 'LATIN1' locale_provider libc locale 'C'";
+    let create = "create database latin template template0 encoding 'LATIN1' locale_provider libc
+      locale 'C'";
     sqlx::query(create)
         .execute(&world.database().await)
         .await

@@ -5,11 +5,15 @@ use super::*;
 #[tokio::test]
 async fn a_reused_sequence_is_a_dead_letter() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
-    sqlx::query("insert into messages select 2, 77, 'old', null, 'o', false, 'from another life', now(), now()")
-        .execute(&database)
-        .await
-        .unwrap();
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
+    sqlx::query(
+        "insert into messages select 2, 77, 'old', null, 'o', false, 'from another life',
+      now(), now()",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
     for text in ["one", "two", "three"] {
         publish(
             &publisher,
@@ -37,15 +41,20 @@ async fn a_reused_sequence_is_a_dead_letter() {
 #[tokio::test]
 async fn a_stranger_with_the_same_sender_and_sequence_is_a_dead_letter_too() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
-    // As a log that is gone had it: no id of its own, the same sender, the same place.
-    sqlx::query("insert into messages select 1, 77, 'ann', null, 'seq:1', true, 'from another life', now() - interval '1 day', now() - interval '1 day'")
-        .execute(&database)
-        .await
-        .unwrap();
-    // And one whose id is used again, further down, in the log made anew.
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
+    // As a stream that is gone had it: no id of its own, the same sender, the same place.
     sqlx::query(
-        "insert into messages select 500, 77, 'ann', null, 'mine', false, 'first', now() - interval '1 day', now() - interval '1 day'",
+        "insert into messages select 1, 77, 'ann', null, 'seq:1', true,
+      'from another life', now() - interval '1 day', now() - interval '1 day'",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    // And one whose id is used again, further down, in the recreated stream.
+    sqlx::query(
+        "insert into messages select 500, 77, 'ann', null, 'mine', false, 'first',
+          now() - interval '1 day', now() - interval '1 day'",
     )
     .execute(&database)
     .await

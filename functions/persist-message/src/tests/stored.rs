@@ -6,7 +6,8 @@ use super::*;
 async fn a_message_is_stored_as_it_was_sent() {
     let world = World::start().await;
     let worker = worker(&world).await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let (seq, _) = publish(
         &publisher,
         "chat.general",
@@ -40,7 +41,8 @@ async fn a_message_is_stored_as_it_was_sent() {
         i64,
     );
     let rows: Vec<Stored> = sqlx::query_as(
-        "select m.seq, r.name, sender, recipient, m.id, derived, text, (extract(epoch from sent_at) * 1000)::bigint
+        "select m.seq, r.name, sender, recipient, m.id, derived, text,
+          (extract(epoch from sent_at) * 1000)::bigint
            from messages m join rooms r on r.id = m.room_id order by seq",
     )
     .fetch_all(&database)
@@ -87,7 +89,8 @@ async fn a_message_is_stored_as_it_was_sent() {
 #[tokio::test]
 async fn an_id_is_stored_once_per_sender() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let body =
         |user: &str, text: &str| json!({"user": user, "text": text, "id": "same"}).to_string();
     let (first, _) = publish(
@@ -97,7 +100,7 @@ async fn an_id_is_stored_once_per_sender() {
         &body("ann", "first"),
     )
     .await;
-    // Inside JetStream's window the log itself does not take it again.
+    // Inside JetStream's window the stream itself does not store it again.
     assert_eq!(
         publish(
             &publisher,
@@ -147,7 +150,8 @@ async fn an_id_is_stored_once_per_sender() {
 #[tokio::test]
 async fn the_lower_sequence_stays_whichever_copy_was_faster() {
     let world = World::start().await;
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let (first, _) = publish(
         &publisher,
         "chat.general",
@@ -155,7 +159,7 @@ async fn the_lower_sequence_stays_whichever_copy_was_faster() {
         r#"{"user":"ann","text":"first","id":"x"}"#,
     )
     .await;
-    // As if another copy had already stored the second message with that id.
+    // As if another replica had already stored the second message with that id.
     sqlx::query("insert into rooms (name) values ('general')")
         .execute(&database)
         .await

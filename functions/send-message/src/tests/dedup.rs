@@ -1,4 +1,5 @@
-//! Resends: within JetStream's window, after it, after the log was trimmed, before the index has them.
+//! Resends: within JetStream's window, after it, after the log was trimmed, before the index has
+//! them.
 
 use super::*;
 use protocol::header;
@@ -100,10 +101,8 @@ async fn the_same_id_again_is_the_same_message() {
         (6, false),
         "another sender's id is another id"
     );
-    let (one, two) = (
-        send(&client, "ann", "general", json!({"text": "hello"})),
-        send(&client, "ann", "general", json!({"text": "hello"})),
-    );
+    let one = send(&client, "ann", "general", json!({"text": "hello"}));
+    let two = send(&client, "ann", "general", json!({"text": "hello"}));
     let (one, two) = tokio::join!(one, two);
     assert_ne!(
         one.unwrap().seq,
@@ -218,9 +217,11 @@ async fn a_crowd_of_resends_and_doubles_is_told_apart() {
                 .seq,
         );
     }
-    // Numbers below 20 are resends, each of the others comes three times at once, once with another text.
+    // Numbers below 20 are resends, each of the others comes three times at once, once with another
+    // text.
     let sends = (0..240).map(|index| {
-        let (client, number) = (&client, index % 60);
+        let client = &client;
+        let number = index % 60;
         let body = if index >= 180 {
             json!({"text": "another", "id": format!("id-{number}")})
         } else {
@@ -391,8 +392,8 @@ async fn the_id_of_a_deleted_message_brings_nothing_back() {
     function.stop().await.unwrap();
 }
 
-/// JetStream looks for duplicates in the whole stream, by a header that each publisher chooses. Whatever a publisher
-/// writes there, and in whosever name, bob's own messages are his.
+/// JetStream looks for duplicates in the whole stream, by a header that each publisher chooses.
+/// Whatever a publisher writes there, and in whosever name, bob's own messages are his.
 #[tokio::test]
 async fn nobody_takes_an_id_that_somebody_is_going_to_use() {
     let world = World::start().await;
@@ -441,10 +442,8 @@ async fn nobody_takes_an_id_that_somebody_is_going_to_use() {
 #[tokio::test]
 async fn a_replica_finds_what_another_one_sent() {
     let (world, _bootstrap) = world_with("max_msgs_per_subject", json!(-1)).await;
-    let (one, client) = (
-        start_with(&world, &FLOOD).await,
-        world.client("publisher").await,
-    );
+    let one = start_with(&world, &FLOOD).await;
+    let client = world.client("publisher").await;
     let body = |number: usize| json!({"text": number.to_string(), "id": number.to_string()});
     let all = async || {
         let send = async |number: usize| {
@@ -546,7 +545,8 @@ async fn an_emptied_database_brings_no_id_back() {
     function.stop().await.unwrap();
 }
 
-/// A backup is a database that was: what was stored since is not there, and storing goes on behind it.
+/// A backup is a database that was: what was stored since is not there, and storing goes on behind
+/// it.
 #[tokio::test]
 async fn a_restored_database_brings_no_id_back() {
     let (world, _bootstrap) = world_with("duplicate_window", json!(SHORT_WINDOW_NS)).await;

@@ -1,4 +1,5 @@
-//! What one sender writes to one room stands in the order in which it came, whatever way each message goes.
+//! What one sender writes to one room stands in the order in which it came, whatever way each
+//! message goes.
 
 use std::future::Future as _;
 use std::sync::Arc;
@@ -152,7 +153,8 @@ async fn a_lone_sender_goes_at_once_also_after_others_were_there() {
     running.stop().await.unwrap();
 }
 
-/// What a batch cannot hold, for its size or because it is known, costs the others neither their place nor their order.
+/// What a batch cannot hold, for its size or because it is known, costs the others neither their
+/// place nor their order.
 #[tokio::test]
 async fn a_batch_that_is_refused_stays_in_order() {
     let (world, _bootstrap) = world_with("max_msg_size", json!(4_000)).await;
@@ -171,7 +173,8 @@ async fn a_batch_that_is_refused_stays_in_order() {
             let id = |number: usize| {
                 (!number.is_multiple_of(3)).then(|| format!("{name}-{}", number / 3))
             };
-            // Two of three have an id, and share it, with another text: the later one is a conflict.
+            // Two of three have an id, and share it, with another text: the later one is a
+            // conflict.
             let burst: Vec<Outgoing> = (0..60)
                 .map(|number| message(&name, "general", &text(number), id(number)))
                 .collect();
@@ -188,7 +191,8 @@ async fn a_batch_that_is_refused_stays_in_order() {
                     .filter(|answer| answer.as_ref().is_err_and(|error| error.code == code))
                     .count()
             };
-            // 7, 27 and 47 are too long; 8 comes after one that was not stored, and is the first with its id.
+            // 7, 27 and 47 are too long; 8 comes after one that was not stored, and is the first
+            // with its id.
             assert_eq!(
                 (
                     refused(base::error::Code::TooLarge),
@@ -198,7 +202,8 @@ async fn a_batch_that_is_refused_stays_in_order() {
                 (3, 18, 39),
                 "{answers:?}"
             );
-            // Again, without those: each of them stands where it stood, and those without an id stand behind.
+            // Again, without those: each of them stands where it stood, and those without an id
+            // stand behind.
             let resent: Vec<usize> = (0..60).filter(|number| answers[*number].is_ok()).collect();
             let again = send_all(
                 &committer,
@@ -206,7 +211,8 @@ async fn a_batch_that_is_refused_stays_in_order() {
             )
             .await;
             for (number, sent) in resent.iter().zip(&again) {
-                let (first, again) = (answers[*number].as_ref().unwrap(), sent.as_ref().unwrap());
+                let first = answers[*number].as_ref().unwrap();
+                let again = sent.as_ref().unwrap();
                 assert_eq!(
                     (again.seq, again.duplicate),
                     (first.seq, burst[*number].client_supplied_id),
@@ -218,7 +224,8 @@ async fn a_batch_that_is_refused_stays_in_order() {
     }
 }
 
-/// Writes all requests at once on one connection, without waiting for an answer; the places the answers say.
+/// Writes all requests at once on one connection, without waiting for an answer; the places the
+/// answers say.
 async fn pipelined(world: &World, subject: &str, bodies: &[String]) -> Vec<u64> {
     let mut client = RawClient::connect(world.nats(), "publisher").await;
     let inbox = client.inbox();

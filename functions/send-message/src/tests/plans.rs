@@ -1,4 +1,5 @@
-//! Looking an id up costs what the id is about, however many others there are, and whatever the statistics say.
+//! Looking an id up costs what the id is about, however many others there are, and whatever the
+//! statistics say.
 
 use sqlx::AssertSqlSafe;
 

@@ -44,10 +44,8 @@ async fn a_full_log_is_an_error_and_space_mends_it() {
 async fn without_the_log_senders_hear_it_in_time() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
-    let (client, administrator) = (
-        world.client("publisher").await,
-        world.client("administrator").await,
-    );
+    let client = world.client("publisher").await;
+    let administrator = world.client("administrator").await;
     send(
         &client,
         "ann",
@@ -96,8 +94,9 @@ async fn a_server_that_dies_costs_no_message_and_doubles_none() {
     die_under_load(|_| {}).await;
 }
 
-/// As shipped for Docker: the folder in which the server stages batches is in memory. A death in the middle of a commit leaves the
-/// first part of a batch in the log, and nothing to finish it from.
+/// As shipped for Docker: the folder in which the server stages batches is in memory. A death in
+/// the middle of a commit leaves the first part of a batch in the log, and nothing to finish it
+/// from.
 #[tokio::test]
 async fn a_server_that_dies_with_its_batches_costs_no_message_and_doubles_none() {
     let memory =
@@ -108,7 +107,8 @@ async fn a_server_that_dies_with_its_batches_costs_no_message_and_doubles_none()
             .store_dir()
             .join("jetstream/CHAT/streams")
             .join(protocol::subject::STREAM);
-        // The server removes what it finds at its start, the link included; what was staged is gone either way.
+        // The server removes what it finds at its start, the link included; what was staged is gone
+        // either way.
         let _ = std::fs::remove_dir_all(&memory);
         let _ = std::fs::remove_dir_all(stream.join("batches"));
         std::fs::create_dir(&memory).unwrap();
@@ -118,7 +118,8 @@ async fn a_server_that_dies_with_its_batches_costs_no_message_and_doubles_none()
     std::fs::remove_dir_all(&memory).unwrap();
 }
 
-/// Kills the server again and again while many send; `prepare` finds it running, and nothing sent since.
+/// Kills the server again and again while many send; `prepare` finds it running, and nothing sent
+/// since.
 async fn die_under_load(prepare: impl Fn(&World)) {
     let world = World::start().await;
     prepare(&world);
@@ -174,7 +175,8 @@ async fn a_copy_that_is_killed_costs_no_message_and_doubles_none() {
 async fn a_copy_that_is_told_to_stop_answers_what_it_took() {
     let world = World::start().await;
     let _steady = world.spawn_with("send-message", &FLOOD).await;
-    let (running, sent) = (AtomicBool::new(true), AtomicU64::new(0));
+    let running = AtomicBool::new(true);
+    let sent = AtomicU64::new(0);
     let load = futures::future::join_all((0..WRITERS).map(async |writer| {
         let client = world.client("publisher").await;
         while running.load(Ordering::Relaxed) {
@@ -227,7 +229,8 @@ impl Load {
     }
 }
 
-/// Sends one message after the other, each until it is acknowledged and some once more; sequence by id.
+/// Sends one message after the other, each until it is acknowledged and some once more; sequence by
+/// id.
 async fn acknowledged_sends(world: &World, writer: usize, load: &Load) -> Vec<(String, u64)> {
     let client = world.client("publisher").await;
     let mut acknowledged = Vec::new();

@@ -10,11 +10,12 @@ use super::{Delivery, PullConsumer};
 
 /// Tells the server that a message is being worked on: its `ack_wait` begins again.
 pub(super) const IN_PROGRESS: &str = "+WPI";
-/// A deadline is extended every `ack_wait` divided by this, so that a late report still arrives in time.
+/// A deadline is extended every `ack_wait` divided by this, so that a late report still arrives in
+/// time.
 const EXTENSIONS_PER_ACK_WAIT: u32 = 4;
 
-/// Extends the ack deadline of a batch while parts of its processing run. Without it, processing that
-/// takes longer than `ack_wait` has the batch delivered to another process.
+/// Extends the ack deadline of a batch while parts of its processing run. Without it, processing
+/// that takes longer than `ack_wait` has the batch delivered to another process.
 #[derive(Debug)]
 pub struct AckExtension<'a> {
     consumer: &'a PullConsumer,
@@ -41,9 +42,9 @@ impl PullConsumer {
 
 impl AckExtension<'_> {
     /// Awaits `work`, which must have a deadline of its own. Meanwhile neither this batch nor those
-    /// that wait for a slot behind it are delivered again, and the watchdog sees progress. Outside of
-    /// this call nothing is extended: a batch that stands still there for `ack_wait` goes to another
-    /// process.
+    /// that wait for a slot behind it are delivered again, and the watchdog sees progress. Outside
+    /// of this call nothing is extended: a batch that stands still there for `ack_wait` goes to
+    /// another process.
     pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {

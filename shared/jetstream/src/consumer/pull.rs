@@ -45,8 +45,8 @@ pub(super) enum PullError {
 pub(super) struct Lost {
     /// Received, and not handed over yet.
     pub ready: Vec<Delivery>,
-    /// The highest sequence received, or delivered before the connection was made: lost messages are
-    /// above it.
+    /// The highest sequence received, or delivered before the connection was made: lost messages
+    /// are above it.
     pub after: Seq,
     /// At most so many messages were on their way.
     pub messages: usize,
@@ -104,7 +104,8 @@ impl PullRequests {
         Ok(pulls)
     }
 
-    /// Asks for more before the server has sent all it was asked for, so that it never waits for us.
+    /// Asks for more before the server has sent all it was asked for, so that it never waits for
+    /// us.
     async fn keep_open(&mut self) -> Result<(), PullError> {
         while self.outstanding() <= self.max_batch / 2 {
             self.request().await?;
@@ -170,10 +171,10 @@ impl PullRequests {
         Ok(self.ready.drain(..count).collect())
     }
 
-    /// Finds out whether silence means that the connection is dead. While JetStream answers over it,
-    /// we keep it: messages on their way over a connection that we gave up would be delivered again,
-    /// and an overloaded server would have more to do. The pull requests may be lost, so we send new
-    /// ones; if the server kept the old ones, it sends a little more than we wanted.
+    /// Finds out whether silence means that the connection is dead. While JetStream answers over
+    /// it, we keep it: messages on their way over a connection that we gave up would be delivered
+    /// again, and an overloaded server would have more to do. The pull requests may be lost, so we
+    /// send new ones; if the server kept the old ones, it sends a little more than we wanted.
     async fn probe(&mut self) -> Result<(), PullError> {
         match ConsumerInfo::fetch(&self.connection, self.names.stream, self.names.consumer).await {
             Ok(_) => {
@@ -233,7 +234,8 @@ impl PullRequests {
 
     /// What is lost with this connection.
     pub(super) fn lost(&mut self) -> Lost {
-        // More than one batch is outstanding only where requests were given up that the server kept.
+        // More than one batch is outstanding only where requests were given up that the server
+        // kept.
         let outstanding = self.outstanding().clamp(self.max_batch, 2 * self.max_batch);
         Lost {
             ready: self.ready.drain(..).collect(),
@@ -264,8 +266,8 @@ impl PullRequests {
         if status == StatusCode::NO_RESPONDERS {
             return Err(PullError::NoConsumer);
         }
-        // 404, 408 and 409 end the request they answer; 409 also reports a consumer that was deleted
-        // or moved.
+        // 404, 408 and 409 end the request they answer; 409 also reports a consumer that was
+        // deleted or moved.
         let number = message.subject.rsplit('.').next();
         let number: Option<u64> = number.and_then(|number| number.parse().ok());
         self.open.retain(|pull| Some(pull.number) != number);
@@ -297,7 +299,8 @@ impl PullRequests {
                 self.ready.push_back(delivery);
             }
             None => tracing::warn!(
-                "a delivery has an ack subject of an unknown form; ignoring it, it is delivered again"
+                "a delivery has an ack subject of an unknown form; ignoring it, it is delivered \
+                 again"
             ),
         }
     }

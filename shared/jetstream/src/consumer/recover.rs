@@ -1,8 +1,8 @@
 //! Recovering messages that were on their way when the connection for deliveries broke.
 //!
 //! A message with malformed headers breaks every connection it is sent on, so pulling again would
-//! break again, and the messages sent together with it would wait for `ack_wait`. They are read from
-//! the stream instead, where malformed headers do no harm.
+//! break again, and the messages sent together with it would wait for `ack_wait`. They are read
+//! from the stream instead, where malformed headers do no harm.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ const RECOVER_TIME: Duration = Duration::from_secs(30);
 impl PullConsumer {
     /// Hands over what was on its way to a connection that broke.
     ///
-    /// Above the highest sequence we received are the messages that the server sent and we never saw:
-    /// at most as many as it was asked for. Below it only malformed messages are looked for. Such a
-    /// message that is delivered again may be anywhere below; because nobody can acknowledge it, the
-    /// ack floor sooner or later stops right below it, and it is found there.
+    /// Above the highest sequence we received are the messages that the server sent and we never
+    /// saw: at most as many as it was asked for. Below it only malformed messages are looked for.
+    /// Such a message that is delivered again may be anywhere below; because nobody can acknowledge
+    /// it, the ack floor sooner or later stops right below it, and it is found there.
     pub(super) async fn recover(
         &self,
         batches: &mpsc::Sender<Batch>,
@@ -85,8 +85,8 @@ fn log_malformed(found: &[RawMessage]) {
     if malformed > 0 {
         tracing::warn!(
             malformed,
-            "the stream holds messages whose headers or subject no client can parse; they are handed \
-             to the application as malformed, and then removed from the stream"
+            "the stream holds messages whose headers or subject no client can parse; they are \
+             handed to the application as malformed, and then removed from the stream"
         );
     }
 }

@@ -11,8 +11,8 @@ use base::error::Fatal;
 const INTERVAL: Duration = Duration::from_secs(2);
 
 impl PullConsumer {
-    /// Returns when messages are pending and nothing has moved for [`super::Options::stuck_after`], so
-    /// that a supervisor can restart the process.
+    /// Returns when messages are pending and nothing has moved for [`super::Options::stuck_after`],
+    /// so that a supervisor can restart the process.
     pub(super) async fn watch(&self) -> Fatal {
         let mut last = (0, 0, 0);
         let mut moved = Instant::now();
@@ -41,8 +41,8 @@ impl PullConsumer {
                 moved = Instant::now();
             } else if moved.elapsed() > self.0.options.stuck_after {
                 return Fatal::new(format!(
-                    "stuck: {} messages pending, {} unacknowledged, nothing moved for {} s; leaving \
-                     so that a fresh start can",
+                    "stuck: {} messages pending, {} unacknowledged, nothing moved for {} s; \
+                     leaving so that a fresh start can",
                     info.num_pending,
                     info.num_ack_pending,
                     self.0.options.stuck_after.as_secs()

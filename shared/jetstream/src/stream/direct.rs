@@ -142,8 +142,8 @@ impl StreamReader {
         Ok(read)
     }
 
-    /// About how many messages of `subject` are in `from..before`. While the stream grows the number
-    /// is too low, so reading so many messages never reaches `before`.
+    /// About how many messages of `subject` are in `from..before`. While the stream grows the
+    /// number is too low, so reading so many messages never reaches `before`.
     pub(super) async fn between(
         &self,
         subject: &str,
@@ -159,8 +159,8 @@ impl StreamReader {
 
     /// How many messages of `subject` the stream holds from `from` on. The reply has no stored
     /// headers, so it cannot be malformed. nats-server 2.15 includes the message it sends in the
-    /// number of those that follow; with a server that does not, the count is one too low, which does
-    /// no harm.
+    /// number of those that follow; with a server that does not, the count is one too low, which
+    /// does no harm.
     async fn count(&self, subject: &str, from: Seq, limit: Limit) -> Result<usize, StreamError> {
         if from == Seq::MAX {
             return Ok(0);
@@ -269,7 +269,8 @@ impl StreamReader {
         self.direct.lock().await.take();
     }
 
-    /// The sequence of the first malformed message of `subject` from `from` on, if one is remembered.
+    /// The sequence of the first malformed message of `subject` from `from` on, if one is
+    /// remembered.
     fn malformed_from(&self, subject: &str, from: Seq) -> Option<Seq> {
         let malformed = self
             .malformed

@@ -8,8 +8,8 @@ use base::seq::Seq;
 use nats::connection::ApiError;
 
 impl StreamReader {
-    /// Overwrites and removes the message at `seq` if `is` recognises it; whether it did. The message
-    /// is read first, because a recreated stream may have another one under this sequence.
+    /// Overwrites and removes the message at `seq` if `is` recognises it; whether it did. The
+    /// message is read first, because a recreated stream may have another one under this sequence.
     ///
     /// # Errors
     /// The stream does not answer.
