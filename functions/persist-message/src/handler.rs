@@ -10,7 +10,9 @@ use tracing::{Instrument, Span};
 use crate::Shared;
 use crate::batch::Batch;
 use crate::writer::{FIRST_PAUSE, LONGEST_PAUSE, STORE_DEADLINE, Writer, Written};
+use base::backoff::Backoff;
 use base::error::Fatal;
+use base::log_once::LogOnce;
 use jetstream::consumer::{Delivery, Outcome, PullConsumer};
 use nats::trace::{link, remote_parent};
 use protocol::subject::{STREAM, WORKER, subject_template};
@@ -31,7 +33,8 @@ pub async fn persist_messages(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fata
 /// Waits until PostgreSQL answers and checks that its encoding can hold every character; false when
 /// told to stop first.
 async fn check_encoding(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut log = LogOnce::default();
     loop {
         let database = ctx.chat.database();
         let checked = database
@@ -42,7 +45,7 @@ async fn check_encoding(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
             Ok(Some(refusal)) => return Err(Fatal::new(refusal)),
             Err(error) => error,
         };
-        if pause == FIRST_PAUSE {
+        if log.is_news(&error.to_string()) {
             tracing::warn!(
                 %error,
                 "PostgreSQL does not answer; waiting for it. Nothing is lost: the stream keeps the \
@@ -50,10 +53,9 @@ async fn check_encoding(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
             );
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(backoff.next_pause()) => {}
             () = ctx.stop().cancelled() => return Ok(false),
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

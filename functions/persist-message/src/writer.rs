@@ -10,6 +10,8 @@ use crate::batch::Batch;
 use crate::erase::erase_in_stream;
 use crate::store::{Stored, store};
 use crate::{Shared, dead_letters, erase, probe};
+use base::backoff::Backoff;
+use base::log_once::LogOnce;
 use jetstream::consumer::{AckExtension, Delivery, PullConsumer};
 use postgres::error::{Class, DatabaseError};
 use protocol::reason::Reason;
@@ -46,7 +48,8 @@ pub struct Writer<'a> {
     /// Keeps the batch from being delivered again while texts are erased, which may take long.
     acks: AckExtension<'a>,
     written: Written,
-    pause: Duration,
+    backoff: Backoff,
+    log: LogOnce,
     deadlocks: u32,
 }
 
@@ -62,7 +65,8 @@ impl<'a> Writer<'a> {
             consumer,
             acks: consumer.extend_acks(deliveries),
             written: Written::default(),
-            pause: FIRST_PAUSE,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            log: LogOnce::default(),
             deadlocks: 0,
         }
     }
@@ -117,9 +121,9 @@ impl<'a> Writer<'a> {
                 .dead_letters
                 .push((letter.original.seq, letter.reason));
         }
-        if self.pause > FIRST_PAUSE {
+        if self.log.recovered() {
             tracing::info!("PostgreSQL is back; storing again");
-            self.pause = FIRST_PAUSE;
+            self.backoff.reset();
             self.consumer.pause_watchdog(false);
         }
         if reused > 0 {
@@ -171,15 +175,14 @@ impl<'a> Writer<'a> {
 
     /// Waits before the same part is stored again; `None` when told to stop.
     async fn wait_for_database(&mut self, error: &DatabaseError) -> Option<()> {
-        if self.pause == FIRST_PAUSE {
+        if self.log.is_news(&error.to_string()) {
             log_waiting(error);
         }
         self.consumer.pause_watchdog(true);
         tokio::select! {
-            () = tokio::time::sleep(self.pause) => {}
+            () = tokio::time::sleep(self.backoff.next_pause()) => {}
             () = self.ctx.stop().cancelled() => return None,
         }
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Some(())
     }
 

@@ -9,8 +9,10 @@ use tokio::time::Instant;
 
 use super::pull::{Lost, PullError, PullRequests};
 use super::{Batch, Delivery, PullConsumer};
+use base::backoff::Backoff;
+use base::log_once::LogOnce;
 use base::seq::Seq;
-use nats::connection::{Connection, connect, jittered};
+use nats::connection::{Connection, connect};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -28,8 +30,8 @@ impl PullConsumer {
     /// Pulls, and after every failure pulls again, until the process is told to stop.
     pub(super) async fn pull_until_stopped(self, batches: mpsc::Sender<Batch>) {
         let stop = self.0.stream.stop().clone();
-        let mut pause = FIRST_PAUSE;
-        let mut logged = false;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut log = LogOnce::default();
         let mut previous = None;
         while !stop.is_cancelled() {
             let begun = Instant::now();
@@ -43,18 +45,18 @@ impl PullConsumer {
             let lasted = begun.elapsed() > LONGEST_PAUSE;
             // Messages that break one connection after another do not delay those between them.
             if lasted || self.0.handed_over.load(Ordering::Relaxed) != handed_over {
-                pause = FIRST_PAUSE;
+                backoff.reset();
             }
-            logged &= !lasted;
-            if !logged {
+            if lasted {
+                log.recovered();
+            }
+            if log.is_news(&error.to_string()) {
                 tracing::warn!(%error, "pulling messages failed; connecting and pulling again");
-                logged = true;
             }
             tokio::select! {
-                () = tokio::time::sleep(jittered(pause)) => {}
+                () = tokio::time::sleep(backoff.next_pause()) => {}
                 () = stop.cancelled() => return,
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
