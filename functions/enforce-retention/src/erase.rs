@@ -4,23 +4,21 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use async_nats::HeaderMap;
 use futures::future::try_join_all;
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 
 use crate::dead_letters;
 use crate::handler::State;
-use base::error::{Error, Result};
+use base::error::Result;
 use base::seq::Seq;
-use jetstream::append::append;
 use jetstream::stream::{Limit, StreamError, StreamMessage};
-use protocol::change::{Change, ChangeType, Deletion, Mode, change_subject};
-use protocol::header;
+use protocol::change::{Change, ChangeType, Deletion, Mode};
 use protocol::message::{Incoming, Limits};
 use protocol::retention::{EraseRequest, Erased};
-use protocol::subject::{CHANGES, STREAM};
+use protocol::subject::CHANGES;
 use service::ctx::Ctx;
+use timeline::deletion::append_deletion;
 use timeline::message::parse;
 
 /// Rows read together.
@@ -386,6 +384,7 @@ impl Part<'_> {
             self.report.deletions += missing.len() as u64;
             return Ok(true);
         }
+        let limit = self.ctx.settings().request_deadline() / 2;
         for group in missing.chunks(CONCURRENCY) {
             if !self.has_time() {
                 return Ok(false);
@@ -393,7 +392,7 @@ impl Part<'_> {
             try_join_all(
                 group
                     .iter()
-                    .map(|new| append_deletion(self.ctx, new))
+                    .map(|new| append_deletion(self.ctx.nats(), &new.room, &new.deletion, limit))
                     .collect::<Vec<_>>(),
             )
             .await?;
@@ -446,28 +445,4 @@ fn from_row(user: &str, row: &PgRow) -> Result<NewDeletion, sqlx::Error> {
         room: row.try_get("room")?,
         deletion,
     })
-}
-
-async fn append_deletion(ctx: &Ctx<State>, new: &NewDeletion) -> Result<()> {
-    let Deletion {
-        target, received, ..
-    } = &new.deletion;
-    let mut headers = HeaderMap::new();
-    // The same id as delete-message's: if a deletion is requested twice, it is appended once.
-    headers.insert(
-        header::MESSAGE_ID,
-        format!("/delete/{target}/{received}/{}", Mode::Hard.as_str()).as_str(),
-    );
-    let payload = serde_json::to_vec(&new.deletion).map_err(Error::internal)?;
-    let limit = ctx.settings().request_deadline() / 2;
-    append(
-        ctx.nats(),
-        STREAM,
-        &change_subject(&new.room),
-        headers,
-        payload.into(),
-        limit,
-    )
-    .await?;
-    Ok(())
 }

@@ -15,6 +15,7 @@ use jetstream::stream::{Limit, StreamMessage, StreamReader};
 use protocol::audit::{Audit, AuditCounts, AuditRequest, Offender};
 use protocol::change::Change;
 use service::ctx::Ctx;
+use timeline::cutoffs::Cutoffs;
 use timeline::message::parse_of_any_length;
 
 /// Messages looked up together.
@@ -36,10 +37,6 @@ const CHANGES: &str = "
 const DEAD_LETTERS: &str = "
     select distinct on (seq) seq, reason from dead_letters
      where seq between $1 and $2 order by seq, id";
-
-/// For each room: messages received at this time (Unix milliseconds) or earlier have expired.
-const CUTOFFS: &str = "
-    select name, cutoff_ms(name) from unnest($1::text[]) as name";
 
 /// The lateral join makes each id an index search of its own, whatever the statistics say.
 pub const ELSEWHERE: &str = "
@@ -206,7 +203,7 @@ struct Stored {
     /// Sequences of messages whose sender and id are stored at another sequence.
     elsewhere: HashSet<i64>,
     /// By room, without the rooms in which nothing expires.
-    cutoffs: HashMap<String, i64>,
+    cutoffs: Cutoffs,
 }
 
 impl Stored {
@@ -222,7 +219,7 @@ impl Stored {
             changes: HashMap::new(),
             dead_letters: BTreeMap::new(),
             elsewhere: HashSet::new(),
-            cutoffs: HashMap::new(),
+            cutoffs: Cutoffs::default(),
         };
         let without_row: Vec<&Found> = messages
             .iter()
@@ -273,9 +270,7 @@ impl Stored {
         let Some((room, received_ms)) = &found.age else {
             return false;
         };
-        self.cutoffs
-            .get(room)
-            .is_some_and(|cutoff_ms| received_ms <= cutoff_ms)
+        self.cutoffs.is_expired(room, *received_ms)
     }
 
     fn has_change(&self, found: &Found) -> bool {
@@ -343,21 +338,14 @@ async fn load_elsewhere(
 async fn load_cutoffs(
     connection: &mut PgConnection,
     messages: &[&Found],
-) -> Result<HashMap<String, i64>, sqlx::Error> {
+) -> Result<Cutoffs, sqlx::Error> {
     let mut rooms: Vec<&str> = messages
         .iter()
         .filter_map(|found| Some(found.age.as_ref()?.0.as_str()))
         .collect();
     rooms.sort_unstable();
     rooms.dedup();
-    let cutoffs: Vec<(String, Option<i64>)> = sqlx::query_as(CUTOFFS)
-        .bind(rooms)
-        .fetch_all(connection)
-        .await?;
-    Ok(cutoffs
-        .into_iter()
-        .filter_map(|(room, cutoff_ms)| Some((room, cutoff_ms?)))
-        .collect())
+    Cutoffs::load(connection, &rooms).await
 }
 
 /// The counts of one request.
