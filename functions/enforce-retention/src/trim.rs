@@ -11,6 +11,7 @@ use base::seq::Seq;
 use jetstream::stream::StreamError;
 use protocol::js_api;
 use service::ctx::Ctx;
+use timeline::highest_known_seq;
 
 /// stream-bootstrap's advisory lock. While it advances sequences or replays the stream, the range
 /// of stored messages may shrink, so nothing is trimmed then.
@@ -18,12 +19,8 @@ pub const BOOTSTRAP_LOCK: i64 = 0x0073_6372_6f6c_6c62;
 const ANY_SUBJECT: &str = ">";
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
-/// The highest sequence PostgreSQL knows. A database that was lost knows none, and needs the
-/// stream.
-const STORED: &str = "
-    select greatest((select max(seq) from messages), (select max(seq) from dead_letters),
-                    (select max(seq) from changes), (select max(seq) from duplicates),
-                    (select seq from swept), 0)";
+/// A database that was lost knows no sequence, and needs the whole stream.
+const STORED: &str = concat!("select ", highest_known_seq!());
 
 /// Trims what may be removed; returns how many messages. `None` while another replica or
 /// stream-bootstrap holds the lock. A dry run returns the most that would be removed, because it

@@ -1,16 +1,13 @@
-//! Moves the outbox to `CHAT_EVENTS`: what was stored, deleted, delivered and read, as events, in
-//! the order of the stream.
+//! Publishes the outbox to `CHAT_EVENTS`: what was stored, deleted, delivered and read, as events,
+//! in the order of the stream.
 
-use timeline::chat::Chat;
-
+mod error;
 mod publish;
 mod receipts;
 mod relay;
 mod round;
-
 #[cfg(test)]
 mod tests;
-mod trouble;
 
 use std::process::ExitCode;
 
@@ -18,6 +15,7 @@ use relay::Relay;
 use service::ctx::Ctx;
 use service::function::Function;
 use service::this;
+use timeline::chat::Chat;
 use timeline::settings::ChatSettings;
 
 fn main() -> ExitCode {

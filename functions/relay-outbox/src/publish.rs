@@ -1,4 +1,5 @@
-//! Publishing to `CHAT_EVENTS`, each event once and in order, whoever else believes to be the one who does.
+//! Publishes to `CHAT_EVENTS`: each event once and in order, even while another replica also
+//! believes that it holds the lock.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use async_nats::header::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use tracing::Span;
 
-use crate::trouble::Trouble;
+use crate::error::Error;
 use base::seq::Seq;
 use jetstream::batch::{self, publish_batch};
 use jetstream::publish::{Message, PublishAck, PublishError, err_code, publish};
@@ -21,11 +22,13 @@ use timeline::published::EventsPosition;
 const TRACEPARENT: &str = "traceparent";
 const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
 
-/// A batch costs the server as much as about a dozen single publishes, one after the other.
-const MOST_SINGLY: usize = 8;
-/// A batch that something else came in front of is tried again in so many parts.
-const SMALLER: usize = 8;
-/// An acknowledgement takes milliseconds; after this nobody knows.
+/// Up to this many events are published one by one: a batch costs the server as much as about a
+/// dozen single publishes.
+const MAX_SINGLE: usize = 8;
+/// If another message gets into the stream before a batch, the batch is split into this many parts.
+const SPLIT: usize = 8;
+/// An acknowledgement takes milliseconds. Without one within this, we do not know whether the event
+/// was stored.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An event, ready to be published.
@@ -34,28 +37,29 @@ pub struct Outgoing {
     subject: String,
     headers: HeaderMap,
     payload: Bytes,
-    /// In the sender's trace, until it is published.
+    /// In the sender's trace; it ends when the event is published.
     _span: Option<Span>,
 }
 
 impl Outgoing {
     /// # Errors
-    /// It cannot be written, which no event is known to cause.
-    pub fn new(event: &Event, time: &str, traceparent: Option<&str>) -> Result<Outgoing, Trouble> {
-        let unwritable = |what: String| {
-            Trouble::Publish(format!("event {} cannot be written: {what}", event.id()))
+    /// The event cannot be serialized. No event is known that causes this.
+    pub fn new(event: &Event, time: &str, traceparent: Option<&str>) -> Result<Outgoing, Error> {
+        let invalid = |what: String| {
+            Error::Publish(format!("event {} cannot be written: {what}", event.id()))
         };
         let mut headers = HeaderMap::new();
         for (name, value) in event.headers(time, traceparent) {
-            headers.insert(
-                name,
+            let value: HeaderValue =
                 value
-                    .parse::<HeaderValue>()
-                    .map_err(|error| unwritable(error.to_string()))?,
-            );
+                    .parse()
+                    .map_err(|error: async_nats::header::ParseHeaderValueError| {
+                        invalid(error.to_string())
+                    })?;
+            headers.insert(name, value);
         }
         let payload = serde_json::to_vec(event)
-            .map_err(|error| unwritable(error.to_string()))?
+            .map_err(|error| invalid(error.to_string()))?
             .into();
         let subject = event.subject();
         let span = headers
@@ -70,6 +74,16 @@ impl Outgoing {
         })
     }
 
+    /// For an event without a sequence of its own: says that everything up to `watermark` was
+    /// published before.
+    pub fn published_through(mut self, watermark: Seq) -> Outgoing {
+        self.headers.insert(
+            header::PUBLISHED_THROUGH,
+            HeaderValue::from(watermark.get()),
+        );
+        self
+    }
+
     fn message(&self) -> Message {
         Message {
             subject: self.subject.clone(),
@@ -77,16 +91,9 @@ impl Outgoing {
             payload: self.payload.clone(),
         }
     }
-
-    /// For an event without a position of its own: says that everything up to `told` was told before.
-    pub fn after(mut self, told: Seq) -> Outgoing {
-        self.headers
-            .insert(header::PUBLISHED_THROUGH, HeaderValue::from(told.get()));
-        self
-    }
 }
 
-/// Below whatever sent the message; what follows from the event stands below this.
+/// A child of the span that sent the message, and the parent of what follows from the event.
 fn event_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
     let span = send_span(&Span::none(), subject, subject_template(subject));
     remote_parent(&span, Some(headers));
@@ -95,130 +102,138 @@ fn event_span(subject: &str, seq: Seq, headers: &mut HeaderMap) -> Span {
     span
 }
 
-/// Where the stream stands.
+/// The state of the stream of events.
 #[derive(Debug, Clone)]
 struct Position {
     events: EventsPosition,
-    /// The log is published up to here: as the events say, or the table.
+    /// Messages are published up to here, according to the events or to table `relayed`.
     watermark: Seq,
 }
 
-/// The one who publishes events.
+/// Publishes events.
 #[derive(Debug)]
 pub struct Publisher {
     nats: Connection,
-    /// As it was when we last published or looked. Should another copy have published since, the stream refuses ours.
-    at: Option<Position>,
+    /// The state after our last publish or read. If another replica has published since, the stream
+    /// refuses our next event.
+    position: Option<Position>,
 }
 
 impl Publisher {
     pub fn new(nats: Connection) -> Publisher {
-        Publisher { nats, at: None }
-    }
-
-    /// The log is told up to `seq`, with what has no event.
-    pub fn reached(&mut self, seq: Seq) {
-        if let Some(at) = &mut self.at {
-            at.watermark = at.watermark.max(seq);
+        Publisher {
+            nats,
+            position: None,
         }
     }
 
-    /// Up to where the log is told: as the last event says, or the table, whose word is `relayed`, if the stream has
-    /// dropped what was told later.
+    /// Everything up to `seq` is published, including sequences that have no event.
+    pub fn advance_watermark(&mut self, seq: Seq) {
+        if let Some(position) = &mut self.position {
+            position.watermark = position.watermark.max(seq);
+        }
+    }
+
+    /// Up to where messages are published: what the last event says, or `relayed`, which is the
+    /// table's value, in case the stream has dropped later events.
     ///
     /// # Errors
     /// JetStream does not answer, or has no such stream.
-    pub async fn watermark(&mut self, relayed: Seq) -> Result<Seq, Trouble> {
-        match &self.at {
-            Some(at) if at.watermark == relayed => Ok(relayed),
-            Some(_) | None => {
-                let events = EventsPosition::find(&self.nats).await?;
-                let watermark = events.watermark.max(relayed);
-                self.at = Some(Position { events, watermark });
-                Ok(watermark)
-            }
+    pub async fn watermark(&mut self, relayed: Seq) -> Result<Seq, Error> {
+        if let Some(position) = &self.position
+            && position.watermark == relayed
+        {
+            return Ok(relayed);
         }
+        let events = EventsPosition::find(&self.nats).await?;
+        let watermark = events.watermark.max(relayed);
+        self.position = Some(Position { events, watermark });
+        Ok(watermark)
     }
 
     /// Publishes all of them in this order.
     ///
     /// # Errors
-    /// [`Trouble::Superseded`] when another copy has published; [`Trouble::Publish`] when the stream does not take them. Some
-    /// may be published then: look again.
-    pub async fn publish(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
-        let (mut rest, mut size) = (events, batch::MAX_MESSAGES);
+    /// [`Error::Superseded`] if another replica has published; [`Error::Publish`] if the stream
+    /// does not accept them. Some may be published then, so the stream has to be read again.
+    pub async fn publish(&mut self, events: &[Outgoing]) -> Result<(), Error> {
+        let mut rest = events;
+        let mut size = batch::MAX_MESSAGES;
         while !rest.is_empty() {
-            let (next, behind) = rest.split_at(rest.len().min(size));
-            if next.len() <= MOST_SINGLY {
-                self.singly(next).await?;
+            let (next, later) = rest.split_at(rest.len().min(size));
+            if next.len() <= MAX_SINGLE {
+                self.publish_singly(next).await?;
             } else {
-                match self.batch(next).await {
+                match self.publish_batch(next).await {
                     Ok(true) => {}
-                    Ok(false) => self.singly(next).await?,
-                    Err(Trouble::Superseded) => {
-                        // Something that is no event came in between. The shorter a batch takes, the likelier is a gap for it.
-                        self.pass_over().await?;
-                        size = next.len() / SMALLER;
+                    Ok(false) => self.publish_singly(next).await?,
+                    Err(Error::Superseded) => {
+                        // A message that is not an event got in before the batch. A smaller batch
+                        // takes less time, so it is more likely to get in between two of those.
+                        self.skip_foreign_messages().await?;
+                        size = next.len() / SPLIT;
                         continue;
                     }
-                    Err(trouble) => return Err(trouble),
+                    Err(error) => return Err(error),
                 }
             }
-            size = (size * 2).clamp(MOST_SINGLY, batch::MAX_MESSAGES);
-            rest = behind;
+            size = (size * 2).clamp(MAX_SINGLE, batch::MAX_MESSAGES);
+            rest = later;
         }
         Ok(())
     }
 
-    async fn singly(&mut self, events: &[Outgoing]) -> Result<(), Trouble> {
+    async fn publish_singly(&mut self, events: &[Outgoing]) -> Result<(), Error> {
         for event in events {
-            // Ends with the round's time at the latest.
-            while let Err(trouble) = self.one(event).await {
-                match trouble {
-                    Trouble::Superseded => self.pass_over().await?,
-                    trouble => return Err(trouble),
+            // The round's time limit ends this loop at the latest.
+            while let Err(error) = self.publish_one(event).await {
+                match error {
+                    Error::Superseded => self.skip_foreign_messages().await?,
+                    error => return Err(error),
                 }
             }
         }
         Ok(())
     }
 
-    async fn one(&mut self, event: &Outgoing) -> Result<(), Trouble> {
+    async fn publish_one(&mut self, event: &Outgoing) -> Result<(), Error> {
         let mut message = event.message();
-        message.headers.insert(EXPECTED_LAST, self.last()?);
-        let ack = publish(self.nats.client(), message, ACK_TIMEOUT).await;
-        let ack = of_events(ack?)?;
-        // An event that is known stands where it stood, and moves nothing.
+        message.headers.insert(EXPECTED_LAST, self.expected_last()?);
+        let ack = publish(self.nats.client(), message, ACK_TIMEOUT).await?;
+        let ack = from_events_stream(ack)?;
+        // A duplicate was not stored again.
         if !ack.duplicate {
-            self.moved(ack.seq.get());
+            self.set_last(ack.seq.get());
         }
         Ok(())
     }
 
-    /// The stream is not as we know it. Whoever publishes to the log can add messages to it that are no events, by their
-    /// reply subject: those are passed over. With an event among them, another copy has published.
-    async fn pass_over(&mut self) -> Result<(), Trouble> {
-        let at = self.at.as_mut().ok_or(Trouble::Superseded)?;
-        at.events = at
+    /// The stream has messages that we did not know of. Anybody who publishes to the chat stream
+    /// can add some that are not events, by the reply subject; those are skipped. If there is an
+    /// event among them, another replica has published.
+    async fn skip_foreign_messages(&mut self) -> Result<(), Error> {
+        let position = self.position.as_mut().ok_or(Error::Superseded)?;
+        position.events = position
             .events
             .without_new_events(&self.nats)
             .await?
-            .ok_or(Trouble::Superseded)?;
+            .ok_or(Error::Superseded)?;
         Ok(())
     }
 
-    /// All of them with one flush, or none, where one is known: false then.
-    async fn batch(&mut self, events: &[Outgoing]) -> Result<bool, Trouble> {
+    /// Publishes all of them with one flush. Returns false, and publishes none, if the stream
+    /// remembers one of them.
+    async fn publish_batch(&mut self, events: &[Outgoing]) -> Result<bool, Error> {
         if events.is_empty() {
             return Ok(true);
         }
         let mut messages: Vec<Message> = events.iter().map(Outgoing::message).collect();
         if let Some(first) = messages.first_mut() {
-            first.headers.insert(EXPECTED_LAST, self.last()?);
+            first.headers.insert(EXPECTED_LAST, self.expected_last()?);
         }
         match publish_batch(self.nats.client(), messages, ACK_TIMEOUT).await {
             Ok(ack) => {
-                self.moved(of_events(ack)?.seq.get());
+                self.set_last(from_events_stream(ack)?.seq.get());
                 Ok(true)
             }
             Err(error) if error.is(err_code::DUPLICATE_IN_BATCH) => Ok(false),
@@ -227,41 +242,41 @@ impl Publisher {
     }
 
     /// The stream's last sequence, as far as we know.
-    fn last(&self) -> Result<HeaderValue, Trouble> {
-        self.at
+    fn expected_last(&self) -> Result<HeaderValue, Error> {
+        self.position
             .as_ref()
-            .map(|at| HeaderValue::from(at.events.last))
-            .ok_or(Trouble::Superseded)
+            .map(|position| HeaderValue::from(position.events.last))
+            .ok_or(Error::Superseded)
     }
 
-    fn moved(&mut self, last: u64) {
-        if let Some(at) = &mut self.at {
-            at.events.last = last;
+    fn set_last(&mut self, last: u64) {
+        if let Some(position) = &mut self.position {
+            position.events.last = last;
         }
     }
 }
 
-/// An acknowledgement of our stream, not of another one that has taken its subjects.
-fn of_events(ack: PublishAck) -> Result<PublishAck, Trouble> {
+/// Checks that our stream acknowledged, and not another one that captures its subjects.
+fn from_events_stream(ack: PublishAck) -> Result<PublishAck, Error> {
     if ack.stream == EVENTS_STREAM {
         Ok(ack)
     } else {
-        Err(Trouble::Publish(format!(
+        Err(Error::Publish(format!(
             "stream {} took an event",
             ack.stream
         )))
     }
 }
 
-impl From<PublishError> for Trouble {
-    fn from(error: PublishError) -> Trouble {
-        if err_code::WRONG_LAST_SEQUENCE
+impl From<PublishError> for Error {
+    fn from(error: PublishError) -> Error {
+        let is_superseded = err_code::WRONG_LAST_SEQUENCE
             .iter()
-            .any(|code| error.is(*code))
-        {
-            Trouble::Superseded
+            .any(|code| error.is(*code));
+        if is_superseded {
+            Error::Superseded
         } else {
-            Trouble::Publish(error.to_string())
+            Error::Publish(error.to_string())
         }
     }
 }

@@ -1,60 +1,53 @@
-//! Receipts in a round. They have no position in the log, so the watermark says nothing about them: a row is told when all it is about
-//! is told, and then leaves. Should the round fail between the two, it is told again.
+//! Receipts in a round. They have no sequence in the stream, so the watermark says nothing about
+//! them: a row is published when all messages it is about are published, and then deleted. If the
+//! round fails between the two, it is published again.
 
 use std::collections::HashSet;
 
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use crate::error::Error;
 use crate::publish::{Outgoing, Publisher};
-use crate::trouble::Trouble;
 use base::seq::Seq;
+use base::time::rfc3339;
 use protocol::event::{Event, ReceiptEvent};
 
-/// Rows of one round; each holds the receipts of one move of a mark.
-const ROWS: i64 = 256;
-/// Events of one round; a first row with more is taken all the same.
-const EVENTS: i64 = 2_000;
+/// Rows of one round; each holds the receipts of one advance of a cursor.
+const MAX_ROWS: i64 = 256;
+/// Events of one round; a first row with more is published all the same.
+const MAX_EVENTS: i64 = 2_000;
 
-/// In the order in which the marks moved; but nobody waits for one that is about something not told yet.
-const TAKEN: &str = r#"
-    select taken.id, created_at, kind, "user", room, through
-      from (select id, first_seq, created_at, receipts,
-                   sum(jsonb_array_length(receipts)) over w - jsonb_array_length(receipts) < $3 as fits
-              from (select id, first_seq, created_at, receipts from outbox
-                     where receipts is not null and first_seq <= $1 order by id limit $2) as due
-            window w as (order by id)) as taken,
-           jsonb_to_recordset(receipts) as receipt (kind text, "user" text, room text, through bigint)
-     where fits order by taken.id"#;
+const DUE: &str = include_str!("receipts_due.sql");
 
-pub const DONE: &str =
-    "delete from outbox using unnest($1::bigint[]) as told (id) where outbox.id = told.id";
+/// Deletes published rows.
+pub const DELETE_PUBLISHED: &str = "
+    delete from outbox using unnest($1::bigint[]) as published (id) where outbox.id = published.id";
 
-/// Publishes the receipts about what lies up to `through`, all of which is told; how many. `told` is written into the events, so that
-/// the last one in the stream says up to where messages are told, as theirs do.
+/// Publishes the receipts about messages up to `through`, all of which are published; returns how
+/// many. `watermark` is written into the events, so that the stream's last event says up to where
+/// messages are published, as the events of messages do.
 ///
 /// # Errors
 /// A server does not answer, or refuses.
 pub async fn relay(
     connection: &mut PgConnection,
     publisher: &mut Publisher,
-    told: Seq,
+    watermark: Seq,
     through: Seq,
-) -> Result<u64, Trouble> {
+) -> Result<u64, Error> {
     type Row = (i64, OffsetDateTime, String, String, String, i64);
-    let rows: Vec<Row> = sqlx::query_as(TAKEN)
+    let rows: Vec<Row> = sqlx::query_as(DUE)
         .bind(through.as_i64())
-        .bind(ROWS)
-        .bind(EVENTS)
+        .bind(MAX_ROWS)
+        .bind(MAX_EVENTS)
         .fetch_all(&mut *connection)
         .await?;
-    let taken: HashSet<i64> = rows.iter().map(|row| row.0).collect();
+    let ids: HashSet<i64> = rows.iter().map(|row| row.0).collect();
     let mut outgoing = Vec::with_capacity(rows.len());
-    for (_, created_at, kind, user, room, through) in rows {
-        let time = created_at
-            .format(&Rfc3339)
-            .map_err(|error| Trouble::Publish(error.to_string()))?;
+    for (id, created_at, kind, user, room, through) in rows {
+        let time = rfc3339(created_at)
+            .ok_or_else(|| Error::Publish(format!("row {id} has no valid time")))?;
         let receipt = ReceiptEvent {
             user,
             room,
@@ -65,11 +58,11 @@ pub async fn relay(
         } else {
             Event::Delivered(receipt)
         };
-        outgoing.push(Outgoing::new(&event, &time, None)?.after(told));
+        outgoing.push(Outgoing::new(&event, &time, None)?.published_through(watermark));
     }
     publisher.publish(&outgoing).await?;
-    sqlx::query(DONE)
-        .bind(taken.into_iter().collect::<Vec<i64>>())
+    sqlx::query(DELETE_PUBLISHED)
+        .bind(ids.into_iter().collect::<Vec<i64>>())
         .execute(connection)
         .await?;
     Ok(outgoing.len() as u64)

@@ -1,4 +1,4 @@
-//! The job: one round after another, woken when something was stored.
+//! The job: runs rounds, and is woken when something was stored.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use timeline::chat::Chat;
 /// The wake-up comes before the acknowledgements have moved the consumer's ack floor; they take
 /// milliseconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// While something is stored above the ack floor, or a server is away.
+/// While something is stored above the ack floor, or a server is down.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Covers a wake-up that was lost, and a replica that died in the middle of its round.
 const IDLE_PAUSE: Duration = Duration::from_secs(3);
-/// A net below the limits that a round sets itself for PostgreSQL and for each request to NATS.
+/// A round has its own limits for PostgreSQL and for each request to NATS; this is beyond them.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Relays the outbox to the stream of events.
@@ -29,9 +29,11 @@ impl Job<Chat> for Relay {
     const DESCRIPTION: Description = Description {
         name: "relay",
         subject: EVENTS_STREAM,
-        about: "Publishes what the outbox holds; requests are events, errors are rounds that failed",
-        failing: "not relayed yet; nothing is lost, the outbox keeps it",
-        recovered: "relaying again",
+        about: "Publishes what the outbox holds; requests are events, errors are rounds that \
+                failed",
+        failing: "events are not relayed yet; nothing is lost, the outbox keeps them; trying again \
+                  within a second; if this stays, look at the server that the error names",
+        recovered: "events are relayed again",
     };
 
     fn start(ctx: &Ctx<Chat>) -> (Relay, Schedule) {
@@ -44,7 +46,8 @@ impl Job<Chat> for Relay {
     }
 
     async fn run(&mut self, ctx: &Ctx<Chat>, _: &Meter) -> Result<Done, Failure> {
-        // Forgotten beforehand: a round that is given up in the middle does not get to do so.
+        // A fresh publisher reads the stream's state again. It is put in place before the round,
+        // because a round that times out is dropped and could not do so.
         let mut publisher =
             std::mem::replace(&mut self.publisher, Publisher::new(ctx.nats().clone()));
         let done = round(ctx, &mut publisher).await.map_err(Failure::retry)?;

@@ -2,31 +2,22 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::json;
 use sqlx::postgres::PgConnection;
 
 use crate::error::Error;
 use crate::sequence_guard;
 use base::seq::Seq;
+use jetstream::info::ConsumerInfo;
 use jetstream::stream::StreamReader;
 use nats::connection::Connection;
 use protocol::audit::Replayed;
 use protocol::js_api;
+use protocol::subject::{STREAM, WORKER};
 
 /// How long the consumer stays paused if this process dies before it resumes it. The reset takes
 /// far less.
 const PAUSE: Duration = Duration::from_secs(60);
-
-#[derive(Debug, Deserialize)]
-struct Consumer {
-    ack_floor: AckFloor,
-}
-
-#[derive(Debug, Deserialize)]
-struct AckFloor {
-    stream_seq: u64,
-}
 
 /// Resets the shared consumer to `from` (0: the stream's first sequence), but not to a sequence
 /// higher than the first one that is not acknowledged or not stored: messages that are not stored
@@ -70,10 +61,12 @@ async fn reset(
         .await?
         .unwrap_or(Seq::ZERO);
     let (first, through) = stream.range().await?;
-    let Consumer { ack_floor } = nats.api(js_api::CONSUMER_INFO, &json!({})).await?;
-    let ack_floor = Seq::new(ack_floor.stream_seq).unwrap_or(Seq::MAX);
-    let from = from.min(ack_floor.next()).min(stored.next()).max(first);
-    let _: Consumer = nats
+    let consumer = ConsumerInfo::fetch(nats, STREAM, WORKER).await?;
+    let from = from
+        .min(consumer.acknowledged_through().next())
+        .min(stored.next())
+        .max(first);
+    let _: ConsumerInfo = nats
         .api(js_api::CONSUMER_RESET, &json!({ "seq": from.get().max(1) }))
         .await?;
     let lost = (stored < first.previous()).then(|| (stored.next(), first.previous()));

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
@@ -17,13 +16,15 @@ use crate::error::Error;
 use crate::object::{Kind, Object};
 use crate::salvage;
 use base::seq::Seq;
+use jetstream::info::{ConsumerInfo, StreamInfo, StreamState};
 use jetstream::stream::{Limit, StreamReader};
 use nats::connection::{ApiError, Connection};
 use protocol::bootstrap::SequenceGuard;
 use protocol::js_api;
 use protocol::message::Limits;
-use protocol::subject::{GUARD_SUBJECT, STREAM};
-use timeline::published::told;
+use protocol::subject::{GUARD_SUBJECT, STREAM, WORKER};
+use timeline::highest_known_seq;
+use timeline::published::published_through;
 
 /// How long the consumer stays paused if this process dies before it resumes it. Salvaging and
 /// advancing take far less.
@@ -37,27 +38,13 @@ const CHUNK: usize = 64;
 const CHUNK_BYTES: usize = 64 << 20;
 const CHUNK_TIME: Duration = Duration::from_secs(60);
 
-/// The highest sequence PostgreSQL knows. Salvaged dead letters count like the others: they come
-/// from below the guard, so they never raise it. Table `swept` remembers what has expired.
-const STORED: &str = "
-    select greatest((select max(seq) from messages), (select max(seq) from dead_letters),
-                    (select max(seq) from changes), (select max(seq) from duplicates),
-                    (select seq from swept), 0)";
+/// Salvaged dead letters count like the others: they come from below the guard, so they never raise
+/// it.
+const STORED: &str = concat!("select ", highest_known_seq!());
 const TABLES_EXIST: &str = "
     select bool_and(to_regclass(name) is not null)
       from unnest(array['messages', 'dead_letters', 'changes', 'duplicates', 'swept'])
            as names (name)";
-
-#[derive(Debug, Deserialize)]
-struct StreamInfo {
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-struct State {
-    first_seq: u64,
-    last_seq: u64,
-}
 
 /// Whether the object is the stream that holds the messages.
 pub fn is_chat_stream(object: &Object) -> bool {
@@ -84,7 +71,7 @@ pub async fn highest_stored(connection: &mut PgConnection) -> Result<Option<Seq>
 /// # Errors
 /// JetStream does not answer.
 pub async fn status(nats: &Connection, stored: Seq) -> Result<Option<SequenceGuard>, ApiError> {
-    let published = told(nats).await?;
+    let published = published_through(nats).await?;
     let state = stream_state(nats).await?;
     Ok(state.map(|state| SequenceGuard {
         last: state.last_seq,
@@ -113,12 +100,12 @@ pub async fn enforce(
     let stored = highest_stored(connection)
         .await?
         .unwrap_or(Seq::ZERO)
-        .max(told(nats).await?);
+        .max(published_through(nats).await?);
     let (Some(state), Some(config)) = (stream_state(nats).await?, desired.actual(nats).await?)
     else {
         return create(nats, desired, stored).await;
     };
-    if state.last_seq >= stored.get() && !is_closed(&config) {
+    if state.last() >= stored && !is_closed(&config) {
         return Ok(Vec::new());
     }
     let (mut done, refusal) = close(nats, desired).await?;
@@ -129,13 +116,13 @@ pub async fn enforce(
         .unwrap_or(stored)
         .max(stored);
     let salvaged = salvage_up_to(stream, nats, connection, stored, desired, limits).await?;
-    if state.last_seq < stored.get() {
+    if state.last() < stored {
         advance(nats, stored)
             .await
             .map_err(|error| refusal.unwrap_or(error))?;
         done.push(format!(
             "the next sequence was advanced from {} to {}",
-            state.last_seq + 1,
+            state.last().next(),
             stored.next()
         ));
     }
@@ -151,11 +138,8 @@ pub async fn enforce(
     Ok(done)
 }
 
-async fn stream_state(nats: &Connection) -> Result<Option<State>, ApiError> {
-    match nats
-        .api::<StreamInfo>(js_api::STREAM_INFO, &json!({}))
-        .await
-    {
+async fn stream_state(nats: &Connection) -> Result<Option<StreamState>, ApiError> {
+    match StreamInfo::fetch(nats, STREAM).await {
         Ok(info) => Ok(Some(info.state)),
         Err(error) if error.is(ApiError::NO_STREAM) => Ok(None),
         Err(error) => Err(error),
@@ -219,14 +203,11 @@ pub async fn pause_consumer(nats: &Connection, limit: Duration) -> Result<bool, 
     let mut last = u64::MAX;
     let mut changed = Instant::now();
     while changed.elapsed() < QUIET {
-        let info: Value = match nats.api(js_api::CONSUMER_INFO, &json!({})).await {
+        let info = match ConsumerInfo::fetch(nats, STREAM, WORKER).await {
             Err(error) if error.is(ApiError::NO_CONSUMER) => return Ok(false),
             info => info?,
         };
-        let pending = info
-            .get("num_ack_pending")
-            .and_then(Value::as_u64)
-            .unwrap_or(0);
+        let pending = info.num_ack_pending;
         if pending == 0 {
             break;
         }
@@ -270,15 +251,11 @@ async fn salvage_up_to(
     let mut next = Seq::ZERO;
     loop {
         // Read again in each round: a publish may have been under way when the subjects changed.
-        let Some(State {
-            first_seq,
-            last_seq,
-        }) = stream_state(nats).await?
-        else {
+        let Some(state) = stream_state(nats).await? else {
             return Ok(salvaged);
         };
-        next = next.max(Seq::new(first_seq).unwrap_or(Seq::MAX));
-        let last = Seq::new(last_seq).unwrap_or(Seq::MAX).min(stored);
+        next = next.max(state.first());
+        let last = state.last().min(stored);
         if next > last {
             return Ok(salvaged);
         }
@@ -297,7 +274,7 @@ async fn advance(nats: &Connection, stored: Seq) -> Result<(), Error> {
         .api(js_api::STREAM_PURGE, &json!({ "seq": stored.next() }))
         .await?;
     match stream_state(nats).await? {
-        Some(State { last_seq, .. }) if last_seq >= stored.get() => Ok(()),
+        Some(state) if state.last() >= stored => Ok(()),
         state => Err(Error::Refused(format!(
             "stream {STREAM}: the server purged it, but did not advance its sequence to {stored} \
              ({state:?}); the stream is empty: delete it and start again"

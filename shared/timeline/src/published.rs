@@ -87,7 +87,7 @@ impl EventsPosition {
 ///
 /// # Errors
 /// JetStream does not answer.
-pub async fn told(nats: &Connection) -> Result<Seq, ApiError> {
+pub async fn published_through(nats: &Connection) -> Result<Seq, ApiError> {
     match EventsPosition::find(nats).await {
         Ok(position) => Ok(position.watermark),
         Err(error) if error.is(ApiError::NO_STREAM) => Ok(Seq::ZERO),

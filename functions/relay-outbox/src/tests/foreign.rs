@@ -1,4 +1,5 @@
-//! What is in `CHAT_EVENTS` and is no event: JetStream's acknowledgements of messages whose reply subject was one of ours.
+//! Messages in `CHAT_EVENTS` that are not events: JetStream's acknowledgements of messages whose
+//! reply subject was one of the events' subjects.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -6,25 +7,25 @@ use super::*;
 
 const BODY: &[u8] = br#"{"user":"mallory","text":"x"}"#;
 
-/// Publishes to the log, and has the acknowledgement sent to `reply`.
+/// Publishes to the stream, and has the acknowledgement sent to `reply`.
 async fn acknowledge_to(client: &mut RawClient, subject: &str, reply: &str) {
     client.publish_raw(subject, Some(reply), None, BODY).await;
     client.flush().await.unwrap();
 }
 
-/// The positions told by events, once there are so many; what is no event is left out.
+/// Waits for `wanted` events; returns their sequences, without messages that are not events.
 async fn real_events(admin: &Client, wanted: usize) -> Vec<u64> {
     eventually("the events are there", SOON * 2, async || {
         let all = match count(admin).await {
             0 => Vec::new(),
             _ => events(admin, 1).await,
         };
-        let told: Vec<u64> = all
+        let seqs: Vec<u64> = all
             .iter()
             .filter(|one| !one.header("ce-sequence").is_empty())
-            .map(Told::seq)
+            .map(StoredEvent::seq)
             .collect();
-        (told.len() >= wanted).then_some(told)
+        (seqs.len() >= wanted).then_some(seqs)
     })
     .await
 }
@@ -35,7 +36,8 @@ async fn an_acknowledgement_among_the_events_stops_nothing() {
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;
     let _worker = world.spawn("persist-message").await;
     let mut wanted = 0;
-    // First in the stream, behind events, and more of them than are looked at together; before and while a relay runs.
+    // First in the stream, after events, and more of them than are read together; before and while
+    // a relay runs.
     for acknowledgements in [1, 3, 700] {
         for _ in 0..2 {
             for _ in 0..acknowledgements {
@@ -64,12 +66,12 @@ async fn an_acknowledgement_among_the_events_stops_nothing() {
     .await;
 }
 
-/// Two hundred a second, for as long as it takes to relay what is there, in batches and one by one.
+/// Two hundred a second until everything is relayed, in batches and one by one.
 #[tokio::test]
 async fn acknowledgements_without_end_do_not_stop_the_events() {
     let (world, admin, database) = world().await;
     const STORED: u64 = 1_500;
-    lift(&admin, STORED).await;
+    advance(&admin, STORED).await;
     store(&database, 1, STORED as i64, 9).await;
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;
     let (running, sent) = (AtomicBool::new(true), AtomicU64::new(0));
@@ -87,10 +89,10 @@ async fn acknowledgements_without_end_do_not_stop_the_events() {
         })
         .await;
         let _relays = tokio::join!(world.spawn("relay-outbox"), world.spawn("relay-outbox"));
-        let told = eventually("all is relayed", SOON * 4, async || {
+        let relayed_all = eventually("everything is relayed", SOON * 4, async || {
             (relayed(&database).await == STORED as i64).then_some(())
         });
-        told.await;
+        relayed_all.await;
         running.store(false, Ordering::Relaxed);
     };
     tokio::join!(attack, relaying);

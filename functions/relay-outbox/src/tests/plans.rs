@@ -1,4 +1,4 @@
-//! A round costs what it relays, however much is stored, and whatever the statistics say.
+//! A round costs as much as it relays, however much is stored, and whatever the statistics say.
 
 use sqlx::AssertSqlSafe;
 
@@ -51,5 +51,10 @@ async fn no_plan_reads_a_whole_table() {
 const STATEMENTS: [(&str, &str, &str, &str); 3] = [
     ("messages", crate::round::MESSAGES, "bigint[]", "'{1,2,3}'"),
     ("changes", crate::round::CHANGES, "bigint[]", "'{1,2,3}'"),
-    ("done", crate::receipts::DONE, "bigint[]", "'{1,2,3}'"),
+    (
+        "delete",
+        crate::receipts::DELETE_PUBLISHED,
+        "bigint[]",
+        "'{1,2,3}'",
+    ),
 ];
