@@ -84,7 +84,7 @@ async fn erase(ctx: &Ctx<Shared>, target: &Target) -> Result<()> {
         Error::new(
             Code::Unavailable,
             "the message is deleted, and its text will leave the stream as soon as the stream \
-             answers; ask again to be told",
+             answers; ask again to find out",
         )
         .with_detail(error)
     })

@@ -237,7 +237,7 @@ async fn only_the_sender_or_a_moderator_deletes() {
             "direct messages are in no room"
         );
         assert_eq!(code("mod", room, json!({"id": same})).await, Err(409));
-        // The requesting user's own message comes first, whoever else has used the id.
+        // The requesting user's own message comes first, even if others have used the id.
         assert_eq!(code("bob", room, json!({"id": same})).await, Ok(shared[1]));
         assert_eq!(
             code("mod", room, json!({"id": format!("{room}-b")})).await,
@@ -488,7 +488,7 @@ async fn a_dead_letter_is_no_message() {
     let seq = say(&client, "chat.general", "ann", "one", None).await;
     let _worker = world.spawn("persist-message").await;
     let operator = world.client("operator").await;
-    eventually("it is set aside", SOON, async || {
+    eventually("it is dead-lettered", SOON, async || {
         let info = operator
             .request(js_api::CONSUMER_INFO, "".into())
             .await
@@ -577,7 +577,7 @@ async fn a_bad_request_names_what_is_wrong() {
     let function = start(&world).await;
     let client = world.client("publisher").await;
     let long = "x".repeat(65);
-    for (subject, body, mend) in [
+    for (subject, body, hint) in [
         ("chat.delete.ann.general", "", "is missing"),
         ("chat.delete.ann.general", r#"{"seq":"1"}"#, "seq must be"),
         ("chat.delete.ann.general", r#"{"seq":1,"id":"a"}"#, "either"),
@@ -614,7 +614,7 @@ async fn a_bad_request_names_what_is_wrong() {
             .await
             .unwrap_err();
         assert_eq!(code, 400, "{subject} {body}: {reason}");
-        assert!(reason.contains(mend), "{subject} {body}: {reason}");
+        assert!(reason.contains(hint), "{subject} {body}: {reason}");
     }
     function.stop().await.unwrap();
     let wrong = world

@@ -4,7 +4,7 @@
 //! A host whose clock jumps weeks ahead would expire everything in one pass. So NATS' time is
 //! written to PostgreSQL, where `believed_now()` limits every reader to it, and nothing is deleted
 //! while the two clocks differ by more than the tolerance. If both run on one host and it jumps,
-//! that cannot be told from a host that was suspended.
+//! that cannot be distinguished from a host that was suspended.
 
 use sqlx::postgres::PgConnection;
 

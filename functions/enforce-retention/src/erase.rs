@@ -352,7 +352,7 @@ impl Part<'_> {
         }
     }
 
-    /// Counts the dead letters. The reply has no field that tells the next part where to continue
+    /// Counts the dead letters. The reply has no field that shows the next part where to continue
     /// counting. So they are counted by a part that has most of its time left, as far as it gets.
     /// Returns whether no other part has to count them.
     async fn count_dead_letters(&mut self) -> Result<bool> {

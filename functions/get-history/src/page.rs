@@ -39,7 +39,7 @@ pub async fn load(ctx: &Ctx<Shared>, request: &HistoryRequest, max_bytes: usize)
     let limits = ctx.chat.limits();
     let room = request.conversation.name();
     let directions = directions(request.cursor);
-    // One message more than asked for tells whether there is more.
+    // One message more than asked for shows whether there is more.
     let need = Limit::within(
         request.limit as usize + 1,
         max_bytes,

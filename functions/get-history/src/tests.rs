@@ -250,7 +250,7 @@ async fn a_bad_request_names_what_is_wrong() {
     let world = World::start().await;
     let function = history(&world).await;
     let client = world.client("operator").await;
-    for (body, mend) in [
+    for (body, hint) in [
         (r#"{"limit":0}"#, "limit"),
         (r#"{"limit":-1}"#, "limit"),
         (r#"{"limit":1000000000}"#, "limit"),
@@ -263,7 +263,7 @@ async fn a_bad_request_names_what_is_wrong() {
             .await
             .unwrap_err();
         assert!(
-            code == 400 && reason.contains(mend),
+            code == 400 && reason.contains(hint),
             "{body}: {code} {reason}"
         );
     }

@@ -60,7 +60,7 @@ impl DeadLetter {
         self
     }
 
-    /// The same for the same dead letter, so that a retry that died before it marked the dead
+    /// The same for the same dead letter, so that a retry that died before it marked the dead dead
     /// letter appends nothing twice. It begins with a character that no user's name contains, so
     /// nobody gets it through `send-message`.
     pub fn message_id(&self) -> String {

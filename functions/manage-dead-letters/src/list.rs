@@ -51,7 +51,7 @@ pub async fn list(
 }
 
 /// Built for each request, because PostgreSQL uses a partial index only for a condition that is
-/// written out. One dead letter more than wanted tells whether there are more.
+/// written out. One dead letter more than wanted shows whether there are more.
 fn query(request: &ListDeadLetters) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::new(concat!(
         "select ",
@@ -132,14 +132,14 @@ fn encode(
 ) -> Result<Reply<DeadLetterPage>> {
     let room = max_payload.saturating_sub(HEADER_ROOM);
     let mut body = br#"{"letters":["#.to_vec();
-    for (number, letter) in letters.iter().enumerate() {
-        let written = serde_json::to_vec(letter).map_err(Error::internal)?;
+    for (number, dead_letter) in letters.iter().enumerate() {
+        let written = serde_json::to_vec(dead_letter).map_err(Error::internal)?;
         if body.len() + written.len() + 1 > room {
             if number == 0 {
                 let reason = format!(
                     "dead letter {} is larger than the server's max_payload lets a reply be; list \
                      after it",
-                    letter.id
+                    dead_letter.id
                 );
                 return Err(Error::new(Code::TooLarge, reason));
             }

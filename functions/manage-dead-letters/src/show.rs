@@ -40,9 +40,9 @@ pub async fn show(
         row.map(read).transpose()
     });
     let found: Option<(DeadLetter, Vec<u8>, Vec<u8>)> = found.await?;
-    let (letter, headers, payload) = found.ok_or_else(|| not_found(id))?;
+    let (dead_letter, headers, payload) = found.ok_or_else(|| not_found(id))?;
     let mut shown = ShownDeadLetter {
-        letter,
+        dead_letter,
         headers: BASE64.encode(headers),
         payload: BASE64.encode(&payload),
         text: None,

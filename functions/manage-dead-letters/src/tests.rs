@@ -1,8 +1,8 @@
 //! Dead letters as an operator meets them, on real servers.
 
+mod failures;
 mod list;
 mod retry;
-mod trouble;
 
 use async_nats::Client;
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ async fn ids(operator: &Client, body: Value) -> Vec<i64> {
         .as_array()
         .unwrap()
         .iter()
-        .map(|letter| letter["id"].as_i64().unwrap())
+        .map(|dead_letter| dead_letter["id"].as_i64().unwrap())
         .collect()
 }
 
@@ -104,7 +104,7 @@ fn body(user: &str, text: &str) -> String {
     json!({"user": user, "text": text}).to_string()
 }
 
-/// A letter as a worker would store it.
+/// A dead letter as a worker would store it.
 async fn put(
     database: &PgPool,
     seq: i64,
@@ -113,20 +113,20 @@ async fn put(
     payload: &[u8],
     reason: &str,
 ) -> i64 {
-    let letter = "
+    let dead_letter = "
         insert into dead_letters (seq, subject, headers, payload, reason, received_at)
         values ($1, $2, $3, $4, $5, 'epoch'::timestamptz + interval '1600000000123 ms') returning
           id";
-    let letter = sqlx::query_scalar(letter)
+    let dead_letter = sqlx::query_scalar(dead_letter)
         .bind(seq)
         .bind(subject)
         .bind(headers.as_bytes())
         .bind(payload)
         .bind(reason);
-    letter.fetch_one(database).await.unwrap()
+    dead_letter.fetch_one(database).await.unwrap()
 }
 
-/// As if the retry had died before the letter was marked.
+/// As if the retry had died before the dead letter was marked.
 async fn unmark(database: &PgPool, id: i64) {
     let unmark = "update dead_letters set outcome = null, outcome_at = null,
       outcome_seq = null where id = $1";
@@ -145,8 +145,8 @@ async fn outcome(database: &PgPool, id: i64) -> (Option<String>, Option<i64>) {
         .unwrap()
 }
 
-/// The number of the letter at a position, once it is there.
-async fn letter_at(database: &PgPool, seq: i64) -> i64 {
+/// The number of the dead letter at a position, once it is there.
+async fn dead_letter_at(database: &PgPool, seq: i64) -> i64 {
     eventually("the message is a dead letter", SOON, async || {
         sqlx::query_scalar("select id from dead_letters where seq = $1")
             .bind(seq)
@@ -180,7 +180,7 @@ async fn text_at(database: &PgPool, seq: i64) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_letter_is_shown_whole() {
+async fn a_dead_letter_is_shown_whole() {
     let world = World::start().await;
     let function = start(&world).await;
     let operator = world.client("operator").await;
@@ -199,7 +199,8 @@ async fn a_letter_is_shown_whole() {
     let stored_at = shown["storedAt"].as_i64().unwrap();
     assert!(stored_at > 1_700_000_000_000, "{shown}");
     let plain = json!({
-        "id": id, "seq": 7, "subject": "chat.general", "reason": "not_json", "detail": "", "bytes": 6,
+        "id": id, "seq": 7, "subject": "chat.general",
+        "reason": "not_json", "detail": "", "bytes": 6,
         "receivedAt": 1_600_000_000_123_i64, "storedAt": stored_at,
     });
     let mut whole = plain.clone();
@@ -229,7 +230,7 @@ async fn a_letter_is_shown_whole() {
 }
 
 #[tokio::test]
-async fn a_letter_larger_than_a_reply_is_left_to_psql() {
+async fn a_dead_letter_larger_than_a_reply_is_left_to_psql() {
     let world = World::builder()
         .nats_setting("max_payload", "64KB")
         .start()
@@ -286,7 +287,7 @@ async fn a_letter_larger_than_a_reply_is_left_to_psql() {
 }
 
 #[tokio::test]
-async fn a_dropped_letter_stays_and_is_off_the_list() {
+async fn a_dropped_dead_letter_stays_and_is_off_the_list() {
     let world = World::start().await;
     let function = start(&world).await;
     let operator = world.client("operator").await;
@@ -359,7 +360,7 @@ async fn a_dropped_letter_stays_and_is_off_the_list() {
 }
 
 #[tokio::test]
-async fn a_bad_request_is_told_what_to_mend() {
+async fn a_bad_request_is_refused_with_a_hint() {
     let world = World::start().await;
     let function = start(&world).await;
     let operator = world.client("operator").await;
@@ -368,7 +369,7 @@ async fn a_bad_request_is_told_what_to_mend() {
         DEADLETTERS_RETRY.subject(&[]),
         DEADLETTERS_DROP.subject(&[]),
     ] {
-        for (body, mend) in [
+        for (body, hint) in [
             ("", "id of the dead letter is missing"),
             ("{}", "id of the dead letter is missing"),
             (r#"{"id":0}"#, "id must be"),
@@ -381,7 +382,7 @@ async fn a_bad_request_is_told_what_to_mend() {
         ] {
             let (code, reason) = ask(&operator, subject.clone(), body).await.unwrap_err();
             assert!(
-                code == 400 && reason.contains(mend),
+                code == 400 && reason.contains(hint),
                 "{subject} {body}: {code} {reason}"
             );
         }
@@ -397,7 +398,7 @@ async fn a_bad_request_is_told_what_to_mend() {
             "{code} {reason}"
         );
     }
-    for (body, mend) in [
+    for (body, hint) in [
         (json!({"limit": 0}), "limit must be"),
         (json!({"limit": 501}), "limit must be"),
         (json!({"after": -1}), "after must be"),
@@ -413,7 +414,7 @@ async fn a_bad_request_is_told_what_to_mend() {
             .await
             .unwrap_err();
         assert!(
-            code == 400 && reason.contains(mend),
+            code == 400 && reason.contains(hint),
             "{body}: {code} {reason}"
         );
     }

@@ -258,7 +258,7 @@ mod tests {
             batch
                 .dead_letters
                 .iter()
-                .map(|letter| (letter.original.seq, letter.reason))
+                .map(|dead_letter| (dead_letter.original.seq, dead_letter.reason))
                 .collect(),
         )
     }

@@ -20,7 +20,7 @@ use base::time::from_unix_ms;
 /// A stored message loses its text. For one that is not stored yet, the tombstone takes its place.
 const INSERT_TOMBSTONES: &str = include_str!("sql/insert_tombstones.sql");
 /// A tombstone in the place of a duplicate moves to the place of the message itself, which is where
-/// readers were told that the message is. A duplicate is stored before its message when the message
+/// readers learned that the message is. A duplicate is stored before its message when the message
 /// was erased from the stream before it was stored. The time of receipt guards as in
 /// store_rows.sql, and another message's place stays its own. This transaction already holds the
 /// rows' locks, so they stay where the index finds them.
@@ -28,7 +28,7 @@ pub const MOVE_TOMBSTONES: &str = include_str!("sql/move_tombstones.sql");
 const INSERT_CHANGES: &str = include_str!("sql/insert_changes.sql");
 /// Where the stream may hold these messages: under their own sequence, and under those of
 /// duplicates.
-pub const FIND_COPIES: &str = include_str!("sql/find_copies.sql");
+pub const FIND_DUPLICATES: &str = include_str!("sql/find_duplicates.sql");
 
 /// Of some sequences, those that hold another change: the stream received it at another time.
 const FIND_REUSED: &str = "
@@ -84,7 +84,7 @@ pub async fn find_erasures(
     if keys.is_empty() {
         return Ok(());
     }
-    let copies: Vec<(String, String, bool, i64)> = sqlx::query_as(FIND_COPIES)
+    let duplicates: Vec<(String, String, bool, i64)> = sqlx::query_as(FIND_DUPLICATES)
         .bind(column(&keys, |key| key.sender.as_str()))
         .bind(column(&keys, |key| key.id.as_str()))
         .bind(column(&keys, |key| key.derived))
@@ -100,7 +100,7 @@ pub async fn find_erasures(
             received_at: from_unix_ms(deletion.received),
         });
     }
-    for (sender, id, derived, seq) in copies {
+    for (sender, id, derived, seq) in duplicates {
         let key = Key {
             sender,
             id,

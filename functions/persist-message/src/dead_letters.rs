@@ -1,7 +1,7 @@
 //! Dead letters of hard-deleted messages: found by sender and id, and erased some at a time.
 //!
 //! The order in which dead letters and deletions are stored does not matter: after writing a dead
-//! letter we look for the deletion, and after storing a deletion we look for dead letters.
+//! dead letter we look for the deletion, and after storing a deletion we look for dead letters.
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::time::OffsetDateTime;
@@ -52,7 +52,7 @@ pub struct Deleted {
 
 impl Deleted {
     /// Whether the message `key`, received at this time, is the deleted one. An id derived from the
-    /// sequence may mean another message of a recreated stream; only the time tells them apart.
+    /// sequence may mean another message of a recreated stream; only the time distinguishes them.
     pub fn is(&self, key: &Key, received_at: OffsetDateTime) -> bool {
         self.key == *key && (!key.derived || self.received_at == received_at)
     }
@@ -83,7 +83,7 @@ pub async fn identify_some(connection: &mut PgConnection) -> Result<bool, sqlx::
     let keys: Vec<Option<Key>> = column(&letters, DeadLetterRow::key);
     let part = |of: fn(&Key) -> &str| column(&keys, |key| key.as_ref().map_or("", of));
     sqlx::query(IDENTIFY)
-        .bind(column(&letters, |letter| letter.id))
+        .bind(column(&letters, |dead_letter| dead_letter.id))
         .bind(part(|key| &key.sender))
         .bind(part(|key| &key.id))
         .execute(connection)
@@ -112,18 +112,20 @@ pub async fn erase_some(
     let next = letters
         .last()
         .filter(|_| letters.len() == PAGE)
-        .map(|letter| letter.id);
+        .map(|dead_letter| dead_letter.id);
     let mut ids = Vec::new();
     let mut erasures = Vec::new();
-    for letter in &letters {
+    for dead_letter in &letters {
         // Sender and id may match another message: a client may have chosen the id `seq:7`.
-        let Some(key) = letter.key() else { continue };
+        let Some(key) = dead_letter.key() else {
+            continue;
+        };
         if messages
             .iter()
-            .any(|message| message.is(&key, letter.received_at))
+            .any(|message| message.is(&key, dead_letter.received_at))
         {
-            ids.push(letter.id);
-            erasures.push(Erasure::new(Seq::from_i64(letter.seq), key));
+            ids.push(dead_letter.id);
+            erasures.push(Erasure::new(Seq::from_i64(dead_letter.seq), key));
         }
     }
     if !ids.is_empty() {

@@ -19,7 +19,7 @@ use protocol::subject::{STREAM, WORKER, subject_template};
 use service::ctx::Ctx;
 use service::meter::Meter;
 
-/// Consumes the stream until the process is told to stop.
+/// Consumes the stream until the process is asked to stop.
 pub async fn persist_messages(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fatal> {
     if !check_encoding(&ctx).await? {
         return Ok(());
@@ -31,7 +31,7 @@ pub async fn persist_messages(ctx: Ctx<Shared>, meter: Meter) -> Result<(), Fata
 }
 
 /// Waits until PostgreSQL answers and checks that its encoding can hold every character; false when
-/// told to stop first.
+/// asked to stop first.
 async fn check_encoding(ctx: &Ctx<Shared>) -> Result<bool, Fatal> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     let mut log = LogOnce::default();

@@ -5,7 +5,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
 /// The highest sequence there is, which no stream reaches. Characters of every length in UTF-8,
-/// because an encoding that cannot hold them cannot hold what people write.
+/// because an encoding that cannot hold them cannot hold what users write.
 const MESSAGE: &str = "
     insert into messages
            (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)

@@ -131,7 +131,7 @@ async fn find_deletions(
         batch
             .dead_letters
             .iter()
-            .filter_map(|letter| letter.key.clone()),
+            .filter_map(|dead_letter| dead_letter.key.clone()),
     );
     keys.sort_unstable();
     keys.dedup();
@@ -151,10 +151,10 @@ async fn find_deletions(
             stored.erasures.push(Erasure::new(row.message.seq, key));
         }
     }
-    for letter in &batch.dead_letters {
-        if let Some(key) = &letter.key
+    for dead_letter in &batch.dead_letters {
+        if let Some(key) = &dead_letter.key
             && let Some((deleted, true)) = found.get(key)
-            && deleted.is(key, letter.original.received_at)
+            && deleted.is(key, dead_letter.original.received_at)
         {
             stored.deleted.push(deleted.clone());
         }
@@ -198,8 +198,11 @@ async fn store_rows(
         .iter()
         .filter(|row| row.traceparent.is_some())
         .collect();
-    let key_part =
-        |of: fn(&Key) -> &str| column(letters, |letter| letter.key.as_ref().map_or("", of));
+    let key_part = |of: fn(&Key) -> &str| {
+        column(letters, |dead_letter| {
+            dead_letter.key.as_ref().map_or("", of)
+        })
+    };
     let store = sqlx::query_as(STORE_ROWS)
         .bind(column(rows, Row::seq))
         .bind(column(rows, |row| rooms.get(&row.message.room).copied()))
@@ -210,13 +213,21 @@ async fn store_rows(
         .bind(column(rows, |row| row.message.text.as_str()))
         .bind(column(rows, Row::sent_at))
         .bind(column(rows, Row::received_at))
-        .bind(column(letters, |letter| letter.original.seq))
-        .bind(column(letters, |letter| letter.original.subject.as_str()))
-        .bind(column(letters, |letter| letter.original.headers.as_slice()))
-        .bind(column(letters, |letter| letter.original.payload.as_ref()))
-        .bind(column(letters, |letter| letter.reason.as_str()))
-        .bind(column(letters, |letter| letter.detail.as_str()))
-        .bind(column(letters, |letter| letter.original.received_at))
+        .bind(column(letters, |dead_letter| dead_letter.original.seq))
+        .bind(column(letters, |dead_letter| {
+            dead_letter.original.subject.as_str()
+        }))
+        .bind(column(letters, |dead_letter| {
+            dead_letter.original.headers.as_slice()
+        }))
+        .bind(column(letters, |dead_letter| {
+            dead_letter.original.payload.as_ref()
+        }))
+        .bind(column(letters, |dead_letter| dead_letter.reason.as_str()))
+        .bind(column(letters, |dead_letter| dead_letter.detail.as_str()))
+        .bind(column(letters, |dead_letter| {
+            dead_letter.original.received_at
+        }))
         .bind(column(&traced, |row| row.seq()))
         .bind(column(&traced, |row| row.traceparent.as_deref()))
         .bind(key_part(|key| &key.sender))

@@ -84,7 +84,7 @@ async fn taken(world: &World, messages: usize) -> (RawClient, Vec<testing::RawMe
     (other, held)
 }
 
-async fn give_back(client: &mut RawClient, message: &testing::RawMessage) {
+async fn nak(client: &mut RawClient, message: &testing::RawMessage) {
     client
         .publish_raw(message.reply.as_deref().unwrap(), None, None, b"-NAK")
         .await;

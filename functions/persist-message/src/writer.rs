@@ -71,7 +71,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes `batch`; `None` when told to stop first.
+    /// Writes `batch`; `None` when asked to stop first.
     pub async fn write(mut self, batch: Batch) -> Option<Written> {
         let mut parts = batch.parts();
         while let Some(part) = parts.pop() {
@@ -105,7 +105,7 @@ impl<'a> Writer<'a> {
         storing.await
     }
 
-    /// What follows a commit; `None` when told to stop first.
+    /// What follows a commit; `None` when asked to stop first.
     async fn finish(&mut self, part: &Batch, stored: &Stored) -> Option<()> {
         let reused = stored.reused.len() as u64;
         let conflicts = stored.conflicts.len() as u64;
@@ -116,10 +116,10 @@ impl<'a> Writer<'a> {
             self.wake_relay().await;
         }
         self.erase_deleted(stored).await?;
-        for letter in &part.dead_letters {
+        for dead_letter in &part.dead_letters {
             self.written
                 .dead_letters
-                .push((letter.original.seq, letter.reason));
+                .push((dead_letter.original.seq, dead_letter.reason));
         }
         if self.log.recovered() {
             tracing::info!("PostgreSQL is back; storing again");
@@ -173,7 +173,7 @@ impl<'a> Writer<'a> {
         Ok(error)
     }
 
-    /// Waits before the same part is stored again; `None` when told to stop.
+    /// Waits before the same part is stored again; `None` when asked to stop.
     async fn wait_for_database(&mut self, error: &DatabaseError) -> Option<()> {
         if self.log.is_news(&error.to_string()) {
             log_waiting(error);
@@ -196,7 +196,7 @@ impl<'a> Writer<'a> {
 
     /// Erases the texts of hard-deleted messages from dead letters and stream, however long that
     /// takes. Only then is the deletion acknowledged; if we die before, it is delivered again.
-    /// `None` when told to stop first.
+    /// `None` when asked to stop first.
     async fn erase_deleted(&mut self, stored: &Stored) -> Option<()> {
         let mut erasures = stored.erasures.clone();
         if !stored.deleted.is_empty() {
@@ -230,7 +230,7 @@ impl<'a> Writer<'a> {
         Some(())
     }
 
-    /// `None` when told to stop.
+    /// `None` when asked to stop.
     async fn identify_dead_letters(&mut self) -> Option<()> {
         loop {
             let database = self.ctx.chat.database();
@@ -243,7 +243,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Waits before an erasure is tried again; `None` when told to stop.
+    /// Waits before an erasure is tried again; `None` when asked to stop.
     async fn wait_to_erase(&self, error: &(dyn Display + Sync)) -> Option<()> {
         tracing::warn!(
             %error,

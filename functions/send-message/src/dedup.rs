@@ -31,7 +31,7 @@ const CHUNK_TIME: Duration = Duration::from_secs(4);
 /// Ids of unstored messages kept in memory, some 100 bytes each.
 const MAX_BACKLOG: usize = 500_000;
 
-const TOO_FAR_BEHIND: &str = "the database is too far behind the stream to tell whether this id is \
+const TOO_FAR_BEHIND: &str = "the database is too far behind the stream to know whether this id is \
                               new: try again, or send without an id";
 
 /// Looks ids up.
@@ -86,7 +86,7 @@ impl Dedup {
     /// Which of `keys` were used before. Ids that JetStream's window covers may be missing.
     ///
     /// # Errors
-    /// 503 when nobody can tell: the database is away, or too far behind.
+    /// 503 when that cannot be known: the database is away, or too far behind.
     pub async fn find(&self, keys: &[Key]) -> Result<Found> {
         // In this order: what was stored at the ack floor is still there when the database is
         // asked.

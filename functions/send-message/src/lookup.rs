@@ -61,7 +61,7 @@ impl Pipeline {
         used
     }
 
-    /// While nobody can tell whether an id is new, we ask JetStream: an id that it remembers is
+    /// While nobody knows whether an id is new, we ask JetStream: an id that it remembers is
     /// certainly a resend. One that it does not remember may be an older resend, so its message is
     /// refused rather than appended twice.
     async fn refuse_unless_remembered(&self, mut batch: Vec<Pending>, error: &Error) {

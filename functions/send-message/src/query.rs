@@ -265,7 +265,7 @@ impl Projection {
     }
 
     async fn query(&self, keys: &[Key], witness: Seq) -> Result<(Snapshot, HashMap<Key, Stored>)> {
-        const AWAY: &str = "the database is away, so nobody can tell whether this id is new: try \
+        const AWAY: &str = "the database is away, so nobody knows whether this id is new: try \
                             again, or send without an id";
         let database = self.ctx.database();
         let found = database.run_if_there(DEADLINE, async |connection| {

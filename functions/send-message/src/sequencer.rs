@@ -201,7 +201,7 @@ impl<T> Sequencer<T> {
         self.announce(state, key);
     }
 
-    /// Tells the task that appends when the first message of the queue is ready. If that task is
+    /// Notifies the task that appends when the first message of the queue is ready. If that task is
     /// gone, the messages are dropped, so that their senders get an error.
     fn announce(&self, mut state: MutexGuard<'_, State<T>>, key: &Key) {
         let Some(queue) = state.queues.get_mut(key).filter(|queue| queue.is_due()) else {

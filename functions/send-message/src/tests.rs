@@ -1,9 +1,9 @@
 //! Sending as a client sees it, on real servers.
 
 mod dedup;
+mod failures;
 mod order;
 mod plans;
-mod trouble;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -41,7 +41,7 @@ async fn start(world: &World) -> Running {
     start_with(world, &[]).await
 }
 
-/// A world whose stream differs from the shipped one.
+/// A world whose stream differs from the one in `nats/`.
 async fn world_with(field: &str, value: Value) -> (World, Process) {
     let world = World::builder()
         .bare()
@@ -49,7 +49,7 @@ async fn world_with(field: &str, value: Value) -> (World, Process) {
         .own_postgres()
         .start()
         .await;
-    let config = world.shipped_but(|file, object| {
+    let config = world.with_edited_config(|file, object| {
         if file == "CHAT_MESSAGES.json" {
             object[field] = value.clone();
         }
@@ -224,13 +224,13 @@ async fn the_acknowledgement_carries_the_place_history_shows() {
 }
 
 #[tokio::test]
-async fn a_bad_request_is_told_what_to_mend() {
+async fn a_bad_request_is_refused_with_a_hint() {
     let world = World::start().await;
     let function = start_with(&world, &[("MAX_TEXT_BYTES", "1000")]).await;
     let client = world.client("publisher").await;
     let long = "t".repeat(1001);
     let long_id = "i".repeat(129);
-    for (body, code, mend) in [
+    for (body, code, hint) in [
         (String::new(), 400, "JSON object"),
         ("[]".to_owned(), 400, "JSON object"),
         (json!({"id": "a"}).to_string(), 400, "text is missing"),
@@ -271,7 +271,7 @@ async fn a_bad_request_is_told_what_to_mend() {
             .await
             .unwrap_err();
         assert!(
-            got == code && reason.contains(mend),
+            got == code && reason.contains(hint),
             "{body}: {got} {reason}"
         );
     }
@@ -324,7 +324,7 @@ async fn a_bad_request_is_told_what_to_mend() {
 }
 
 #[tokio::test]
-async fn whoever_sends_too_fast_waits_and_nobody_else() {
+async fn a_user_who_sends_too_fast_waits_and_nobody_else() {
     let world = World::start().await;
     let function = start_with(
         &world,

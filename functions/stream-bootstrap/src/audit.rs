@@ -250,7 +250,7 @@ impl Stored {
     }
 
     /// The message's own row. A lost stream may have had another message of the same sender at this
-    /// sequence; the time of receipt tells them apart.
+    /// sequence; the time of receipt distinguishes them.
     fn row(&self, found: &Found) -> Option<&Row> {
         let Content::Message {
             sender,

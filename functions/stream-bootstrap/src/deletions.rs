@@ -102,7 +102,7 @@ impl Deletions {
     }
 
     /// Dead letters of two streams may wait, with different messages at the same sequence. The time
-    /// of receipt tells them apart.
+    /// of receipt distinguishes them.
     fn of<'a>(&'a self, moved: &'a Moved<'_>) -> impl Iterator<Item = &'a (i64, Change)> {
         self.0.get(&moved.from).into_iter().flatten().filter(
             |(_, Change { room, deletion, .. })| {

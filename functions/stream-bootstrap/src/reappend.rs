@@ -227,8 +227,8 @@ impl Reappender<'_> {
             remove(connection, dead_letter).await?;
             return Ok(false);
         }
-        // The deletion has to name the new time of receipt too, because workers tell messages with
-        // the same sequence apart by it.
+        // The deletion has to name the new time of receipt too, because workers distinguish
+        // messages with the same sequence apart by it.
         let received_ms = self
             .stream
             .next(&dead_letter.subject, seq)

@@ -148,7 +148,7 @@ pub async fn status(connection: &mut PgConnection) -> Result<Status, sqlx::Error
 
 fn difference(version: i64, field: &str) -> Difference {
     let (wanted, actual) = if field == "checksum" {
-        ("as shipped", "another text was run")
+        ("the text of this version", "another text was run")
     } else {
         ("not run", "run")
     };

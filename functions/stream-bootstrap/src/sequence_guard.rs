@@ -236,7 +236,7 @@ async fn request_pause(nats: &Connection, request: &Value) -> Result<bool, Error
     }
 }
 
-/// Copies what the stream holds up to `stored`, and PostgreSQL does not, to the dead letters, in
+/// Adds what the stream holds up to `stored`, and PostgreSQL does not, to the dead letters, in
 /// order; returns how many messages.
 async fn salvage_up_to(
     stream: &StreamReader,

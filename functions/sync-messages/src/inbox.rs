@@ -43,7 +43,7 @@ pub async fn load(ctx: &Ctx<Chat>, request: &InboxRequest, max_bytes: usize) -> 
         subjects: &[direct_subjects_to(&request.user)],
         change_subjects: &direct_change_subjects(&request.user),
         directions: &[Direction::Newer(after)],
-        // One message more than asked for tells whether there is more.
+        // One message more than asked for shows whether there is more.
         need: Limit::within(
             request.limit as usize + 1,
             max_bytes,

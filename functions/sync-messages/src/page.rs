@@ -51,7 +51,7 @@ pub async fn load(ctx: &Ctx<Chat>, request: &SyncRequest, max_bytes: usize) -> R
         subjects: &conversation.stream_subjects(),
         change_subjects: &[conversation.change_subject()],
         directions: &directions,
-        // One message more than asked for tells whether there is more.
+        // One message more than asked for shows whether there is more.
         need: Limit::within(
             request.limit as usize + 1,
             max_bytes,

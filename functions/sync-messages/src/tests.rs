@@ -485,7 +485,7 @@ async fn a_bad_request_names_what_is_wrong() {
     let function = start(&world).await;
     let publisher = world.client("publisher").await;
     let too_long = "r".repeat(65);
-    for (names, body, mend) in [
+    for (names, body, hint) in [
         ("general", "", "after is missing"),
         ("general", r#"{"after":"1"}"#, "after must be"),
         ("general", r#"{"after":1,"limit":1000}"#, "limit must be"),
@@ -498,7 +498,7 @@ async fn a_bad_request_names_what_is_wrong() {
             .await
             .unwrap_err();
         assert_eq!(code, 400, "{names} {body}");
-        assert!(reason.contains(mend), "{names} {body}: {reason}");
+        assert!(reason.contains(hint), "{names} {body}: {reason}");
     }
     let (page, _) = ask_raw(&publisher, SYNC.subject(&["nowhere"]), r#"{"after":0}"#)
         .await

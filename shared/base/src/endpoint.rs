@@ -86,7 +86,7 @@ pub struct Endpoint<Q, R> {
     pub name: &'static str,
     /// The subjects it answers.
     pub template: SubjectTemplate,
-    /// What it does, in one sentence without a full stop.
+    /// What it does, in one line without a full stop.
     pub description: &'static str,
     types: PhantomData<fn(Q) -> R>,
 }
@@ -132,7 +132,7 @@ impl<Q, R> Copy for Endpoint<Q, R> {}
 /// A request that can be parsed from the names in its subject and from its body.
 pub trait ParseRequest: Sized {
     /// # Errors
-    /// A [`Refusal`] that tells the caller what to correct.
+    /// A [`Refusal`] that states what to correct.
     fn parse(names: &str, body: &[u8]) -> Result<Self, Refusal>;
 }
 

@@ -58,7 +58,7 @@ pub struct Delivery {
 pub enum Outcome {
     /// Every message is processed: acknowledge the batch.
     Processed,
-    /// The process was told to stop first: leave the batch, so that it is delivered again.
+    /// The process was asked to stop first: leave the batch, so that it is delivered again.
     Abandoned,
 }
 
@@ -145,7 +145,7 @@ impl PullConsumer {
         self.0.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Pulls batches and passes each to `process`, until the process is told to stop; acknowledges
+    /// Pulls batches and passes each to `process`, until the process is asked to stop; acknowledges
     /// a batch that was [`Outcome::Processed`]. [`Options::slots`] batches are processed at the
     /// same time, and the next one is pulled meanwhile.
     ///

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_tells_its_state_and_the_servers_time() {
+    fn a_stream_reports_its_state_and_the_servers_time() {
         let info: StreamInfo = serde_json::from_str(
             r#"{"created": "2026-11-27T00:00:00Z", "config": {"max_bytes": -1, "name": "S"},
                 "state": {"messages": 2, "bytes": 90, "first_seq": 3, "last_seq": 4},

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_acknowledgement_is_told_from_a_refusal_and_from_anything_else() {
+    fn an_acknowledgement_is_distinguished_from_a_refusal_and_from_anything_else() {
         let ack = parse_ack(br#"{"stream":"S","seq":7,"batch":"b","count":3}"#).unwrap();
         assert_eq!(
             ack,

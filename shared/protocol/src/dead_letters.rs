@@ -298,7 +298,7 @@ pub struct DeadLetterPage {
 pub struct ShownDeadLetter {
     /// Everything but headers and payload.
     #[serde(flatten)]
-    pub letter: DeadLetter,
+    pub dead_letter: DeadLetter,
     /// The whole header block, with its line `NATS/1.0`, in base64; empty when there was none.
     pub headers: String,
     /// The payload in base64.

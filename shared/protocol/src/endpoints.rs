@@ -68,7 +68,7 @@ pub struct Row {
     pub name: &'static str,
     /// Its subjects.
     pub template: SubjectTemplate,
-    /// What it does, in one sentence without a full stop.
+    /// What it does, in one line without a full stop.
     pub description: &'static str,
     /// The name of the request's type.
     pub request: &'static str,
@@ -102,7 +102,7 @@ macro_rules! endpoints {
         $($(
             #[doc = $description]
             pub const $constant: Endpoint<$request, $reply> =
-                Endpoint::new($name, template($template), sentence($description));
+                Endpoint::new($name, template($template), one_line($description));
         )+)+
 
         /// Every endpoint, in the order of the table.
@@ -112,7 +112,7 @@ macro_rules! endpoints {
                 function: $function,
                 name: $name,
                 template: template($template),
-                description: sentence($description),
+                description: one_line($description),
                 request: stringify!($request),
                 reply: stringify!($reply),
                 roles: &[$(Role::$role),+],
@@ -213,7 +213,7 @@ endpoints! {
 }
 
 /// A comment as a description: without the space before it and the full stop behind it.
-const fn sentence(comment: &'static str) -> &'static str {
+const fn one_line(comment: &'static str) -> &'static str {
     let text = comment.trim_ascii();
     match text.as_bytes() {
         [kept @ .., b'.'] => text.split_at(kept.len()).0,

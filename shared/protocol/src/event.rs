@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_tells_up_to_where_events_are_published() {
+    fn an_event_states_up_to_where_events_are_published() {
         let through_by = |headers: &[(&str, &'static str)]| {
             published_through(|name| {
                 headers

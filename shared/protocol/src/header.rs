@@ -10,12 +10,12 @@ pub const SOURCE: &str = "Scrollback-Source";
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// The `Nats-Msg-Id` that a message had before it was appended again, either above the sequence
 /// guard or as a retried dead letter. Empty when a message below the guard had none; a retried dead
-/// letter has one that names the dead letter.
+/// dead letter has one that names the dead letter.
 pub const ORIGINAL_ID: &str = "Scrollback-Original-Id";
 /// CloudEvents' extension `sequence`: the position in the stream, with leading zeros.
 pub const SEQUENCE: &str = "ce-sequence";
 /// On events of receipts, which have no position of their own: the events of everything in the
-/// stream up to here were published before. "Told" is the older word and stays on the wire.
+/// stream up to here were published before. The name keeps an older word (docs/GLOSSARY.md).
 pub const PUBLISHED_THROUGH: &str = "Scrollback-Told";
 /// The reason of an error reply, for the caller (ADR-32).
 pub const SERVICE_ERROR: &str = "Nats-Service-Error";

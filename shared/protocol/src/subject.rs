@@ -29,7 +29,7 @@ pub const OUTBOX_WAKE: &str = "scrollback.outbox";
 /// to it, so publishers get an error instead of an acknowledgement below the sequence guard.
 pub const GUARD_SUBJECT: &str = "scrollback.fence";
 
-/// What a subject of the stream tells about its message.
+/// What a subject of the stream states about its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamSubject<'a> {
     /// `chat.{room}`.
@@ -94,7 +94,7 @@ pub fn direct_subjects_to(user: &User) -> String {
 }
 
 /// The template of a subject for messages, changes or events. Spans are named after it and not
-/// after the subject, because names of rooms and users are many and tell who talks to whom.
+/// after the subject, because names of rooms and users are many and reveal who talks to whom.
 pub fn subject_template(subject: &str) -> &'static str {
     let tokens: Vec<&str> = subject.split('.').collect();
     match tokens[..] {

@@ -50,7 +50,8 @@ impl From<NatsVariables> for NatsSettings {
     }
 }
 
-// The upper ends are far beyond what makes sense, and below what a semaphore or a deadline can hold.
+// The upper ends are far beyond what makes sense, and below what a semaphore or a deadline can
+// hold.
 crate::settings! {
     /// How requests are received, and where health is shown.
     pub struct RequestVariables {

@@ -106,7 +106,7 @@ impl<S> Ctx<S> {
         }
     }
 
-    /// The connection that replies go out on. Do not receive messages on it whose headers strangers
+    /// The connection that replies go out on. Do not receive messages on it whose headers others
     /// wrote: malformed headers break it.
     pub fn nats(&self) -> &Connection {
         &self.shared.nats

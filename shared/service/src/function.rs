@@ -32,7 +32,7 @@ pub struct Identity {
     pub name: &'static str,
     /// Its semantic version.
     pub version: &'static str,
-    /// What it is for, in a sentence.
+    /// What it is for, in one line.
     pub description: &'static str,
 }
 

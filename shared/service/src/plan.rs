@@ -171,11 +171,11 @@ fn stop_at_signal(name: &'static str, stop: CancellationToken) -> Result<(), Fat
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     tokio::spawn(async move {
         either(&mut terminate, &mut interrupt).await;
-        tracing::info!("told to stop: finishing the requests and the work under way");
+        tracing::info!("asked to stop: finishing the requests and the work under way");
         kill_when_late(name);
         stop.cancel();
         either(&mut terminate, &mut interrupt).await;
-        eprintln!("{name}: told to stop again; leaving at once");
+        eprintln!("{name}: asked to stop again; leaving at once");
         std::process::exit(1);
     });
     Ok(())

@@ -112,7 +112,7 @@ impl Running {
     /// Stops the function as SIGTERM does, and waits for its end.
     ///
     /// # Errors
-    /// Why it ended, if it had not been told to.
+    /// Why it ended, if it had not been asked to stop.
     pub async fn stop(self) -> Result<(), Fatal> {
         self.stop.cancel();
         self.ended().await
@@ -121,7 +121,7 @@ impl Running {
     /// Waits for the end.
     ///
     /// # Errors
-    /// Why it ended, if it had not been told to.
+    /// Why it ended, if it had not been asked to stop.
     pub async fn ended(self) -> Result<(), Fatal> {
         self.finished().await.outcome
     }
@@ -149,7 +149,7 @@ pub(crate) fn kill_when_late(name: &'static str) {
     }
 }
 
-/// Runs everything side by side until the function is told to stop or the first failure, then
+/// Runs everything side by side until the function is asked to stop or the first failure, then
 /// drains, flushes and closes.
 pub(crate) async fn run_to_end(
     work: Vec<BoxFuture<'static, Result<(), Fatal>>>,

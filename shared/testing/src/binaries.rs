@@ -35,8 +35,8 @@ pub fn binary(name: &str) -> PathBuf {
     binary
 }
 
-/// All of the workspace, not the one asked for: cargo then unifies features as in every other build of it, and
-/// nothing is compiled twice.
+/// All of the workspace, not the one asked for: cargo then unifies features as in every other build
+/// of it, and nothing is compiled twice.
 fn build(folder: &Path) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
@@ -55,10 +55,11 @@ fn build(folder: &Path) {
             profile,
         ])
         .current_dir(REPOSITORY);
-    // What cargo told this test about its own package. Build scripts watch some of these (ring's does), and
-    // would run again, and everything above them be compiled again, each time another package asks.
+    // What cargo set for this test about its own package. Build scripts watch some of these (ring's
+    // does), and would run again, and everything above them be compiled again, each time another
+    // package asks.
     for (name, _) in std::env::vars_os() {
-        let told = name.to_str().is_some_and(|name| {
+        let set_by_cargo = name.to_str().is_some_and(|name| {
             name.starts_with("CARGO_PKG_")
                 || name.starts_with("CARGO_MANIFEST_")
                 || name.starts_with("CARGO_BIN_")
@@ -67,7 +68,7 @@ fn build(folder: &Path) {
                     "CARGO" | "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE" | "OUT_DIR"
                 )
         });
-        if told {
+        if set_by_cargo {
             command.env_remove(name);
         }
     }

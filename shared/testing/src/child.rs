@@ -1,10 +1,10 @@
 //! Child processes that cannot outlive the test process, whatever ends it.
 //!
-//! A janitor, one small shell per test process, reads a pipe of which only the test process holds the other end. When
-//! that process is gone, also by SIGKILL, the pipe ends, and the janitor ends what was started and removes the
-//! folder. A child tells the janitor of itself before it becomes the server (`exec`, so that its process id and its
-//! signals are the server's own); until then it holds the pipe open itself, so there is no moment in which a
-//! child runs that nobody would end.
+//! A janitor, one small shell per test process, reads a pipe of which only the test process holds
+//! the other end. When that process is gone, also by SIGKILL, the pipe ends, and the janitor ends
+//! what was started and removes the folder. A child registers with the janitor before it becomes
+//! the server (`exec`, so that its process id and its signals are the server's own); until then it
+//! holds the pipe open itself, so there is no moment in which a child runs that nobody would end.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,12 +22,18 @@ use crate::{SOON, eventually};
 /// How much of a log a panic shows.
 const LOG_LINES_SHOWN: usize = 60;
 
-/// Reads "<how> <pid>" lines until the pipe ends, then ends those processes and removes the folder `$1`.
-/// A process is known by its id and its start time, since ids are used again. A postmaster gets SIGQUIT, which takes its
-/// backends with it (they are in sessions of their own), and SIGKILL when that did not help within 5 s.
+/// Reads "<how> <pid>" lines until the pipe ends, then ends those processes and removes the folder
+/// `$1`. A process is known by its id and its start time, since ids are used again. A postmaster
+/// gets SIGQUIT, which takes its backends with it (they are in sessions of their own), and SIGKILL
+/// when that did not help within 5 s.
 const JANITOR: &str = r#"
 trap '' HUP INT TERM
-look() { born= state=; read -r stat 2>/dev/null <"/proc/$1/stat" || return 1; set -- ${stat##*) }; state=$1; shift 19; born=$1; }
+look() {
+  born= state=
+  read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+  set -- ${stat##*) }
+  state=$1; shift 19; born=$1
+}
 same() { look "${1%:*}" && [ "$born" = "${1#*:}" ] && [ "$state" != Z ]; }
 quit= kill=
 while read -r how pid; do
@@ -117,8 +123,8 @@ impl EndBy {
     }
 }
 
-/// Tells the janitor of a process that a server started by itself.
-pub(crate) fn tell_janitor(end: EndBy, pid: u32) {
+/// Registers a process with the janitor that a server started by itself.
+pub(crate) fn register_with_janitor(end: EndBy, pid: u32) {
     // One write, shorter than PIPE_BUF: lines of several writers never mix.
     let line = format!("{} {pid}\n", end.word());
     (&janitor().pipe)
@@ -126,8 +132,8 @@ pub(crate) fn tell_janitor(end: EndBy, pid: u32) {
         .expect("the janitor reads as long as we live");
 }
 
-/// A command that runs `program` under the janitor's eye; arguments, environment and output are the caller's.
-/// Its standard input is empty.
+/// A command that runs `program` under the janitor's eye; arguments, environment and output are the
+/// caller's. Its standard input is empty.
 pub(crate) fn kept(end: EndBy, program: &OsStr) -> Command {
     let mut command = Command::new("sh");
     command
@@ -148,7 +154,8 @@ pub(crate) fn kept(end: EndBy, program: &OsStr) -> Command {
     command
 }
 
-/// Sends a signal by its name without `SIG`. The shell's own `kill`: the program of that name is not on every machine.
+/// Sends a signal by its name without `SIG`. The shell's own `kill`: the program of that name is
+/// not on every machine.
 pub(crate) fn signal(pid: u32, name: &str) {
     let sent = Command::new("sh")
         .args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid.to_string()])
@@ -160,7 +167,8 @@ pub(crate) fn signal(pid: u32, name: &str) {
     );
 }
 
-/// The state letter and the parent of a process, as in `/proc/<pid>/stat`; `None` when it is gone or a zombie.
+/// The state and the parent of a process, as in `/proc/<pid>/stat`; `None` when it is gone or a
+/// zombie.
 pub(crate) fn look(pid: u32) -> Option<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
@@ -195,7 +203,8 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts a command of [`kept`], its output appended to `<folder>/<what>.stdout` and `….stderr`.
+    /// Starts a command of [`kept`], its output appended to `<folder>/<what>.stdout` and
+    /// `….stderr`.
     pub(crate) fn start(what: &str, mut command: Command, folder: &Path) -> Self {
         let stdout = folder.join(format!("{what}.stdout"));
         let stderr = folder.join(format!("{what}.stderr"));
@@ -244,7 +253,8 @@ impl Child {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        // Under the lock, and only while the child is not reaped: its id cannot belong to another process.
+        // Under the lock, and only while the child is not reaped: its id cannot belong to another
+        // process.
         let mut child = self.child();
         if child
             .try_wait()
@@ -298,8 +308,8 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }
 
-/// A running function: the real binary as a process of its own. Ended with SIGKILL when dropped, and in a test that
-/// panics its log is printed then.
+/// A running function: the real binary as a process of its own. Ended with SIGKILL when dropped,
+/// and in a test that panics its log is printed then.
 pub struct Process {
     child: Child,
     instance: Option<String>,
@@ -345,7 +355,8 @@ impl Process {
         self.child.exited(SOON).await
     }
 
-    /// Sends a signal by its name without `SIG` (`"TERM"`, `"HUP"`) and does not wait. Nothing happens when the process has ended.
+    /// Sends a signal by its name without `SIG` (`"TERM"`, `"HUP"`) and does not wait. Nothing
+    /// happens when the process has ended.
     pub fn signal(&self, name: &str) {
         self.child.signal(name);
     }

@@ -1,4 +1,4 @@
-//! A nats-server with the shipped configuration.
+//! A nats-server with the configuration in `nats/`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -19,7 +19,7 @@ pub(crate) const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.."
 /// How many sets of ports are tried before giving up.
 const PORT_ATTEMPTS: usize = 5;
 
-/// A nats-server of its own: the shipped `nats/nats-server.conf`, its users and permissions, free ports on
+/// A nats-server of its own: with `nats/nats-server.conf`, its users and permissions, free ports on
 /// 127.0.0.1, a store in a temporary folder. Gone, with its store, when dropped.
 pub struct NatsServer {
     folder: PathBuf,
@@ -47,17 +47,17 @@ impl Ports {
 }
 
 impl NatsServer {
-    /// `settings` replace values of the shipped file, `administrator` adds a user without limits.
+    /// `settings` replace values of that file, `administrator` adds a user without limits.
     pub(crate) async fn new(settings: &[(String, String)], administrator: bool) -> Self {
         let folder = new_folder("nats");
-        let shipped = Path::new(REPOSITORY).join("nats");
+        let source = Path::new(REPOSITORY).join("nats");
         let (configuration, accounts) = if settings.is_empty() && !administrator {
             (
-                shipped.join("nats-server.conf"),
-                shipped.join("accounts.conf"),
+                source.join("nats-server.conf"),
+                source.join("accounts.conf"),
             )
         } else {
-            changed(&shipped, &folder, settings, administrator)
+            changed(&source, &folder, settings, administrator)
         };
         let users = users(&read(&accounts));
         let mut server = Self {
@@ -137,7 +137,7 @@ impl NatsServer {
             .id()
     }
 
-    /// SIGTERM, and waits for the end. Clients are told and try to reconnect.
+    /// SIGTERM, and waits for the end. Clients notice and try to reconnect.
     pub async fn stop(&self) {
         self.end("TERM").await;
     }
@@ -155,7 +155,8 @@ impl NatsServer {
         }
     }
 
-    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill): same ports, same store. Returns when it takes clients.
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill): same ports, same store.
+    /// Returns when it takes clients.
     ///
     /// # Panics
     ///
@@ -193,7 +194,8 @@ impl NatsServer {
             command.env(password_variable(user), self.password(user));
         }
         let child = Child::start("nats-server", command, &self.folder);
-        // It greets after JetStream has read its store. By name: in our place another process might have taken the port.
+        // It greets after JetStream has read its store. By name: in our place another process might
+        // have taken the port.
         let ours = format!("\"server_name\":\"{name}\"");
         eventually("nats-server greets", SOON, async || {
             match greeting(self.ports.client).await {
@@ -216,7 +218,8 @@ impl NatsServer {
 
 impl Drop for NatsServer {
     fn drop(&mut self) {
-        // First the process, then what it writes to. The janitor removes what cannot be removed now.
+        // First the process, then what it writes to. The janitor removes what cannot be removed
+        // now.
         drop(self.child.lock().ok().and_then(|mut child| child.take()));
         if std::thread::panicking() {
             for line in self
@@ -245,30 +248,32 @@ async fn greeting(port: u16) -> Option<String> {
         .flatten()
 }
 
-/// nats-server's binary, found once: where version managers put a script in its place, every start through that script costs as
-/// much as the start of the server.
+/// nats-server's binary, found once: where version managers put a script in its place, every start
+/// through that script costs as much as the start of the server.
 static PROGRAM: OnceLock<OsString> = OnceLock::new();
 
 fn program() -> OsString {
     // What was named is run as it is, whatever it is.
-    std::env::var_os("SCROLLBACK_NATS_SERVER").or_else(|| PROGRAM.get().cloned()).unwrap_or_else(|| {
-        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .map(|folder| folder.join("nats-server"))
-            .find(|program| program.is_file())
-            .expect("nats-server is not on the PATH: run ./dev test, or install nats-server 2.14.3 or newer")
-            .into()
-    })
+    let named = std::env::var_os("SCROLLBACK_NATS_SERVER");
+    if let Some(program) = named.or_else(|| PROGRAM.get().cloned()) {
+        return program;
+    }
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|folder| folder.join("nats-server"))
+        .find(|program| program.is_file())
+        .expect("nats-server is not on the PATH: run ./dev test, or install 2.14.3 or newer")
+        .into()
 }
 
-/// Copies the configuration with other values, since in the server's language a later `jetstream { … }` replaces all of
-/// an earlier one, `sync_interval` included. Gives the paths of the two files.
+/// Writes the configuration with other values, since in the server's language a later `jetstream {
+/// … }` replaces all of an earlier one, `sync_interval` included. Gives the paths of the two files.
 fn changed(
-    shipped: &Path,
+    source: &Path,
     folder: &Path,
     settings: &[(String, String)],
     administrator: bool,
 ) -> (PathBuf, PathBuf) {
-    let mut text = read(&shipped.join("nats-server.conf"));
+    let mut text = read(&source.join("nats-server.conf"));
     for (key, value) in settings {
         let line = text
             .lines()
@@ -278,7 +283,7 @@ fn changed(
             .to_owned();
         text = text.replace(&line, &format!("{key}: {value}"));
     }
-    let mut accounts = read(&shipped.join("accounts.conf"));
+    let mut accounts = read(&source.join("accounts.conf"));
     if administrator {
         let first = "users: [";
         assert!(

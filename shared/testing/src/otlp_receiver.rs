@@ -19,8 +19,9 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::POLL_INTERVAL;
 
-/// Receives what OpenTelemetry exporters send: HTTP/1.1 with protobuf on a free port of 127.0.0.1. Give a function
-/// `OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf` and `OTEL_EXPORTER_OTLP_ENDPOINT=<endpoint>`; [`vars`](Self::vars) has both.
+/// Receives what OpenTelemetry exporters send: HTTP/1.1 with protobuf on a free port of 127.0.0.1.
+/// Give a function `OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf` and
+/// `OTEL_EXPORTER_OTLP_ENDPOINT=<endpoint>`; [`vars`](Self::vars) has both.
 pub struct OtlpReceiver {
     endpoint: String,
     received: Arc<Mutex<Received>>,
@@ -84,7 +85,7 @@ pub struct Log {
     pub service: String,
     /// As `INFO`.
     pub severity: String,
-    /// The sentence.
+    /// The message.
     pub body: String,
     /// As a span's.
     pub attributes: BTreeMap<String, String>,
@@ -102,7 +103,8 @@ impl OtlpReceiver {
         Self::start_at("127.0.0.1:0").await
     }
 
-    /// Listens on an address of the test's choice: one that was known before anybody listened there.
+    /// Listens on an address of the test's choice: one that was known before anybody listened
+    /// there.
     ///
     /// # Panics
     ///
@@ -118,8 +120,9 @@ impl OtlpReceiver {
         let received = Arc::new(Mutex::new(Received::default()));
         let into = received.clone();
         let listening = tokio::spawn(async move {
-            // An exporter that hangs up, or talks nonsense, is its own business; the test waits for its spans.
-            // The connections end with the receiver, or their clients would go on talking to it.
+            // An exporter that hangs up, or talks nonsense, is its own business; the test waits for
+            // its spans. The connections end with the receiver, or their clients would go on
+            // talking to it.
             let mut connections = JoinSet::new();
             while let Ok((connection, _)) = listener.accept().await {
                 connections.spawn(serve(connection, into.clone()));
@@ -137,7 +140,8 @@ impl OtlpReceiver {
         self.endpoint.clone()
     }
 
-    /// The environment that makes a function send here, and soon: every 100 ms instead of every 5 s (spans), second (logs), minute (metrics).
+    /// The environment that makes a function send here, and soon: every 100 ms instead of every 5 s
+    /// (spans), second (logs), minute (metrics).
     pub fn vars(&self) -> Vec<(&'static str, &str)> {
         vec![
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &self.endpoint),
@@ -163,8 +167,8 @@ impl OtlpReceiver {
         self.received().logs.clone()
     }
 
-    /// Every request body so far, of all three signals, as it came. Protobuf holds texts unchanged, so that
-    /// a search in these bytes finds a text that leaked anywhere.
+    /// Every request body so far, of all three signals, as it came. Protobuf holds texts unchanged,
+    /// so that a search in these bytes finds a text that leaked anywhere.
     pub fn bodies(&self) -> Vec<Vec<u8>> {
         self.received().bodies.clone()
     }

@@ -1,4 +1,5 @@
-//! Plans at every size a database may have, with statistics that are right and statistics that are old.
+//! Plans at every size a database may have, with statistics that are right and statistics that are
+//! old.
 
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -9,11 +10,13 @@ const GROW: &str = "
     select n, (select min(id) from rooms) + n - 1, 'ann', 'id-' || n, false, 'hello', now(), now()
       from generate_series($1::bigint, $2) as n;
     insert into changes (seq, room_id, target, sender, id, mode, changed_by, received_at)
-    select 1000000 + n, 1, n, 'ann', 'id-' || n, 'soft', 'ann', now() from generate_series($1::bigint, $2) as n;
-    insert into outbox (first_seq, last_seq, seqs) select n, n, array[n] from generate_series($1::bigint, $2) as n;";
+    select 1000000 + n, 1, n, 'ann', 'id-' || n, 'soft', 'ann', now()
+      from generate_series($1::bigint, $2) as n;
+    insert into outbox (first_seq, last_seq, seqs) select n, n, array[n]
+      from generate_series($1::bigint, $2) as n;";
 
-/// Calls `check` with the name of each stage: nothing there, then twenty, a thousand and a hundred thousand rooms, each with the
-/// statistics of the stage before it and with its own.
+/// Calls `check` with the name of each stage: nothing there, then twenty, a thousand and a hundred
+/// thousand rooms, each with the statistics of the stage before it and with its own.
 ///
 /// # Panics
 ///
@@ -26,7 +29,8 @@ pub async fn at_every_size(database: &PgPool, check: impl AsyncFn(&str)) {
             .expect("PostgreSQL takes it");
     };
     check("nothing is there").await;
-    // The statistics of twenty say that each table is one page: a plan of that moment is kept while the tables grow.
+    // The statistics of twenty say that each table is one page: a plan of that moment is kept while
+    // the tables grow.
     let mut before = 0;
     for rooms in [20, 1_000, 100_000] {
         execute(

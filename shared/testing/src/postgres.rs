@@ -10,14 +10,17 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::OnceCell;
 
-use crate::child::{Child, EndBy, kept, look, new_folder, signal, stand_still, tell_janitor};
+use crate::child::{
+    Child, EndBy, kept, look, new_folder, register_with_janitor, signal, stand_still,
+};
 use crate::ports::free_port;
 use crate::{SOON, eventually};
 
 /// How many ports are tried before giving up.
 const PORT_ATTEMPTS: usize = 5;
 
-/// A PostgreSQL server on 127.0.0.1 with default durability. The user is `scrollback`, a superuser, without password.
+/// A PostgreSQL server on 127.0.0.1 with default durability. The user is `scrollback`, a superuser,
+/// without password.
 pub struct Postgres {
     folder: PathBuf,
     port: u16,
@@ -105,13 +108,14 @@ impl Postgres {
         }
     }
 
-    /// A crash: SIGKILL to the postmaster and every process of it. The next start recovers from the log. Also ends a
-    /// paused server.
+    /// A crash: SIGKILL to the postmaster and every process of it. The next start recovers from the
+    /// log. Also ends a paused server.
     pub async fn kill(&self) {
         self.mine_to_stop();
         let child = self.child.lock().expect("no panic under this lock").take();
         if let Some(child) = child {
-            // Once the postmaster stands still it starts no more children; who is listed then is all there is.
+            // Once the postmaster stands still it starts no more children; who is listed then is
+            // all there is.
             stand_still(&[child.id()]).await;
             let children = children(child.id());
             child.signal("KILL");
@@ -131,7 +135,8 @@ impl Postgres {
         }
     }
 
-    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same data. Returns when it answers a query.
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same data.
+    /// Returns when it answers a query.
     ///
     /// # Panics
     ///
@@ -142,14 +147,15 @@ impl Postgres {
         }
     }
 
-    /// SIGSTOP to every process: connections stay open and nobody answers, as when a network drops packets silently.
+    /// SIGSTOP to every process: connections stay open and nobody answers, as when a network drops
+    /// packets silently.
     pub async fn pause(&self) {
         self.mine_to_stop();
         stand_still(&[self.id()]).await;
         let children = children(self.id());
         for &pid in &children {
             // Standing still, they would not notice that their postmaster is gone.
-            tell_janitor(EndBy::Kill, pid);
+            register_with_janitor(EndBy::Kill, pid);
         }
         stand_still(&children).await;
     }
@@ -176,7 +182,8 @@ impl Postgres {
     fn mine_to_stop(&self) {
         assert!(
             !self.shared,
-            "this PostgreSQL serves all tests of the process; World::with_own_postgres gives one that may be stopped"
+            "this PostgreSQL serves all tests of the process; World::with_own_postgres gives one \
+             that may be stopped"
         );
     }
 
@@ -197,7 +204,8 @@ impl Postgres {
             "-c",
             "max_connections=200",
         ]);
-        // In its folder, which is removed: a server that is killed would leave segments in /dev/shm.
+        // In its folder, which is removed: a server that is killed would leave segments in
+        // /dev/shm.
         command.args(["-c", "dynamic_shared_memory_type=mmap"]);
         let child = Child::start("postgres", command, &self.folder);
         eventually("PostgreSQL answers", SOON, async || {
@@ -234,7 +242,8 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(child) = self.child.lock().ok().and_then(|mut child| child.take()) {
-            // Immediate shutdown: with SIGKILL the backends would go on for a moment, in a folder that is being removed.
+            // Immediate shutdown: with SIGKILL the backends would go on for a moment, in a folder
+            // that is being removed.
             child.signal("QUIT");
             child.signal("CONT");
             for pid in children(child.id()) {
@@ -251,7 +260,8 @@ impl Drop for Postgres {
     }
 }
 
-/// The processes whose parent is `parent`. Backends are in sessions of their own, so there is no group to signal.
+/// The processes whose parent is `parent`. Backends are in sessions of their own, so there is no
+/// group to signal.
 fn children(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").expect("/proc is there on Linux");
     processes
@@ -260,7 +270,8 @@ fn children(parent: u32) -> Vec<u32> {
         .collect()
 }
 
-/// A data directory that was never started, made once: copying it takes a quarter of the time of `initdb`.
+/// A data directory that was never started, made once: copying it takes a quarter of the time of
+/// `initdb`.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
@@ -274,8 +285,9 @@ fn template() -> &'static Path {
 fn make(folder: &Path) {
     give(folder);
     let data = folder.join("data");
-    // Sorts as people do (like the en_US of the Docker image), not by bytes: a query that relies on the order of bytes
-    // without saying so has to fail here. Before PostgreSQL 15, or without ICU, there is only the plain way.
+    // Sorts as a dictionary does (like the en_US of the Docker image), not by bytes: a query that
+    // relies on the order of bytes without saying so has to fail here. Before PostgreSQL 15, or
+    // without ICU, there is only the plain way.
     let linguistic = ["--locale-provider=icu", "--icu-locale=en-US"];
     if let Err(words) = initdb(&data, &linguistic).or_else(|_| initdb(&data, &[])) {
         panic!("initdb failed\n{words}");
@@ -328,11 +340,12 @@ fn copy(from: &Path, to: &Path) {
 
 /// Who runs PostgreSQL, which refuses root.
 enum Runner {
-    /// Not root: whoever runs the test.
+    /// Not root: the user that runs the test.
     Myself,
     /// Root: a user without rights.
     User { uid: u32, gid: u32 },
-    /// Root, and no such user may enter the folder for temporary files: a user namespace, in which root has another number.
+    /// Root, and no such user may enter the folder for temporary files: a user namespace, in which
+    /// root has another number.
     Namespace,
 }
 
@@ -374,8 +387,8 @@ fn become_user(uid: u32, gid: u32) -> [String; 3] {
     ]
 }
 
-/// The program and first arguments that run one of PostgreSQL's programs as a user it accepts. The process id stays that of the
-/// program: both tools replace themselves.
+/// The program and first arguments that run one of PostgreSQL's programs as a user it accepts. The
+/// process id stays that of the program: both tools replace themselves.
 fn as_its_user(name: &str) -> (OsString, Vec<OsString>) {
     let program = programs().join(name).into_os_string();
     match *runner() {
@@ -417,7 +430,8 @@ fn effective_uid() -> u32 {
         .expect("real, effective, saved, file system")
 }
 
-/// The folder of `initdb` and `postgres`: `SCROLLBACK_PG_BIN`, else the newest that Debian's packages installed, else the PATH.
+/// The folder of `initdb` and `postgres`: `SCROLLBACK_PG_BIN`, else the newest that Debian's
+/// packages installed, else the PATH.
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
@@ -425,13 +439,25 @@ fn programs() -> &'static Path {
             return folder.into();
         }
         let version = |folder: &Path| folder.file_name()?.to_str()?.parse::<u32>().ok();
-        let packaged = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
-        let packaged = packaged.filter(|folder| folder.join("bin/initdb").is_file()).max_by_key(|folder| version(folder));
+        let packaged = std::fs::read_dir("/usr/lib/postgresql")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|folder| folder.join("bin/initdb").is_file())
+            .max_by_key(|folder| version(folder));
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut path = std::env::split_paths(&path);
         packaged
             .map(|folder| folder.join("bin"))
-            .or_else(|| path.find(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file()))
-            .expect("PostgreSQL is not installed: run ./dev test, or install postgresql, or set SCROLLBACK_PG_BIN")
+            .or_else(|| {
+                path.find(|folder| {
+                    folder.join("initdb").is_file() && folder.join("postgres").is_file()
+                })
+            })
+            .expect(
+                "PostgreSQL is not installed: run ./dev test, or install postgresql, or set \
+                 SCROLLBACK_PG_BIN",
+            )
     })
 }

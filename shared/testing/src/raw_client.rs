@@ -13,10 +13,12 @@ use crate::NatsServer;
 /// How long the server may take to answer PING.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// A connection that sends exactly the bytes it is given: malformed headers, odd subjects, broken protocol.
+/// A connection that sends exactly the bytes it is given: malformed headers, odd subjects, broken
+/// protocol.
 ///
 /// Nothing is checked, and nothing happens in the background: what the server sends is read by
-/// [`flush`](Self::flush), [`next`](Self::next) and [`request`](Self::request), which also answer its PINGs.
+/// [`flush`](Self::flush), [`next`](Self::next) and [`request`](Self::request), which also answer
+/// its PINGs.
 pub struct RawClient {
     connection: BufReader<TcpStream>,
     user: String,
@@ -33,7 +35,8 @@ pub struct RawMessage {
     pub subject: String,
     /// The reply subject, if there is one.
     pub reply: Option<String>,
-    /// The header block with its first line `NATS/1.0…` and its empty last line; empty without headers.
+    /// The header block with its first line `NATS/1.0…` and its empty last line; empty without
+    /// headers.
     pub headers: Vec<u8>,
     /// The payload.
     pub payload: Vec<u8>,
@@ -68,8 +71,9 @@ impl RawClient {
             pongs_awaited: 0,
         };
         let mut hello = json!({
-            "verbose": false, "pedantic": false, "headers": true, "no_responders": true, "echo": true, "protocol": 1,
-            "lang": "raw", "version": "0", "name": "raw", "user": user, "pass": server.password(user),
+            "verbose": false, "pedantic": false, "headers": true, "no_responders": true,
+            "echo": true, "protocol": 1, "lang": "raw", "version": "0", "name": "raw",
+            "user": user, "pass": server.password(user),
         });
         for (name, value) in fields.as_object().into_iter().flatten() {
             hello[name] = value.clone();
@@ -82,14 +86,15 @@ impl RawClient {
         client
     }
 
-    /// Sends bytes as they are, protocol line, line ends and all. That the server closed the connection shows
-    /// at the next [`flush`](Self::flush).
+    /// Sends bytes as they are, protocol line, line ends and all. That the server closed the
+    /// connection shows at the next [`flush`](Self::flush).
     pub async fn send(&mut self, bytes: &[u8]) {
         _ = self.connection.write_all(bytes).await;
     }
 
-    /// Publishes: `PUB`, or with `headers` `HPUB`. `headers` is the whole block, from `NATS/1.0\r\n` to the empty line, and is sent
-    /// as it is. Nothing is confirmed; see [`flush`](Self::flush).
+    /// Publishes: `PUB`, or with `headers` `HPUB`. `headers` is the whole block, from
+    /// `NATS/1.0\r\n` to the empty line, and is sent as it is. Nothing is confirmed; see
+    /// [`flush`](Self::flush).
     pub async fn publish_raw(
         &mut self,
         subject: &str,
@@ -116,7 +121,8 @@ impl RawClient {
         .await;
     }
 
-    /// Subscribes; a wildcard may be used, and `subject queue` for a queue group. Refusals show at the next [`flush`](Self::flush).
+    /// Subscribes; a wildcard may be used, and `subject queue` for a queue group. Refusals show at
+    /// the next [`flush`](Self::flush).
     pub async fn subscribe(&mut self, subject: &str) {
         self.subscriptions += 1;
         self.send(format!("SUB {subject} {}\r\n", self.subscriptions).as_bytes())
@@ -133,7 +139,8 @@ impl RawClient {
     ///
     /// # Errors
     ///
-    /// What it complained about since the last time (`-ERR` lines, one per line), and `connection closed` when it has hung up.
+    /// What it complained about since the last time (`-ERR` lines, one per line), and `connection
+    /// closed` when it has hung up.
     pub async fn flush(&mut self) -> Result<(), String> {
         self.pongs_awaited += 1;
         self.send(b"PING\r\n").await;
@@ -156,7 +163,8 @@ impl RawClient {
         }
     }
 
-    /// The next message of any subscription; `None` when none comes within `within`, or the server has hung up.
+    /// The next message of any subscription; `None` when none comes within `within`, or the server
+    /// has hung up.
     pub async fn next(&mut self, within: Duration) -> Option<RawMessage> {
         if self.received.is_empty() {
             _ = timeout(within, async {
@@ -167,8 +175,9 @@ impl RawClient {
         self.received.pop_front()
     }
 
-    /// Publishes with a reply subject of its own and waits for the first answer, within 10 s; where nobody listens that is the
-    /// server's `NATS/1.0 503`. Messages of other subscriptions stay for [`next`](Self::next).
+    /// Publishes with a reply subject of its own and waits for the first answer, within 10 s; where
+    /// nobody listens that is the server's `NATS/1.0 503`. Messages of other subscriptions stay for
+    /// [`next`](Self::next).
     ///
     /// # Errors
     ///
@@ -204,8 +213,8 @@ impl RawClient {
 
     /// Reads one protocol line and what belongs to it; `None` at the end of the connection.
     ///
-    /// Cancelling it between a line and its message would lose the message's place: only while nothing has
-    /// come yet is that sure not to happen, so the line is peeked at first.
+    /// Cancelling it between a line and its message would lose the message's place: only while
+    /// nothing has come yet is that sure not to happen, so the line is peeked at first.
     async fn read(&mut self) -> Option<()> {
         if self.connection.fill_buf().await.ok()?.is_empty() {
             return None;

@@ -14,18 +14,21 @@ use crate::binaries::binary;
 use crate::child::{Child, EndBy, Process, kept, new_folder};
 use crate::{NatsServer, Postgres, SOON};
 
-/// How long to wait for an answer before asking again: until it subscribes, a function cannot hear the question.
+/// How long to wait for an answer before asking again: until it subscribes, a function cannot hear
+/// the question.
 const PING_EVERY: Duration = Duration::from_millis(20);
 
-/// One test's world: a nats-server of its own (the shipped configuration, real users and permissions) and an empty
-/// database of its own. All of it is gone when dropped, or when the test process ends, however it ends.
+/// One test's world: a nats-server of its own (the configuration in `nats/`, real users and
+/// permissions) and an empty database of its own. All of it is gone when dropped, or when the test
+/// process ends, however it ends.
 pub struct World {
     nats: NatsServer,
     postgres: Cluster,
     database: String,
     folder: PathBuf,
     operator: OnceCell<async_nats::Client>,
-    /// Service ids seen. Held while a function is started, so that the one new id is the new function's.
+    /// Service ids seen. Held while a function is started, so that the one new id is the new
+    /// function's.
     instances: Mutex<HashSet<String>>,
     processes: AtomicU32,
 }
@@ -57,8 +60,9 @@ impl WorldBuilder {
         self
     }
 
-    /// A NATS user `administrator` without limits in the account, for what no shipped user may do: deleting the stream,
-    /// restoring a backup, making another stream. The other users stay as they are.
+    /// A NATS user `administrator` without limits in the account, for what no other user may do:
+    /// deleting the stream, restoring a backup, making another stream. The other users stay as they
+    /// are.
     pub fn administrator(mut self) -> Self {
         self.administrator = true;
         self
@@ -75,7 +79,8 @@ impl WorldBuilder {
     ///
     /// # Panics
     ///
-    /// When a server is not installed or does not start, or `stream-bootstrap` does not answer, with its log.
+    /// When a server is not installed or does not start, or `stream-bootstrap` does not answer,
+    /// with its log.
     pub async fn start(self) -> World {
         let postgres = async {
             let cluster = match self.own_postgres {
@@ -104,8 +109,8 @@ impl WorldBuilder {
 }
 
 impl World {
-    /// Servers up, and the real `stream-bootstrap` run until it answers, then ended by SIGTERM: stream, consumer
-    /// and schema are in place, no function runs.
+    /// Servers up, and the real `stream-bootstrap` run until it answers, then ended by SIGTERM:
+    /// stream, consumer and schema are in place, no function runs.
     ///
     /// # Panics
     ///
@@ -123,7 +128,8 @@ impl World {
         Self::builder().bare().start().await
     }
 
-    /// Like [`start`](Self::start), with a PostgreSQL cluster of its own, which may be stopped and started.
+    /// Like [`start`](Self::start), with a PostgreSQL cluster of its own, which may be stopped and
+    /// started.
     ///
     /// # Panics
     ///
@@ -173,7 +179,8 @@ impl World {
     }
 
     /// How to connect as a user of `nats/accounts.conf`: credentials and the private inbox prefix
-    /// `_INBOX.<user>`, which the permissions demand. For tests that want other options besides, such as an event callback.
+    /// `_INBOX.<user>`, which the permissions demand. For tests that want other options besides,
+    /// such as an event callback.
     ///
     /// # Panics
     ///
@@ -186,7 +193,8 @@ impl World {
             .name("test")
     }
 
-    /// A client with the rights of a user of `nats/accounts.conf`: `publisher`, `operator`, or a function's.
+    /// A client with the rights of a user of `nats/accounts.conf`: `publisher`, `operator`, or a
+    /// function's.
     ///
     /// # Panics
     ///
@@ -196,7 +204,8 @@ impl World {
         connected.unwrap_or_else(|error| panic!("{user} cannot connect to nats-server: {error}"))
     }
 
-    /// A pool of at most 5 connections to this world's database, for looking into it. It gives up after [`SOON`].
+    /// A pool of at most 5 connections to this world's database, for looking into it. It gives up
+    /// after [`SOON`].
     ///
     /// # Panics
     ///
@@ -210,17 +219,22 @@ impl World {
         connected.unwrap_or_else(|error| panic!("PostgreSQL does not answer: {error}"))
     }
 
-    /// Stores 40,000 messages in 2,000 conversations, `a-7` to `b-7` and so on, past the log: enough for PostgreSQL to plan as for many.
+    /// Stores 40,000 messages in 2,000 conversations, `a-7` to `b-7` and so on, past the stream:
+    /// enough for PostgreSQL to plan as for many.
     ///
     /// # Panics
     ///
     /// When PostgreSQL does not take them.
     pub async fn store_conversations(&self) {
         let stored = sqlx::raw_sql(
-            "insert into rooms (name) select 'dm.a-' || n || '.b-' || n from generate_series(0, 1999) as n;
-             insert into messages (seq, room_id, sender, recipient, id, derived, text, sent_at, received_at)
-             select n, rooms.id, 'a-' || n % 2000, 'b-' || n % 2000, 'id-' || n, false, 'hello', now(), now()
-               from generate_series(1, 40000) as n join rooms on rooms.name = 'dm.a-' || n % 2000 || '.b-' || n % 2000;
+            "insert into rooms (name) select 'dm.a-' || n || '.b-' || n
+               from generate_series(0, 1999) as n;
+             insert into messages (seq, room_id, sender, recipient, id, derived, text,
+                                   sent_at, received_at)
+             select n, rooms.id, 'a-' || n % 2000, 'b-' || n % 2000, 'id-' || n, false,
+                    'hello', now(), now()
+               from generate_series(1, 40000) as n
+               join rooms on rooms.name = 'dm.a-' || n % 2000 || '.b-' || n % 2000;
              analyze",
         );
         stored
@@ -229,23 +243,24 @@ impl World {
             .expect("messages are stored");
     }
 
-    /// The shipped streams and consumers, each changed by `edit` (its file name, its configuration), in a folder of this world.
-    /// `stream-bootstrap` takes them when started with `BOOTSTRAP_CONFIG` set to it.
+    /// The streams and consumers in `nats/`, each changed by `edit` (its file name, its
+    /// configuration), in a folder of this world. `stream-bootstrap` takes them when started with
+    /// `BOOTSTRAP_CONFIG` set to it.
     ///
     /// # Panics
     ///
-    /// When the shipped files cannot be read.
-    pub fn shipped_but(&self, edit: impl Fn(&str, &mut serde_json::Value)) -> String {
+    /// When those files cannot be read.
+    pub fn with_edited_config(&self, edit: impl Fn(&str, &mut serde_json::Value)) -> String {
         let (from, to) = (
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"),
             self.folder.join("config"),
         );
         for folder in ["streams", "consumers"] {
             std::fs::create_dir_all(to.join(folder)).expect("a folder in this world's own");
-            for file in std::fs::read_dir(from.join(folder)).expect("the shipped folder") {
-                let file = file.expect("the shipped folder");
-                let text = std::fs::read(file.path()).expect("a shipped file");
-                let mut object = serde_json::from_slice(&text).expect("a shipped file is JSON");
+            for file in std::fs::read_dir(from.join(folder)).expect("a folder in nats") {
+                let file = file.expect("a folder in nats");
+                let text = std::fs::read(file.path()).expect("a readable file");
+                let mut object = serde_json::from_slice(&text).expect("a JSON file");
                 edit(&file.file_name().to_string_lossy(), &mut object);
                 std::fs::write(to.join(folder).join(file.file_name()), object.to_string())
                     .expect("a file in this world's own folder");
@@ -254,15 +269,16 @@ impl World {
         to.to_string_lossy().into_owned()
     }
 
-    /// A running `stream-bootstrap` that lets what nobody acknowledges come again after `ack_wait`, not thirty seconds.
+    /// A running `stream-bootstrap` that lets what nobody acknowledges come again after `ack_wait`,
+    /// not thirty seconds.
     ///
     /// # Panics
     ///
     /// As [`spawn`](Self::spawn).
     pub async fn with_ack_wait(&self, ack_wait: Duration) -> Process {
-        let config = self.shipped_but(|_, object| {
-            if let Some(shipped) = object.get_mut("ack_wait") {
-                *shipped = serde_json::json!(
+        let config = self.with_edited_config(|_, object| {
+            if let Some(ack_wait) = object.get_mut("ack_wait") {
+                *ack_wait = serde_json::json!(
                     u64::try_from(ack_wait.as_nanos()).expect("nanoseconds that fit")
                 );
             }
@@ -271,7 +287,8 @@ impl World {
             .await
     }
 
-    /// Starts a function's real binary with [`vars`](Self::vars) and waits until it answers `$SRV.PING.<name>`.
+    /// Starts a function's real binary with [`vars`](Self::vars) and waits until it answers
+    /// `$SRV.PING.<name>`.
     ///
     /// # Panics
     ///
@@ -293,19 +310,20 @@ impl World {
         Process::new(child, Some(instance))
     }
 
-    /// Like [`spawn_with`](Self::spawn_with), and does not wait: for a function whose servers are away, or that is to be
-    /// signalled at once.
+    /// Like [`spawn_with`](Self::spawn_with), and does not wait: for a function whose servers are
+    /// away, or that is to be signalled at once.
     pub fn launch(&self, name: &str, extra: &[(&str, &str)]) -> Process {
         Process::new(self.child(name, extra), None)
     }
 
-    /// A function's real binary with [`vars`](Self::vars) as a command, for a test that expects it to end by itself: add
-    /// variables, then `.output().await`. Killed when its future is dropped.
+    /// A function's real binary with [`vars`](Self::vars) as a command, for a test that expects it
+    /// to end by itself: add variables, then `.output().await`. Killed when its future is dropped.
     pub fn command(&self, name: &str) -> tokio::process::Command {
         self.command_as(name, name)
     }
 
-    /// Like [`command`](Self::command), for a binary that is no function, such as `demo`: with the variables of `user`.
+    /// Like [`command`](Self::command), for a binary that is no function, such as `demo`: with the
+    /// variables of `user`.
     pub fn command_as(&self, binary: &str, user: &str) -> tokio::process::Command {
         let mut command = tokio::process::Command::from(self.std_command(binary, user));
         command.kill_on_drop(true);
@@ -314,7 +332,8 @@ impl World {
 
     fn std_command(&self, name: &str, user: &str) -> std::process::Command {
         let mut command = kept(EndBy::Kill, binary(name).as_os_str());
-        // Nothing from the surroundings, or a developer's DATABASE_URL and OTEL_* would take part in the test.
+        // Nothing from the surroundings, or a developer's DATABASE_URL and OTEL_* would take part
+        // in the test.
         command.env_clear();
         for name in ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE", "RUST_LOG"] {
             if let Some(value) = std::env::var_os(name) {
@@ -380,7 +399,8 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // The janitor removes what cannot be removed now. The database stays until its cluster goes: dropping it takes longer.
+        // The janitor removes what cannot be removed now. The database stays until its cluster
+        // goes: dropping it takes longer.
         _ = std::fs::remove_dir_all(&self.folder);
     }
 }
@@ -395,8 +415,8 @@ async fn create_database(cluster: &Cluster) -> String {
     let mut connection = PgConnection::connect(&postgres.url("postgres"))
         .await
         .expect("PostgreSQL answered a moment ago");
-    // template0, because nobody can be connected to it: autovacuum in template1 makes this statement wait.
-    // The name is ours, so there is nothing to quote.
+    // template0, because nobody can be connected to it: autovacuum in template1 makes this
+    // statement wait. The name is ours, so there is nothing to quote.
     let created = sqlx::raw_sql(AssertSqlSafe(format!(
         "create database {name} template template0"
     )))

@@ -278,7 +278,7 @@ async fn a_forged_reply_subject_reaches_nothing() {
         .await;
     raw.flush().await.unwrap();
     let database = world.database().await;
-    eventually("the acknowledgement is set aside", SOON, async || {
+    eventually("the acknowledgement is dead-lettered", SOON, async || {
         let reason: Option<String> = sqlx::query_scalar("select reason from dead_letters")
             .fetch_optional(&database)
             .await

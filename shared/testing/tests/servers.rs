@@ -1,4 +1,4 @@
-//! What other tests rely on: the servers run with the shipped configuration, stop and start as
+//! What other tests rely on: the servers run with the configuration in `nats/`, stop and start as
 //! asked, and leave nothing behind.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
@@ -12,7 +12,7 @@ use sqlx::{Connection, PgConnection};
 use testing::{OtlpReceiver, RawClient, SOON, World, eventually};
 
 #[tokio::test]
-async fn the_shipped_users_connect_and_may_do_only_their_own() {
+async fn the_configured_users_connect_and_may_do_only_their_own() {
     let world = World::bare().await;
     for user in world.nats().users() {
         let client = world.client(user).await;
@@ -46,7 +46,7 @@ async fn worlds_share_a_cluster_and_no_database() {
 }
 
 #[tokio::test]
-async fn a_database_sorts_as_people_do_not_by_bytes() {
+async fn a_database_sorts_as_a_dictionary_does_not_by_bytes() {
     let world = World::bare().await;
     let sorted: Vec<String> = sqlx::query_scalar(
         "select name from unnest(array['Bob', 'alice', '_c']) name order by name",

@@ -64,7 +64,7 @@ async fn a_second_signal_ends_a_function_at_once() {
     operator.request(subject, "".into()).await.unwrap();
     function.signal("TERM");
     eventually("it is stopping", SOON, async || {
-        function.stderr().contains("told to stop").then_some(())
+        function.stderr().contains("asked to stop").then_some(())
     })
     .await;
     let signalled = Instant::now();

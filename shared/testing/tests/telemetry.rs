@@ -223,9 +223,9 @@ async fn telemetry_reaches_a_collector_behind_tls_that_this_machine_trusts() {
     vars.push(("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint));
     let trusted = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/cert.pem");
 
-    let stranger = world.spawn_with("get-history", &vars).await;
+    let other = world.spawn_with("get-history", &vars).await;
     eventually("an unknown certificate is refused", SOON, async || {
-        stranger
+        other
             .stderr()
             .contains("the OpenTelemetry collector is away")
             .then_some(())

@@ -134,7 +134,11 @@ fn a_refused_password_is_explained_without_being_shown() {
 }
 
 /// Docker that is up; it prints the arguments of any other command.
-const DOCKER: &str = r#"case "$*" in *" ps "*) echo 0123abcd ;; *" port nats 4222") echo 127.0.0.1:14222 ;; *) echo "docker $*" ;; esac"#;
+const DOCKER: &str = r#"case "$*" in
+  *" ps "*) echo 0123abcd ;;
+  *" port nats 4222") echo 127.0.0.1:14222 ;;
+  *) echo "docker $*" ;;
+esac"#;
 
 #[test]
 fn the_nats_cli_may_be_any_user_of_the_configuration() {
@@ -147,7 +151,8 @@ fn the_nats_cli_may_be_any_user_of_the_configuration() {
     let output = checkout.dev(&["nats", "--as", "send-message", "req", "chat.x", "{}"]);
     assert_eq!(
         String::from_utf8(output.stdout).unwrap(),
-        "nats://127.0.0.1:14222 send-message pw_other --inbox-prefix _INBOX.send-message req chat.x {}\n"
+        "nats://127.0.0.1:14222 send-message pw_other --inbox-prefix _INBOX.send-message req \
+         chat.x {}\n"
     );
     for nobody in [&["nats", "--as", "nobody", "sub"][..], &["nats", "--as"]] {
         let output = checkout.dev(nobody);
@@ -199,14 +204,14 @@ fn replicas(checkout: &Checkout, name: &str) -> Vec<String> {
 
 /// Real servers; functions that only wait.
 #[test]
-fn up_runs_as_many_replicas_as_it_is_told() {
+fn up_runs_as_many_replicas_as_asked_for() {
     let checkout = Checkout::new("up", &[("cargo", "exit 0"), ("just", "exit 0")]);
     checkout.functions(&["stream-bootstrap", "get-history"], "exec sleep 600");
     checkout.binary("demo", "echo the demonstration");
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
     std::fs::create_dir(checkout.0.join("nats")).unwrap();
     for file in ["nats-server.conf", "accounts.conf"] {
-        std::fs::copy(shipped.join(file), checkout.0.join("nats").join(file)).unwrap();
+        std::fs::copy(source.join(file), checkout.0.join("nats").join(file)).unwrap();
     }
     let mut up = checkout.command(&["up"]);
     let taken: Vec<TcpListener> = (0..4)

@@ -265,7 +265,7 @@ async fn all_clients_have_the_same_whatever_happens() {
     assert_eq!(
         event(&mut events).await,
         ("scrollback.message.stored".to_owned(), new.seq.get()),
-        "nothing of the replay was told again"
+        "nothing of the replay was published again"
     );
     assert_eq!(
         (synced(&client).await, read(&client).await),

@@ -88,7 +88,7 @@ pub async fn append_again(
 
 /// The headers the message came with, changed so that they can be sent again.
 ///
-/// Headers that tell JetStream what to do are left out, because what they expect was true long ago.
+/// Headers that instruct JetStream are left out, because what they expect was true long ago.
 /// `Nats-Msg-Id` is ours, so that a dead letter that is sent twice is appended once; the original
 /// id moves to a header of its own. It could not stay: JetStream remembers it for two minutes, even
 /// when the message was purged, and would answer "duplicate" although the message is gone (tried on

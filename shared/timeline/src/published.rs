@@ -24,7 +24,7 @@ const CHUNK: u64 = 256;
 /// Requests in flight.
 const CONCURRENCY: usize = 32;
 /// So many messages are skipped in search of an event. With more of them after the last event, we
-/// cannot tell which it was.
+/// do not know which it was.
 const MOST_SKIPPED: usize = 50_000;
 
 /// Where `CHAT_EVENTS` stands.
@@ -58,7 +58,7 @@ impl EventsPosition {
     }
 
     /// The position now, when no event was added since; `None` when there was one, or when we
-    /// cannot tell.
+    /// do not know.
     ///
     /// # Errors
     /// As [`find`](EventsPosition::find).

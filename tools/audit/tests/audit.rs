@@ -197,7 +197,7 @@ async fn what_is_in_the_way_is_named() {
     let (code, _, complaint) = run(audit(&world, "operator", &["--replay", "99"], &[])).await;
     assert_eq!(code, 1);
     assert!(
-        complaint.contains("from 99 is beyond the log's last sequence, 2"),
+        complaint.contains("from 99 is beyond the stream's last sequence, 2"),
         "{complaint}"
     );
     let (code, _, complaint) = run(audit(

@@ -310,7 +310,8 @@ impl From<PublishError> for AppendError {
             PublishError::Unanswered(why) => return AppendError::Transient(why),
             PublishError::NotJetStream => {
                 return AppendError::Fatal(Fatal::new(
-                    "the reply is not JetStream's: another service listens on the stream's subjects",
+                    "the reply is not JetStream's: another service listens on the stream's \
+                     subjects",
                 ));
             }
             PublishError::Refused {
@@ -325,7 +326,8 @@ impl From<PublishError> for AppendError {
             }
             err_code if err_code::FULL.contains(&err_code) => {
                 AppendError::Fatal(Fatal::new(format!(
-                    "the stream is full ({description}, {err_code}): make room or raise max_bytes in \
+                    "the stream is full ({description}, {err_code}): make room or raise max_bytes \
+                     in \
              nats/streams, then import the same files again"
                 )))
             }

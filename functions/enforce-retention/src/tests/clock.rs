@@ -1,4 +1,4 @@
-//! A wrong clock destroys nothing, and a line tells what was deleted.
+//! A wrong clock destroys nothing, and a log line reports what was deleted.
 
 use super::*;
 
@@ -122,7 +122,7 @@ async fn a_clock_that_is_weeks_ahead_destroys_nothing() {
     .await;
     let line =
         "expired messages were deleted messages=3 deletions=0 moves=0 rooms=1 received_until=";
-    eventually("a line tells what was deleted", SOON, async || {
+    eventually("a log line reports what was deleted", SOON, async || {
         retention.stderr().contains(line).then_some(())
     })
     .await;

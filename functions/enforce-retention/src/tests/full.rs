@@ -78,7 +78,7 @@ async fn check_gauges(world: &World) {
 #[tokio::test]
 async fn a_full_stream_refuses_and_recovers() {
     let world = World::builder().administrator().start().await;
-    let config = world.shipped_but(|file, object| {
+    let config = world.with_edited_config(|file, object| {
         if file.starts_with(protocol::subject::STREAM) && object.get("max_bytes").is_some() {
             object["max_bytes"] = json!(BUDGET);
         }

@@ -1,4 +1,4 @@
-//! Which letters a page holds.
+//! Which dead letters a page holds.
 
 use super::*;
 
@@ -114,7 +114,7 @@ async fn the_largest_pattern_is_a_question_like_any_other() {
 }
 
 #[tokio::test]
-async fn pages_hold_every_letter_once() {
+async fn pages_contain_every_dead_letter_once() {
     let world = World::builder()
         .nats_setting("max_payload", "64KB")
         .start()
@@ -146,7 +146,7 @@ async fn pages_hold_every_letter_once() {
         let page: protocol::dead_letters::DeadLetterPage =
             serde_json::from_slice(&reply.payload).unwrap();
         sizes.push(page.letters.len());
-        found.extend(page.letters.iter().map(|letter| letter.id.get()));
+        found.extend(page.letters.iter().map(|dead_letter| dead_letter.id.get()));
         assert!(found.len() <= made.len(), "{found:?}");
         after = *found.last().unwrap();
         if !page.more {

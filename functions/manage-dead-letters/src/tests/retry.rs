@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A world with a worker that takes texts of at most 100 bytes, and one letter whose text is
+/// A world with a worker that takes texts of at most 100 bytes, and one dead letter whose text is
 /// longer.
 async fn too_long(fields: Value) -> (World, testing::Process, i64) {
     let world = World::builder().administrator().start().await;
@@ -23,7 +23,7 @@ async fn too_long(fields: Value) -> (World, testing::Process, i64) {
         &message.to_string(),
     )
     .await;
-    let id = letter_at(&database, seq).await;
+    let id = dead_letter_at(&database, seq).await;
     settled(&world.client("operator").await).await;
     (world, worker, id)
 }
@@ -97,7 +97,7 @@ async fn what_can_be_stored_by_now_is_stored() {
 }
 
 #[tokio::test]
-async fn what_is_still_bad_is_a_letter_again() {
+async fn what_is_still_bad_is_a_dead_letter_again() {
     let (world, _worker, id) = too_long(json!({"id": "a-1"})).await;
     let operator = world.client("operator").await;
     let database = world.database().await;
@@ -106,9 +106,9 @@ async fn what_is_still_bad_is_a_letter_again() {
         retry(&operator, id).await.unwrap(),
         json!({"id": id, "seq": 2, "outcome": "dead_letter", "reason": "text_too_long"})
     );
-    let again = letter_at(&database, 2).await;
+    let again = dead_letter_at(&database, 2).await;
     assert_eq!(ids(&operator, json!({})).await, [again]);
-    // And again: a letter of its own, which nobody takes for the first one's repetition.
+    // And again: a dead letter of its own, which nobody takes for the first one's repetition.
     assert_eq!(retry(&operator, again).await.unwrap()["seq"], 3);
     assert_eq!(
         ids(&operator, json!({"outcome": "retried"})).await,
@@ -178,8 +178,8 @@ async fn a_conflict_is_stored_under_an_id_of_the_retry() {
     )
     .await;
     let letters = [
-        letter_at(&database, by_body).await,
-        letter_at(&database, by_header).await,
+        dead_letter_at(&database, by_body).await,
+        dead_letter_at(&database, by_header).await,
     ];
     let listed = list(&operator, json!({"reason": "id_conflict"})).await;
     assert_eq!(listed["letters"].as_array().unwrap().len(), 2, "{listed}");
@@ -203,9 +203,9 @@ async fn a_conflict_is_stored_under_an_id_of_the_retry() {
     function.stop().await.unwrap();
 }
 
-/// A letter whose id another text has by now conflicts as the message would.
+/// A dead letter whose id another text has by now conflicts as the message would.
 #[tokio::test]
-async fn what_conflicts_by_now_is_a_letter_again() {
+async fn what_conflicts_by_now_is_a_dead_letter_again() {
     let (world, worker, id) = too_long(json!({"id": "a-1"})).await;
     let operator = world.client("operator").await;
     let publisher = world.client("publisher").await;
@@ -372,10 +372,10 @@ async fn what_cannot_be_published_as_it_was_is_refused() {
         ),
     ] {
         let id = put(&database, 1, subject, headers, subject.as_bytes(), reason).await;
-        let (code, sentence) = retry(&operator, id).await.unwrap_err();
+        let (code, reason_given) = retry(&operator, id).await.unwrap_err();
         assert!(
-            code == 409 && sentence.contains(said),
-            "{subject:?} {reason}: {code} {sentence}"
+            code == 409 && reason_given.contains(said),
+            "{subject:?} {reason}: {code} {reason_given}"
         );
         assert_eq!(outcome(&database, id).await, (None, None));
         discard(&operator, id).await.unwrap();

@@ -187,13 +187,13 @@ async fn bad_messages_among_good_ones_cost_nobody_else() {
         .await;
     }
     assert_eq!(
-        letter_payload(&database, "publish_ack").await,
+        dead_letter_payload(&database, "publish_ack").await,
         br#"{"stream":"CHAT_MESSAGES","seq":7}"#
     );
     worker.stop().await.unwrap();
 }
 
-async fn letter_payload(database: &PgPool, reason: &str) -> Vec<u8> {
+async fn dead_letter_payload(database: &PgPool, reason: &str) -> Vec<u8> {
     sqlx::query_scalar("select payload from dead_letters where reason = $1")
         .bind(reason)
         .fetch_one(database)
@@ -202,7 +202,7 @@ async fn letter_payload(database: &PgPool, reason: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn each_bad_message_alone_is_set_aside_without_a_storm() {
+async fn each_bad_message_alone_is_dead_lettered_without_a_storm() {
     let world = World::start().await;
     let worker = world.spawn("persist-message").await;
     let database = world.database().await;

@@ -1,5 +1,5 @@
 //! An id used again: for the same text it is the same message, for another text it is a dead
-//! letter.
+//! dead letter.
 
 use super::changes::{delete, received_ms, rows};
 use super::*;
@@ -142,7 +142,7 @@ async fn what_an_earlier_message_displaces_is_a_dead_letter() {
     .await
     .unwrap();
     let running = worker(&world).await;
-    give_back(&mut other, &held[0]).await;
+    nak(&mut other, &held[0]).await;
     eventually("the first one is stored", SOON, async || {
         (rows(&database).await == [stored_as(first, "first")]).then_some(())
     })
@@ -159,7 +159,7 @@ async fn what_an_earlier_message_displaces_is_a_dead_letter() {
     assert_eq!(subject, "chat.gamma");
     // It is delivered once more, and is the dead letter that is there already.
     let again: &RawMessage = &held[1];
-    give_back(&mut other, again).await;
+    nak(&mut other, again).await;
     settled(&world).await;
     assert_eq!(
         (letters(&database).await, rows(&database).await),

@@ -21,7 +21,7 @@ async fn what_is_sent_to_a_lost_connection_is_fetched() {
         let begun = Instant::now();
         send_bad(&mut client, &bad).await;
         // One by one, each when the server has the one before: some come while the connection is
-        // being mended.
+        // being repaired.
         for number in 0..GOOD {
             let body = json!({"user": "ann", "text": number.to_string()}).to_string();
             client
@@ -138,7 +138,7 @@ async fn a_paused_consumer_is_no_reason_to_leave() {
 }
 
 #[tokio::test]
-async fn a_copy_that_stops_gives_back_what_it_has_not_begun() {
+async fn a_replica_that_stops_naks_what_it_has_not_begun() {
     const MESSAGES: usize = 20_000;
     let world = World::start().await;
     // Unprocessed messages that are not nak'ed would be delivered again after this.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::*;
 
-const LETTERS: i64 = 50_000;
+const DEAD_LETTERS: i64 = 50_000;
 
 /// In MiB, what the process has had in memory at most since it was asked to forget.
 fn peak_mib(process: u32) -> u64 {
@@ -22,7 +22,7 @@ fn peak_mib(process: u32) -> u64 {
         / 1_024
 }
 
-/// Letters of four kilobytes each, all of which a hard deletion may have to empty.
+/// Dead letters of four kilobytes each, all of which a hard deletion may have to empty.
 async fn fill(database: &PgPool) {
     sqlx::query(
         r#"insert into dead_letters (seq, subject, headers, payload, reason, received_at)
@@ -32,7 +32,7 @@ async fn fill(database: &PgPool) {
                   'refused_by_database', now()
              from generate_series(1, $1) as n"#,
     )
-    .bind(LETTERS)
+    .bind(DEAD_LETTERS)
     .execute(database)
     .await
     .unwrap();
@@ -45,11 +45,12 @@ async fn a_hard_deletion_does_not_load_every_dead_letter() {
     let bootstrap = world.client("stream-bootstrap").await;
     let database = world.database().await;
     fill(&database).await;
-    let letter = r#"insert into dead_letters (seq, subject, headers, payload, reason, received_at)
+    let dead_letter = r#"insert into dead_letters
+                    (seq, subject, headers, payload, reason, received_at)
                     values (77, 'chat.general', '',
                       convert_to('{"user":"ann","id":"s","text":"secret"}', 'UTF8'),
                             'refused_by_database', now())"#;
-    sqlx::query(letter).execute(&database).await.unwrap();
+    sqlx::query(dead_letter).execute(&database).await.unwrap();
     let running = world.spawn("persist-message").await;
     let (first, _) = publish(
         &publisher,
@@ -84,7 +85,7 @@ async fn a_hard_deletion_does_not_load_every_dead_letter() {
     .await;
     assert_eq!(emptied, 77);
     let grown = peak_mib(running.id()).saturating_sub(before);
-    assert!(grown < 64, "{grown} MiB for {LETTERS} letters");
+    assert!(grown < 64, "{grown} MiB for {DEAD_LETTERS} dead letters");
     assert_eq!(
         count(
             &database,
@@ -113,7 +114,7 @@ async fn a_hard_deletion_does_not_load_every_dead_letter() {
     assert!(running.terminate().await.success());
 }
 
-/// Whatever an operator did about a letter, it holds the text until somebody empties it.
+/// Whatever an operator did about a dead letter, it holds the text until somebody empties it.
 #[tokio::test]
 async fn a_hard_deletion_empties_letters_that_were_dropped_or_retried() {
     let world = World::start().await;
@@ -128,7 +129,7 @@ async fn a_hard_deletion_empties_letters_that_were_dropped_or_retried() {
                'refused_by_database', now(), outcome, now(), outcome_seq
           from (values (77, 's', 'dropped', null), (78, 's', 'retried', 1), (79, 'other',
             'dropped', null))
-               as letter (seq, id, outcome, outcome_seq)"#;
+               as dead_letter (seq, id, outcome, outcome_seq)"#;
     sqlx::query(letters).execute(&database).await.unwrap();
     let running = world.spawn("persist-message").await;
     let (first, _) = publish(

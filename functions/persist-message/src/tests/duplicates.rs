@@ -47,7 +47,7 @@ async fn a_copy_stored_with_the_deletion_does_not_take_the_tombstones_place() {
     assert_eq!(
         rows(&database).await,
         tombstone(first),
-        "where live readers and sync are told that it is"
+        "where live readers and sync learn that it is"
     );
     assert!(is_gone(&bootstrap, copy).await, "the text stays nowhere");
     let (again, _) = publish(
@@ -138,7 +138,7 @@ async fn a_message_that_takes_the_place_of_its_copys_tombstone_is_erased() {
         is_gone(&bootstrap, copy).await.then_some(())
     })
     .await;
-    give_back(&mut other, &held[0]).await;
+    nak(&mut other, &held[0]).await;
     settled(&world).await;
     assert_eq!(rows(&database).await, tombstone(first));
     assert!(is_gone(&bootstrap, first).await);
@@ -237,7 +237,7 @@ async fn rows_and_tombstones_never_wait_for_each_other() {
 
 /// The same for dead letters: the replica that writes one has looked for a deletion by then.
 #[tokio::test]
-async fn a_letter_and_a_deletion_stored_at_once_leave_no_text() {
+async fn a_dead_letter_and_a_deletion_stored_at_once_leave_no_text() {
     let world = World::start().await;
     let publisher = world.client("publisher").await;
     let bootstrap = world.client("stream-bootstrap").await;
@@ -251,7 +251,7 @@ async fn a_letter_and_a_deletion_stored_at_once_leave_no_text() {
     )
     .await;
     settled(&world).await;
-    // The same letter, as somebody else is just about to write it.
+    // The same dead letter, as somebody else is just about to write it.
     let conflicting = message("another secret", Some("s"));
     let mut held = database.begin().await.unwrap();
     sqlx::query(

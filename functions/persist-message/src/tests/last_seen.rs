@@ -16,7 +16,7 @@ fn user(name: &str, last: bool, first: bool) -> User {
 }
 
 #[tokio::test]
-async fn whoever_is_seen_is_a_user_and_costs_a_row_a_minute() {
+async fn a_sender_is_a_user_and_costs_a_row_a_minute() {
     let world = World::start().await;
     let client = world.client("publisher").await;
     let database = world.database().await;

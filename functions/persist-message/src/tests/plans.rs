@@ -27,7 +27,7 @@ const STATEMENTS: [(&str, &str, &str, &str); 6] = [
     ),
     (
         "places",
-        changes::FIND_COPIES,
+        changes::FIND_DUPLICATES,
         "text[], text[], bool[]",
         "'{ann}', '{id-1}', '{f}'",
     ),

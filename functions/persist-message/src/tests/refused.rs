@@ -29,16 +29,21 @@ async fn one_row_the_database_refuses_costs_nobody_else() {
     let worker = worker(&world).await;
     stored(&database, 100, WITHIN).await;
     settled(&world).await;
-    let letter: (i64, String, String) =
+    let dead_letter: (i64, String, String) =
         sqlx::query_as("select seq, reason, detail from dead_letters")
             .fetch_one(&database)
             .await
             .unwrap();
-    assert_eq!((letter.0, letter.1.as_str()), (51, "refused_by_database"));
+    assert_eq!(
+        (dead_letter.0, dead_letter.1.as_str()),
+        (51, "refused_by_database")
+    );
     assert!(
-        letter.2.contains("23514") && letter.2.contains("no_poison") && !letter.2.contains("ann"),
+        dead_letter.2.contains("23514")
+            && dead_letter.2.contains("no_poison")
+            && !dead_letter.2.contains("ann"),
         "{}",
-        letter.2
+        dead_letter.2
     );
     worker.stop().await.unwrap();
 }

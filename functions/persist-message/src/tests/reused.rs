@@ -39,7 +39,7 @@ async fn a_reused_sequence_is_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn a_stranger_with_the_same_sender_and_sequence_is_a_dead_letter_too() {
+async fn another_message_with_the_same_sender_and_sequence_is_a_dead_letter_too() {
     let world = World::start().await;
     let publisher = world.client("publisher").await;
     let database = world.database().await;
@@ -63,7 +63,7 @@ async fn a_stranger_with_the_same_sender_and_sequence_is_a_dead_letter_too() {
         &publisher,
         "chat.general",
         None,
-        r#"{"user":"ann","text":"a stranger"}"#,
+        r#"{"user":"ann","text":"another message"}"#,
     )
     .await;
     publish(

@@ -201,7 +201,7 @@ async fn an_old_id_that_nobody_stored_yet_is_found_in_the_log() {
 }
 
 #[tokio::test]
-async fn a_crowd_of_resends_and_doubles_is_told_apart() {
+async fn a_crowd_of_resends_and_doubles_is_distinguished() {
     let world = World::start().await;
     let function = start_with(&world, &FLOOD).await;
     let client = world.client("publisher").await;
@@ -509,7 +509,7 @@ async fn an_emptied_database_brings_no_id_back() {
     send_x("c").await;
     stored(&world, 1).await;
     check_again(&client, "a", first).await;
-    // Everything is gone, its tables, too, and made anew.
+    // Everything is gone, its tables, too, and recreated.
     sqlx::raw_sql("drop schema public cascade; create schema public")
         .execute(&database)
         .await

@@ -255,7 +255,7 @@ async fn pipelined(world: &World, subject: &str, bodies: &[String]) -> Vec<u64> 
 #[tokio::test]
 async fn requests_written_back_to_back_are_appended_in_that_order() {
     let world = World::start().await;
-    // As shipped, and as a process: with several threads.
+    // As configured by default, and as a process: with several threads.
     let _function = world.spawn("send-message").await;
     for (burst, rounds) in [(2, 40), (10, 40), (60, 10)] {
         for (ids, has_id) in IDS {

@@ -240,7 +240,7 @@ async fn an_asynchronous_stream_is_refused() {
 #[tokio::test]
 async fn stream_replicas_have_to_be_insisted_on() {
     let world = bare().await;
-    let config = world.shipped_but(|file, object| {
+    let config = world.with_edited_config(|file, object| {
         if file == "CHAT_MESSAGES.json" {
             object["num_replicas"] = json!(3);
         }

@@ -210,7 +210,7 @@ async fn a_bad_request_names_what_is_wrong() {
         DM_READ.subject(&["bob", "ann"]),
     ];
     for subject in &subjects {
-        for (body, mend) in [
+        for (body, hint) in [
             ("", "through is missing"),
             (r#"{"through":-1}"#, "through must be"),
             (r#"{"through":"1"}"#, "through must be"),
@@ -219,12 +219,12 @@ async fn a_bad_request_names_what_is_wrong() {
         ] {
             let (code, reason) = ask(&client, subject.clone(), body).await.unwrap_err();
             assert!(
-                code == 400 && reason.contains(mend),
+                code == 400 && reason.contains(hint),
                 "{subject} {body}: {code} {reason}"
             );
         }
     }
-    for (subject, body, mend) in [
+    for (subject, body, hint) in [
         (
             DM_INBOX.subject(&["bob"]),
             r#"{"limit":0}"#,
@@ -267,7 +267,7 @@ async fn a_bad_request_names_what_is_wrong() {
     ] {
         let (code, reason) = ask(&client, subject.clone(), body).await.unwrap_err();
         assert!(
-            code == 400 && reason.contains(mend),
+            code == 400 && reason.contains(hint),
             "{subject} {body}: {code} {reason}"
         );
     }

@@ -112,15 +112,15 @@ async fn heard(events: &mut Subscriber, kind: &str, through: u64) {
 
 #[tokio::test]
 async fn bob_was_away() {
-    tell(false).await;
+    run_story(false).await;
 }
 
 #[tokio::test]
 async fn bob_was_away_and_everything_is_restarted_all_the_time() {
-    tell(true).await;
+    run_story(true).await;
 }
 
-async fn tell(restarts: bool) {
+async fn run_story(restarts: bool) {
     let world = World::builder().administrator().start().await;
     let mut all = All::start(&world, restarts).await;
     let client = world.client("publisher").await;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Delivery, PullConsumer};
 
-/// Tells the server that a message is being worked on: its `ack_wait` begins again.
+/// Reports to the server that a message is being worked on: its `ack_wait` begins again.
 pub(super) const IN_PROGRESS: &str = "+WPI";
 /// A deadline is extended every `ack_wait` divided by this, so that a late report still arrives in
 /// time.

@@ -26,7 +26,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long a broken connection may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Tells the server to deliver a message to somebody else, now.
+/// Asks the server to deliver a message to somebody else, now.
 const NAK: &str = "-NAK";
 
 /// Why pulling ended.
@@ -306,7 +306,7 @@ impl PullRequests {
     }
 }
 
-/// Reads what the server tells about a delivery from its ack subject,
+/// Parses what the server reports about a delivery from its ack subject,
 /// `$JS.ACK.<stream>.<consumer>.<attempt>.<stream seq>.<consumer seq>.<nanoseconds>.<pending>`. A
 /// second form has two more tokens before the stream: domain and account.
 fn delivery(message: Message) -> Option<Delivery> {

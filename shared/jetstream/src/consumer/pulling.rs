@@ -27,7 +27,7 @@ pub(super) struct Ended {
 pub(super) struct Closed;
 
 impl PullConsumer {
-    /// Pulls, and after every failure pulls again, until the process is told to stop.
+    /// Pulls, and after every failure pulls again, until the process is asked to stop.
     pub(super) async fn pull_until_stopped(self, batches: mpsc::Sender<Batch>) {
         let stop = self.0.stream.stop().clone();
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
@@ -152,7 +152,7 @@ impl PullConsumer {
         self.0.slots.clone().acquire_owned().await.ok()
     }
 
-    /// Waits for a slot; `None` when told to stop. While batches that extend their ack deadlines
+    /// Waits for a slot; `None` when asked to stop. While batches that extend their ack deadlines
     /// occupy all slots, the deadlines of the messages that wait here are extended, too.
     async fn slot_for(
         &self,

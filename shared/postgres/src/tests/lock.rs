@@ -1,4 +1,4 @@
-//! Advisory locks: one replica works, the other one is told that it does not.
+//! Advisory locks: one replica works, the other one learns that it does not.
 
 use sqlx::PgConnection;
 use tokio::sync::oneshot;

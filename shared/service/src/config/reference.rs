@@ -16,7 +16,7 @@ pub(crate) fn help(variables: &[Variable]) -> String {
     for variable in variables {
         let name = variable.name();
         let mut line = format!("  {name:<width$}", width = INDENT - 2);
-        for word in sentence(variable).split_whitespace() {
+        for word in one_line(variable).split_whitespace() {
             if line.len() + word.len() > COLUMNS {
                 let _ = writeln!(text, "{}", line.trim_end());
                 line = " ".repeat(INDENT);
@@ -30,7 +30,7 @@ pub(crate) fn help(variables: &[Variable]) -> String {
 }
 
 /// The help with everything else that is known. Without Markdown's quotes.
-fn sentence(variable: &Variable) -> String {
+fn one_line(variable: &Variable) -> String {
     let mut text = variable.help.trim().replace('`', "");
     if variable.is_required() {
         text.push_str(" Required.");

@@ -228,7 +228,8 @@ fn help_shows_all_that_is_declared() {
     }
     let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for shown in [
-        "EXAMPLE_BATCH How many at once, at most, in two lines of Markdown. Default: 1000. Range: 1 to 10000.",
+        "EXAMPLE_BATCH How many at once, at most, in two lines of Markdown. Default: 1000. Range: \
+         1 to 10000.",
         "EXAMPLE_DAYS How long. Default: 30. Range: from 1 to 365, or 0 for ever.",
         "EXAMPLE_FOLDER Where files are. EXAMPLE_URL",
         "EXAMPLE_URL Where it is. Required. Or EXAMPLE_URL_FILE.",

@@ -8,7 +8,7 @@ const NEAR: usize = 2;
 const GENERIC: &str = "MAX";
 
 /// Variables of the environment that are not in `declared` but begin like one of them, or differ
-/// from one by a letter or two: a sentence for each. Never a value: it may be a secret.
+/// from one by a character or two: a line for each. Never a value: it may be a secret.
 ///
 /// A function answers for its own prefixes only. `PERSIST_BACTH` is named by `persist-message`, and
 /// `SEND_BURST` is no mistake where all functions run in one environment.
@@ -31,7 +31,8 @@ fn complaint(name: &str, declared: &[String]) -> Option<String> {
         && declared.iter().any(|other| other == value)
     {
         return Some(format!(
-            "{name} is set, and nothing here reads it: only secrets are read from files; set {value}"
+            "{name} is set, and nothing here reads it: only secrets are read from files; set \
+             {value}"
         ));
     }
     let nearest = declared.iter().min_by_key(|other| distance(name, other))?;

@@ -198,7 +198,7 @@ fn subscribe(
         }
         Target::Discovery(verb) => {
             if let Some(reply) = delivery.reply {
-                // Full: whoever asks faster than we can answer has to ask again.
+                // Full: a caller that asks faster than we can answer has to ask again.
                 let _ = discovery.try_send((verb, reply));
             }
         }

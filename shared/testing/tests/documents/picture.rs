@@ -122,8 +122,10 @@ pub fn draw(functions: &[String]) -> String {
         HEIGHT + MORE_HEIGHT
     };
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"10 30 {WIDTH} {height}\" role=\"img\">\n\
-         <title>Messages flow from publishers through a stream into PostgreSQL and on as events</title>\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"10 30 {WIDTH} {height}\" \
+         role=\"img\">\n\
+         <title>Messages flow from publishers through a stream into PostgreSQL and on as \
+         events</title>\n\
          <style>\n{STYLE}\n</style>\n\
          <defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"8\" \
          markerHeight=\"8\" orient=\"auto\"><path d=\"M0 0 L8 4 L0 8 Z\"/></marker></defs>\n"

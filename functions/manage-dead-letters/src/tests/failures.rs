@@ -44,10 +44,10 @@ async fn without_a_worker_it_is_appended_and_marked() {
         .execute(&database)
         .await
         .unwrap();
-    let stranger = "
+    let other = "
         insert into messages (seq, room_id, sender, id, derived, text, sent_at, received_at)
         values (2, 1, 'bob', 'b', false, '', now(), now())";
-    sqlx::query(stranger).execute(&database).await.unwrap();
+    sqlx::query(other).execute(&database).await.unwrap();
     let id = put(
         &database,
         8,
@@ -65,7 +65,7 @@ async fn without_a_worker_it_is_appended_and_marked() {
 }
 
 #[tokio::test]
-async fn a_full_log_leaves_the_letter_as_it_was() {
+async fn a_full_log_leaves_the_dead_letter_as_it_was() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
     let operator = world.client("operator").await;
@@ -97,7 +97,7 @@ async fn a_full_log_leaves_the_letter_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_away_leaves_the_letter_as_it_was() {
+async fn a_log_that_is_away_leaves_the_dead_letter_as_it_was() {
     let world = World::builder().administrator().start().await;
     let function = start(&world).await;
     let operator = world.client("operator").await;
@@ -207,7 +207,7 @@ async fn two_operators_at_once_append_once() {
 
 /// Its author deletes the message while an operator retries it: nothing of it gets into the stream.
 #[tokio::test]
-async fn a_letter_that_is_being_erased_is_not_appended() {
+async fn a_dead_letter_that_is_being_erased_is_not_appended() {
     let world = World::start().await;
     let function = start(&world).await;
     let operator = world.client("operator").await;
@@ -233,7 +233,7 @@ async fn a_letter_that_is_being_erased_is_not_appended() {
     let (retried, ()) = tokio::join!(retry(&operator, id), async {
         let waits = "select count(*) from pg_stat_activity where datname = current_database() and
           wait_event_type = 'Lock'";
-        eventually("it waits for the letter", SOON, async || {
+        eventually("it waits for the dead letter", SOON, async || {
             (sqlx::query_scalar::<_, i64>(waits)
                 .fetch_one(&database)
                 .await

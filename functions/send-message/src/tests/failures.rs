@@ -9,7 +9,7 @@ use super::*;
 const WRITERS: usize = 64;
 
 #[tokio::test]
-async fn a_full_log_is_an_error_and_space_mends_it() {
+async fn a_full_stream_is_an_error_and_space_repairs_it() {
     let (world, _bootstrap) = world_with("max_bytes", json!(64 * 1024)).await;
     let function = start_with(&world, &FLOOD).await;
     let client = world.client("publisher").await;
@@ -94,7 +94,7 @@ async fn a_server_that_dies_costs_no_message_and_doubles_none() {
     die_under_load(|_| {}).await;
 }
 
-/// As shipped for Docker: the folder in which the server stages batches is in memory. A death in
+/// As in docker-compose.yml: the folder in which the server stages batches is in memory. A death in
 /// the middle of a commit leaves the first part of a batch in the log, and nothing to finish it
 /// from.
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn a_copy_that_is_killed_costs_no_message_and_doubles_none() {
 }
 
 #[tokio::test]
-async fn a_copy_that_is_told_to_stop_answers_what_it_took() {
+async fn a_replica_that_is_asked_to_stop_answers_what_it_took() {
     let world = World::start().await;
     let _steady = world.spawn_with("send-message", &FLOOD).await;
     let running = AtomicBool::new(true);
