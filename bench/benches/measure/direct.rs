@@ -109,7 +109,8 @@ pub async fn measure(plan: &Plan) {
     let mut sides = [Side::start(WAITING).await, Side::start(plan.directs).await];
     let administrator = sides[1].world.client("administrator").await;
     echo(administrator.clone()).await;
-    let (mut rows, mut missed) = (Vec::new(), Vec::new());
+    let mut rows = Vec::new();
+    let mut missed = Vec::new();
     for (name, ask) in QUESTIONS {
         eprintln!("direct: {name}");
         let mut took: [Took; 2] = Default::default();
@@ -182,11 +183,9 @@ impl Side {
     async fn start(messages: u64) -> Side {
         eprintln!("direct: storing {messages} messages");
         let world = World::builder().administrator().start().await;
-        let (directs, pool, asker) = (
-            Directs { messages },
-            world.database().await,
-            world.client("publisher").await,
-        );
+        let directs = Directs { messages };
+        let pool = world.database().await;
+        let asker = world.client("publisher").await;
         let begun = Instant::now();
         directs.store(&pool).await;
         eprintln!("direct: stored in {:.0} s", begun.elapsed().as_secs_f64());
@@ -224,7 +223,8 @@ impl Side {
         took: &mut Took,
         counts: bool,
     ) {
-        let (subject, expected) = (ask.subject(), self.expected(ask));
+        let subject = ask.subject();
+        let expected = self.expected(ask);
         let begun = Instant::now();
         let reply = self
             .asker

@@ -203,10 +203,8 @@ impl Bench<'_> {
     fn waits(&self, since: usize) -> Waits {
         let mut waits = Waits::default();
         for line in self.world.postgres().log().lines().skip(since) {
-            let (still, acquired) = (
-                line.contains(" still waiting for "),
-                line.contains(" acquired "),
-            );
+            let still = line.contains(" still waiting for ");
+            let acquired = line.contains(" acquired ");
             let after = line
                 .rsplit_once(" after ")
                 .and_then(|(_, after)| after.strip_suffix(" ms")?.parse::<f64>().ok());
@@ -279,10 +277,8 @@ impl Bench<'_> {
             &head,
             &rows,
         );
-        let (stored, expired) = (
-            rounded(plan.stored as f64),
-            rounded(plan.stored as f64 / 2.0),
-        );
+        let stored = rounded(plan.stored as f64);
+        let expired = rounded(plan.stored as f64 / 2.0);
         println!(
             "{expired} of {stored} messages were expired in {:.0} s. Lag: from the stream's \
              receipt to \
@@ -331,12 +327,10 @@ impl Bench<'_> {
     /// Publishes at the fixed rate until it is enough, and waits until everything is stored.
     async fn phase(&mut self, name: &str, until: Until) -> Phase {
         eprintln!("expiry: {RATE} messages/s, {name}");
-        let (first, from, begun, mut backlog) = (
-            self.ingest.last().await,
-            self.clock().await,
-            Instant::now(),
-            Vec::new(),
-        );
+        let first = self.ingest.last().await;
+        let from = self.clock().await;
+        let begun = Instant::now();
+        let mut backlog = Vec::new();
         let enough = async {
             loop {
                 backlog.push(self.ingest.waiting().await as f64);
@@ -351,11 +345,9 @@ impl Bench<'_> {
             }
         };
         self.feed.steadily(enough).await;
-        let (took, to, last) = (
-            begun.elapsed(),
-            self.clock().await,
-            self.ingest.last().await,
-        );
+        let took = begun.elapsed();
+        let to = self.clock().await;
+        let last = self.ingest.last().await;
         self.caught_up(last).await;
         let (stored, p50_ms, p99_ms, worst_ms): (i64, f64, f64, f64) = sqlx::query_as(LAG)
             .bind(first as i64)
@@ -392,8 +384,10 @@ impl Bench<'_> {
     async fn as_fast_as_can_be(&mut self, plan: &Plan) {
         // An odd number has a median.
         let rounds = 2 * plan.rounds - 1;
-        let (mut without, mut with, mut parts, mut waits) =
-            (Vec::new(), Vec::new(), Vec::new(), Waits::default());
+        let mut without = Vec::new();
+        let mut with = Vec::new();
+        let mut parts = Vec::new();
+        let mut waits = Waits::default();
         for round in 0..=rounds {
             eprintln!(
                 "expiry: as fast as can be, round {round} of {rounds}{}",
@@ -412,7 +406,8 @@ impl Bench<'_> {
                 parts.push(rates[1] / rates[0]);
             }
         }
-        let (paired, overall) = (median(&parts), median(&with) / median(&without));
+        let paired = median(&parts);
+        let overall = median(&with) / median(&without);
         let row = |name: &str, rates: &[f64], part: f64| {
             let each = rates
                 .iter()
@@ -479,7 +474,8 @@ impl Bench<'_> {
         let worker = self.world.spawn("persist-message").await;
         // Registered and at work: what was done until now took starting up as well, and does not
         // count.
-        let (begun, before) = (Instant::now(), self.ingest.stored_through().await);
+        let begun = Instant::now();
+        let before = self.ingest.stored_through().await;
         let expired = if expiring { self.expired().await } else { 0 };
         self.caught_up(last).await;
         let rate = per_second((last - before) as usize, begun.elapsed());

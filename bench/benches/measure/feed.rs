@@ -12,6 +12,7 @@ use tokio::time::interval;
 
 use crate::ingest::{ROOMS, text, user};
 use crate::numbers::scattered;
+use jetstream::batch::BatchHeaders;
 use protocol::header;
 use protocol::name::{Room, User};
 use protocol::subject::direct_subject;
@@ -73,21 +74,20 @@ impl Feed {
     /// One atomic batch.
     async fn publish(&self, messages: u64) {
         let first = self.written.fetch_add(messages, Ordering::Relaxed);
-        let batch = format!("{}-{first}", std::process::id());
+        let mut batch = BatchHeaders::new(&self.client);
         for n in 1..=messages {
             let (subject, payload) = message(first + n);
             let mut headers = HeaderMap::new();
             headers.insert(header::MESSAGE_ID, format!("feed-{}", first + n));
-            headers.insert("Nats-Batch-Id", batch.as_str());
-            headers.insert("Nats-Batch-Sequence", n.to_string());
             if n < messages {
+                batch.add(&mut headers);
                 self.client
                     .publish_with_headers(subject, headers, payload.into())
                     .await
                     .expect("a client that is not closed");
                 continue;
             }
-            headers.insert("Nats-Batch-Commit", "1");
+            batch.commit(&mut headers);
             let ack = self
                 .client
                 .request_with_headers(subject, headers, payload.into())

@@ -14,7 +14,8 @@ pub async fn measure(world: &World, plan: &Plan) {
     let mut rows = Vec::new();
     for name in FUNCTIONS {
         eprintln!("footprint: {name}");
-        let (mut started, mut memory) = (Vec::new(), Vec::new());
+        let mut started = Vec::new();
+        let mut memory = Vec::new();
         for _ in 0..plan.rounds {
             let begun = Instant::now();
             let function = world.spawn(name).await;

@@ -61,10 +61,8 @@ pub async fn measure(world: &World, plan: &Plan) {
         .expect("PostgreSQL answers");
 
     let history = world.spawn("get-history").await;
-    let (asker, administrator) = (
-        world.client("publisher").await,
-        world.client("administrator").await,
-    );
+    let asker = world.client("publisher").await;
+    let administrator = world.client("administrator").await;
     let page = asker
         .request(HISTORY.subject(&[ROOM]), "".into())
         .await
@@ -233,14 +231,17 @@ async fn send_requests(
     side_by_side: usize,
     duration: Duration,
 ) -> (f64, Vec<Duration>) {
-    let (begun, number) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let begun = Instant::now();
+    let number = Arc::new(AtomicU64::new(0));
     let askers = (0..side_by_side).map(|_| {
-        let (kind, number) = (kind.clone(), number.clone());
+        let kind = kind.clone();
+        let number = number.clone();
         tokio::spawn(async move {
             let mut latencies = Vec::new();
             while begun.elapsed() < duration {
                 let n = number.fetch_add(1, Ordering::Relaxed);
-                let (subject, body) = ((kind.subject)(n), (kind.body)(n));
+                let subject = (kind.subject)(n);
+                let body = (kind.body)(n);
                 let sent = Instant::now();
                 let reply = kind
                     .client

@@ -166,7 +166,8 @@ impl<'a> Ingest<'a> {
                 .await;
         // Registered and at work: what was done until now took starting up as well, and does not
         // count.
-        let (begun, before) = (Instant::now(), self.stored_through().await);
+        let begun = Instant::now();
+        let before = self.stored_through().await;
         while self.stored_through().await < last {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -293,14 +294,10 @@ impl<'a> Ingest<'a> {
 fn copy_rows(rows: u64) -> Vec<u8> {
     let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
     for n in 0..rows {
-        let (user, id) = (
-            user(n),
-            format!("import-{:016x}{:016x}", scattered(n + 7), scattered(n + 8)),
-        );
-        let (seq, room) = (
-            (n as i64 + 1).to_be_bytes(),
-            ((n % ROOMS) as i32 + 1).to_be_bytes(),
-        );
+        let user = user(n);
+        let id = format!("import-{:016x}{:016x}", scattered(n + 7), scattered(n + 8));
+        let seq = (n as i64 + 1).to_be_bytes();
+        let room = ((n % ROOMS) as i32 + 1).to_be_bytes();
         // Microseconds since 2000.
         let at = (753_000_000_000_000 + n as i64 * 1_000).to_be_bytes();
         let text = text(n);

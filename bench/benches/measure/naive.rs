@@ -141,7 +141,8 @@ impl Consumer {
                 .parse::<i64>()
                 .expect("$JS.ACK.<stream>.<consumer>.<attempt>.<seq>.<…>.<nanoseconds>.<…>")
         };
-        let (seq, received_ms) = (Seq::from_i64(number(5)), number(7) / 1_000_000);
+        let seq = Seq::from_i64(number(5));
+        let received_ms = number(7) / 1_000_000;
         let id = message
             .headers
             .as_ref()

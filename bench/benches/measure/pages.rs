@@ -26,7 +26,8 @@ const GOAL: f64 = 1.3;
 const SIDE_BY_SIDE: u32 = 4;
 
 pub async fn measure(world: &World, plan: &Plan) {
-    let (mut plain, mut page) = (Vec::new(), Vec::new());
+    let mut plain = Vec::new();
+    let mut page = Vec::new();
     let rounds = plan.rounds * 3;
     for round in 1..=rounds {
         eprintln!("history: pgbench, round {round} of {rounds}");
@@ -102,10 +103,8 @@ async fn pgbench(world: &World, query: &str, duration: Duration) -> f64 {
         .await
         .expect("pgbench can be started: it comes with PostgreSQL");
     std::fs::remove_file(&file).expect("our own file");
-    let (out, log) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let out = String::from_utf8_lossy(&output.stdout);
+    let log = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && out.contains("number of failed transactions: 0 "),
         "pgbench: {log}{out}\n{script}"

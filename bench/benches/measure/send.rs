@@ -134,7 +134,8 @@ async fn send(
 ) -> (f64, Vec<Duration>) {
     let begun = Instant::now();
     let senders = (0..side_by_side).map(|sender| {
-        let (clients, administrator) = (clients.clone(), administrator.clone());
+        let clients = clients.clone();
+        let administrator = administrator.clone();
         tokio::spawn(async move {
             let client = if way == Way::Bare {
                 &administrator
@@ -250,7 +251,8 @@ fn print(title: &str, rows: &[Row]) {
         .iter()
         .map(|(way, side_by_side, figures)| {
             let plain = of(Way::Plain, *side_by_side);
-            let (rate, p50) = (median(&figures.rate), median(&figures.p50));
+            let rate = median(&figures.rate);
+            let p50 = median(&figures.p50);
             let name = match way {
                 Way::Plain => "plain JetStream publishers",
                 Way::Bare => "limit: handed on by a process in between",

@@ -245,10 +245,8 @@ fn participants(age: u64) -> (String, String) {
     } else {
         (chance, ((chance >> 32) % 5).min((chance >> 40) % 5))
     };
-    let (one, other) = (
-        user(place % USERS),
-        user(place % USERS + APART[apart as usize]),
-    );
+    let one = user(place % USERS);
+    let other = user(place % USERS + APART[apart as usize]);
     if chance >> 63 == 0 {
         (one, other)
     } else {

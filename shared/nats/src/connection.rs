@@ -306,14 +306,6 @@ impl ApiError {
     }
 }
 
-/// Between half of `pause` and all of it, so that replicas do not come back in step.
-pub fn jittered(pause: Duration) -> Duration {
-    let spread = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |now| now.subsec_nanos() % 1_000);
-    pause.mul_f64(0.5 + f64::from(spread) / 2_000.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

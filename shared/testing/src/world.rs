@@ -251,10 +251,8 @@ impl World {
     ///
     /// When those files cannot be read.
     pub fn with_edited_config(&self, edit: impl Fn(&str, &mut serde_json::Value)) -> String {
-        let (from, to) = (
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats"),
-            self.folder.join("config"),
-        );
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats");
+        let to = self.folder.join("config");
         for folder in ["streams", "consumers"] {
             std::fs::create_dir_all(to.join(folder)).expect("a folder in this world's own");
             for file in std::fs::read_dir(from.join(folder)).expect("a folder in nats") {

@@ -50,7 +50,8 @@ async fn pass(
     mut server: TcpStream,
     mut modes: watch::Receiver<Mode>,
 ) -> Option<()> {
-    let (mut up, mut down) = ([0; 4096], [0; 4096]);
+    let mut up = [0; 4096];
+    let mut down = [0; 4096];
     let mut is_for_requests = false;
     let mut hangs = false;
     modes.mark_unchanged();

@@ -72,7 +72,8 @@ async fn a_lost_projection_is_missed_and_stored_again() {
         world.spawn("stream-bootstrap"),
         world.spawn("persist-message")
     );
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     say(&publisher, 30).await;
     stored(&database, 30).await;
     let (code, shown, complaint) = run(audit(&world, "operator", &[], &[])).await;
@@ -147,7 +148,8 @@ async fn a_row_that_is_another_messages_is_no_success() {
         world.spawn("stream-bootstrap"),
         world.spawn("persist-message")
     );
-    let (publisher, database) = (world.client("publisher").await, world.database().await);
+    let publisher = world.client("publisher").await;
+    let database = world.database().await;
     let twice = json!({"user": "ann", "text": "said twice", "id": "a-1"}).to_string();
     for _ in 0..2 {
         publisher

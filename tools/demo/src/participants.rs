@@ -33,7 +33,8 @@ struct Participants<'a> {
 pub async fn demonstrate(publisher: &Connection) -> Result<(), Fatal> {
     // Runs in the same millisecond differ by their process ids.
     let run = format!("{}-{}", now_ms(), std::process::id());
-    let (alice, bob) = (format!("demo-alice-{run}"), format!("demo-bob-{run}"));
+    let alice = format!("demo-alice-{run}");
+    let bob = format!("demo-bob-{run}");
     // A room of direct messages is named by both users, sorted.
     let room = format!("dm.{alice}.{bob}");
     let mut events = Events::subscribe(publisher, event_subject(&room)).await?;

@@ -275,7 +275,8 @@ mod tests {
                 )
                 .unwrap()
         };
-        let (one, other) = (read("a"), read("b"));
+        let one = read("a");
+        let other = read("b");
         assert_eq!(id(&one), "7\r");
         assert_ne!(one.message_id, other.message_id);
     }
@@ -294,7 +295,8 @@ mod tests {
         assert_eq!(first.message_id, read("chat.alpha", "one").message_id);
         for other in [read("alpha", "two"), read("beta", "one")] {
             assert_ne!(first.message_id, other.message_id);
-            let (first, other) = (first.own_id.unwrap(), other.own_id.unwrap());
+            let first = first.own_id.unwrap();
+            let other = other.own_id.unwrap();
             assert!(first.key == other.key && first.content != other.content);
         }
     }

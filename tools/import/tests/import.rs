@@ -455,10 +455,8 @@ async fn a_server_that_goes_away_costs_nothing() {
     let world = world().await;
     let chat = chat(20_000);
     let mut importing = start(&world, &["-"]);
-    let (mut stdin, stderr) = (
-        importing.stdin.take().unwrap(),
-        importing.stderr.take().unwrap(),
-    );
+    let mut stdin = importing.stdin.take().unwrap();
+    let stderr = importing.stderr.take().unwrap();
     let mut lines = tokio::io::BufReader::new(stderr).lines();
     let log = log(&world).await;
     for (part, goal) in [

@@ -121,7 +121,8 @@ async fn a_replica_that_was_superseded_publishes_nothing_wrong() {
         },
     )
     .await;
-    let (first, second) = (replicas.swap_remove(first), replicas.remove(0));
+    let first = replicas.swap_remove(first);
+    let second = replicas.remove(0);
     // As idle_in_transaction_session_timeout does after 20 s.
     sqlx::query("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory'")
         .execute(&database)

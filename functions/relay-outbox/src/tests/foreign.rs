@@ -74,7 +74,8 @@ async fn acknowledgements_without_end_do_not_stop_the_events() {
     advance(&admin, STORED).await;
     store(&database, 1, STORED as i64, 9).await;
     let mut mallory = RawClient::connect(world.nats(), "publisher").await;
-    let (running, sent) = (AtomicBool::new(true), AtomicU64::new(0));
+    let running = AtomicBool::new(true);
+    let sent = AtomicU64::new(0);
     let attack = async {
         let mut pace = tokio::time::interval(Duration::from_millis(5));
         while running.load(Ordering::Relaxed) {
