@@ -275,8 +275,8 @@ impl World {
     /// As [`spawn`](Self::spawn).
     pub async fn with_ack_wait(&self, ack_wait: Duration) -> Process {
         let config = self.with_edited_config(|_, object| {
-            if let Some(ack_wait) = object.get_mut("ack_wait") {
-                *ack_wait = serde_json::json!(
+            if let Some(configured) = object.get_mut("ack_wait") {
+                *configured = serde_json::json!(
                     u64::try_from(ack_wait.as_nanos()).expect("nanoseconds that fit")
                 );
             }
