@@ -502,7 +502,7 @@ async fn a_server_that_goes_away_costs_nothing() {
 /// What Slack and others give is unique in its channel only.
 const CHANNELS: [&str; 2] = [
     r#"{"room":"alpha","user":"U8","text":"first","timestamp":1516454537000,"id":"1516454537.93"}"#,
-    r#"{"room":"beta","user":"U8","text":"second","timestamp":1516454537000,"id":"1516454537.93"}"#,
+    r#"{"room":"beta","user":"U8","text":"third","timestamp":1516454537000,"id":"1516454537.93"}"#,
 ];
 
 #[tokio::test]
