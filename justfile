@@ -39,12 +39,12 @@ test *ARGS:
     # Binaries and tests together: built apart, the tests' own dependencies change features of sqlx,
     # async-nats and others, and those and everything above them are compiled twice.
     cargo build --workspace --bins --tests --locked
-    # Tests mostly wait for servers, and cargo runs one test program after the other: here three run
+    # Tests mostly wait for servers, and cargo runs one test program after the other: here four run
     # side by side.
     programs=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr | sed -n 's/^ *Executable.*(\(.*\))$/\1/p')
     one='out=$("$1" 2>&1); code=$?; printf "\n%s\n%s\n" "$1" "$out"; exit $code'
     export SCROLLBACK_SKIP_BUILD=1
-    xargs -P 3 -I {} sh -c "$one" sh {} <<<"$programs"
+    xargs -P 4 -I {} sh -c "$one" sh {} <<<"$programs"
     exec cargo test --workspace --locked --doc
 
 # Formatting and clippy
