@@ -150,11 +150,12 @@ fn the_field_s_words_are_used() {
 fn no_line_is_wider_than_the_house() {
     let mut found = Vec::new();
     for (name, text) in files() {
-        if name.ends_with(".rs") || name.ends_with(".sql") {
-            for (number, line) in (1..).zip(text.lines()) {
-                if line.chars().count() > COLUMNS {
-                    found.push(format!("{name}:{number}: {}", line.trim()));
-                }
+        let is_code = name.ends_with(".rs") || name.ends_with(".sql");
+        // Documents have a test of their own; of the others, comments are prose.
+        let is_measured = |line: &str| is_code || line.trim_start().starts_with("# ");
+        for (number, line) in (1..).zip(text.lines()) {
+            if !name.ends_with(".md") && is_measured(line) && line.chars().count() > COLUMNS {
+                found.push(format!("{name}:{number}: {}", line.trim()));
             }
         }
     }
