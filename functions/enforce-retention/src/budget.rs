@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::handler::State;
+use crate::state::State;
 use base::error::{Error, Result};
 use base::seq::Seq;
 use jetstream::info::{ConsumerInfo, StreamInfo, StreamState};

@@ -9,8 +9,8 @@
 use sqlx::postgres::PgConnection;
 
 use crate::budget::StreamStatus;
-use crate::handler::State;
 use crate::lock::database_error;
+use crate::state::State;
 use base::error::{Code, Error, Result};
 use service::ctx::Ctx;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 
-use crate::handler::State;
+use crate::state::State;
 use postgres::error::DatabaseError;
 use protocol::subject::StreamSubject;
 use service::ctx::Ctx;

@@ -9,7 +9,7 @@ use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 
 use crate::dead_letters;
-use crate::handler::State;
+use crate::state::State;
 use base::error::Result;
 use base::seq::Seq;
 use jetstream::stream::{Limit, StreamError, StreamMessage};

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnection;
 
 use crate::clock;
-use crate::handler::State;
 use crate::lock::{database_error, with_lock};
 use crate::receipt_history;
+use crate::state::State;
 use crate::summary::Summary;
 use base::error::Result;
 use base::seq::Seq;

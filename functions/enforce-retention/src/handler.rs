@@ -1,52 +1,22 @@
 //! The endpoints: status, run and erase.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, Notify};
-
-use crate::budget::{Rate, StreamStatus};
+use crate::budget::StreamStatus;
 use crate::expire::Pass;
-use crate::{Settings, clock, erase, expire, trim};
-use base::error::{Fatal, Result};
+use crate::state::State;
+use crate::{clock, erase, expire, trim};
+use base::error::Result;
 use protocol::bootstrap::EmptyRequest;
 use protocol::retention::{Budget, EraseRequest, Erased, RetentionReport, RetentionRequest};
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
-use timeline::chat::Chat;
 
 /// Between attempts of a request while a job or another replica does a step.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Percent of the request's deadline after which no new step starts. The rest is for the step under
 /// way and for the reply.
 const PART_OF_DEADLINE: u32 = 60;
-
-/// What the endpoints and the jobs share.
-pub struct State {
-    pub chat: Chat,
-    pub settings: Settings,
-    pub rate: Mutex<Rate>,
-    /// Wakes the expire job.
-    pub expire_now: Arc<Notify>,
-}
-
-impl State {
-    /// # Errors
-    /// The configuration is wrong.
-    pub fn open(ctx: &Ctx, settings: Settings) -> Result<State, Fatal> {
-        Ok(State {
-            chat: Chat::open(ctx)?,
-            settings,
-            rate: Mutex::default(),
-            expire_now: Arc::default(),
-        })
-    }
-
-    /// Between two runs of a job.
-    pub fn interval(&self) -> Duration {
-        Duration::from_millis(self.settings.retention_interval_ms)
-    }
-}
 
 /// `retention.status`.
 pub async fn status(ctx: Ctx<State>, _: Request<EmptyRequest>) -> Result<Reply<Budget>> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::budget::StreamStatus;
 use crate::expire::{Pass, Step};
-use crate::handler::State;
+use crate::state::State;
 use crate::{clock, expire, trim};
 use base::error::Result;
 use protocol::subject::STREAM;

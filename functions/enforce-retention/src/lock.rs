@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 
-use crate::handler::State;
+use crate::state::State;
 use base::error::{Error, Result};
 use postgres::error::DatabaseError;
 use postgres::lock::with_transaction_lock;

@@ -13,6 +13,7 @@ mod jobs;
 mod lock;
 mod receipt_history;
 mod settings;
+mod state;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -20,13 +21,13 @@ mod trim;
 
 use std::process::ExitCode;
 
-use handler::State;
 use jobs::{Expire, Trim};
 use protocol::endpoints::{RETENTION_ERASE, RETENTION_RUN, RETENTION_STATUS};
 use service::ctx::Ctx;
 use service::function::Function;
 use service::this;
 use settings::Settings;
+use state::State;
 use timeline::settings::ChatSettings;
 
 fn main() -> ExitCode {

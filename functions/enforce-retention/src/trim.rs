@@ -4,8 +4,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::budget::StreamStatus;
-use crate::handler::State;
 use crate::lock::{database_error, with_lock};
+use crate::state::State;
 use base::error::Result;
 use base::seq::Seq;
 use jetstream::stream::StreamError;

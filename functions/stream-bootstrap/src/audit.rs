@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
 use crate::error::Error;
-use crate::handler::State;
+use crate::state::State;
 use base::seq::Seq;
 use base::time::from_unix_ms;
 use jetstream::stream::{Limit, StreamMessage, StreamReader};

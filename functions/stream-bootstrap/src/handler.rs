@@ -6,23 +6,15 @@ use std::time::Duration;
 use crate::audit;
 use crate::bootstrap::Bootstrap;
 use crate::error::Error;
+use crate::state::State;
 use base::error::Result;
 use protocol::audit::{Audit, AuditRequest, ReplayRequest, Replayed};
 use protocol::bootstrap::{Applied, Check, EmptyRequest};
 use service::ctx::Ctx;
 use service::request::{Reply, Request};
-use timeline::chat::Chat;
 
 /// Between attempts while another replica applies.
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
-
-/// What the endpoints and the job of one replica share.
-pub struct State {
-    pub chat: Chat,
-    pub bootstrap: Arc<Bootstrap>,
-    /// Between two runs of the job.
-    pub interval: Duration,
-}
 
 /// `bootstrap.check`.
 pub async fn check(ctx: Ctx<State>, _: Request<EmptyRequest>) -> Result<Reply<Check>> {

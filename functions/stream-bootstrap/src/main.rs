@@ -20,18 +20,19 @@ mod salvage;
 mod schema;
 mod sequence_guard;
 mod settings;
+mod state;
 mod stored;
 #[cfg(test)]
 mod tests;
 
 use std::process::ExitCode;
 
-use handler::State;
 use protocol::endpoints::{BOOTSTRAP_APPLY, BOOTSTRAP_AUDIT, BOOTSTRAP_CHECK, BOOTSTRAP_REPLAY};
 use reconcile::Reconcile;
 use service::function::Function;
 use service::this;
 use settings::Settings;
+use state::State;
 use timeline::settings::ChatSettings;
 
 fn main() -> ExitCode {
