@@ -42,7 +42,7 @@ test *ARGS:
     # Tests mostly wait for servers, and cargo runs one test program after the other: here two run
     # side by side, those that take longest first. More than two break deadlines that are promises.
     programs=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr | sed -n 's/^ *Executable.*(\(.*\))$/\1/p')
-    long='/(enforce_retention|stream_bootstrap|senders|send_message|relay_outbox|persist_message)-'
+    long='/(enforce_retention|stream_bootstrap|senders|send_message|relay_outbox)-'
     programs=$(grep -E "$long" <<<"$programs"; grep -vE "$long" <<<"$programs")
     one='out=$("$1" 2>&1); code=$?; printf "\n%s\n%s\n" "$1" "$out"; exit $code'
     export SCROLLBACK_SKIP_BUILD=1
